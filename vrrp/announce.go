@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vrrp
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/mdlayher/arp"
+	"github.com/mdlayher/ethernet"
+	"github.com/mdlayher/packet"
+)
+
+// An Announcer tells the segment that the VIPs are at this node's MAC address.
+type Announcer interface {
+	// Announce sends one round for every VIP.
+	Announce() error
+	Close() error
+}
+
+// sendTimeout bounds how long a round of announcements may hold up the
+// advertisements where an interface's queue is full.
+const sendTimeout = 20 * time.Millisecond
+
+// An arpAnnouncer sends gratuitous ARP (RFC 5227, 3; RFC 9568, 8.1.2).
+type arpAnnouncer struct {
+	conn   *packet.Conn
+	frames [][]byte // built beforehand: a takeover only sends
+}
+
+var broadcast = &packet.Addr{HardwareAddr: ethernet.Broadcast}
+
+// announceARP opens an Announcer on an Ethernet interface.
+func announceARP(link Link, vips []netip.Addr) (Announcer, error) {
+	frames, err := gratuitousFrames(link.MAC, vips)
+	if err != nil {
+		return nil, fmt.Errorf("announce on %s: %w", link.Name, err)
+	}
+	// Protocol 0: the socket only sends, and receives nothing.
+	conn, err := packet.Listen(&net.Interface{Index: link.Index, Name: link.Name}, packet.Raw, 0, nil)
+	if err != nil {
+		return nil, fmt.Errorf("open packet socket on %s: %w", link.Name, err)
+	}
+	return &arpAnnouncer{conn: conn, frames: frames}, nil
+}
+
+// gratuitousFrames builds both forms for each VIP. Some hosts update their
+// cache on a request only, some on a reply only.
+func gratuitousFrames(mac MAC, vips []netip.Addr) ([][]byte, error) {
+	if mac == (MAC{}) {
+		return nil, fmt.Errorf("interface has no ethernet address")
+	}
+	own := net.HardwareAddr(mac[:])
+	var frames [][]byte
+	for _, vip := range vips {
+		for _, form := range []struct {
+			op     arp.Operation
+			target net.HardwareAddr
+		}{
+			{arp.OperationRequest, make(net.HardwareAddr, len(own))},
+			{arp.OperationReply, own},
+		} {
+			p, err := arp.NewPacket(form.op, own, vip, form.target, vip)
+			if err != nil {
+				return nil, fmt.Errorf("build gratuitous arp for %v: %w", vip, err)
+			}
+			body, err := p.MarshalBinary()
+			if err != nil {
+				return nil, fmt.Errorf("build gratuitous arp for %v: %w", vip, err)
+			}
+			frame, err := (&ethernet.Frame{
+				Destination: ethernet.Broadcast,
+				Source:      own,
+				EtherType:   ethernet.EtherTypeARP,
+				Payload:     body,
+			}).MarshalBinary()
+			if err != nil {
+				return nil, fmt.Errorf("build gratuitous arp for %v: %w", vip, err)
+			}
+			frames = append(frames, frame)
+		}
+	}
+	return frames, nil
+}
+
+func (a *arpAnnouncer) Announce() error {
+	if err := a.conn.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
+		return fmt.Errorf("send gratuitous arp: %w", err)
+	}
+	for _, f := range a.frames {
+		if _, err := a.conn.WriteTo(f, broadcast); err != nil {
+			return fmt.Errorf("send gratuitous arp: %w", err)
+		}
+	}
+	return nil
+}
+
+func (a *arpAnnouncer) Close() error { return a.conn.Close() }
+
+// burst is when rounds of announcements follow the start of one: a switch or
+// host that misses the first gets another, and the late ones reach those whose
+// port was still coming up.
+var burst = [...]time.Duration{0, 200 * time.Millisecond, time.Second, 3 * time.Second}
+
+// A schedule says when announcements are due. It is pure.
+type schedule struct {
+	refresh time.Duration
+	start   time.Time
+	step    int
+	next    time.Time // zero: idle
+}
+
+// begin starts a burst, due at once. A burst that began less than a second ago
+// goes on instead: a peer that sends a hundred advertisements a second must not
+// make a hundred bursts.
+func (s *schedule) begin(now time.Time) {
+	if !s.next.IsZero() && now.Sub(s.start) < time.Second {
+		return
+	}
+	s.start, s.step, s.next = now, 0, now
+}
+
+func (s *schedule) stop() { s.next = time.Time{} }
+
+// due reports whether a round is due, and plans the next one.
+func (s *schedule) due(now time.Time) bool {
+	if s.next.IsZero() || now.Before(s.next) {
+		return false
+	}
+	if s.step++; s.step < len(burst) {
+		s.next = s.start.Add(burst[s.step])
+	} else {
+		s.next = now.Add(s.refresh)
+	}
+	return true
+}

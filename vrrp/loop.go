@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vrrp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// A faultKind is a cause of Fault that comes and goes by itself.
+type faultKind int
+
+const (
+	faultLink      faultKind = iota // the interface
+	faultConflict                   // a VIP is the node's own address
+	faultAdd                        // a VIP could not be added
+	faultTransport                  // a socket could not be opened, or failed
+	faultOutside                    // Router.Fault
+	numFaults
+)
+
+// loop is the part of a Router that only Run's goroutine touches.
+type loop struct {
+	machine  *Machine
+	filter   Filter
+	schedule schedule
+
+	link      Link
+	transport *receiver // nil while the link cannot be used
+	announcer Announcer // nil with transport
+
+	out    Advertisement // what is sent, but for the priority
+	outBuf []byte
+	in     Advertisement // what was received
+
+	faults   [numFaults]string // "": none
+	reason   string            // of Fault, as status has it
+	retry    time.Time         // when to try again what failed; zero: nothing did
+	addAfter time.Time         // when faultAdd is over
+
+	lastLog [numReasons]time.Time // of a dropped packet
+	sendLog time.Time             // of a failed advertisement
+
+	changes changeQueue
+	done    bool
+}
+
+func (l *loop) init(cfg *Config) {
+	l.machine = NewMachine(MachineConfig{
+		Version: cfg.Version, Priority: cfg.Priority, Interval: cfg.Interval,
+		Preempt: cfg.Preempt, PreemptDelay: cfg.PreemptDelay,
+	})
+	vips := cfg.vips()
+	l.filter = Filter{Version: cfg.Version, VRID: cfg.VRID, Interval: cfg.Interval, Password: cfg.Password, VIPs: vips}
+	l.schedule.refresh = cfg.AnnounceRefresh
+	l.out = Advertisement{
+		Version: cfg.Version, VRID: cfg.VRID, Interval: cfg.Interval, Addresses: vips,
+		PseudoHeader: cfg.Version == V3 && cfg.Checksum == ChecksumPseudo,
+	}
+	if cfg.Version == V2 {
+		l.out.AuthType, l.out.Auth = authData(cfg.Password)
+	}
+}
+
+// Run takes part until Release is over or ctx ends, and can be called once.
+// When ctx ends without Release the instance stops at once, as RFC 9568 says:
+// it tells its peers and removes the VIPs.
+func (r *Router) Run(ctx context.Context) error {
+	r.mu.Lock()
+	again := r.started
+	r.started = true
+	r.mu.Unlock()
+	if again {
+		return fmt.Errorf("run virtual router %s: it has run already", r.cfg.Name)
+	}
+	defer close(r.ended)
+	r.changes.start(r.deps.OnChange)
+	defer r.changes.stop()
+	changed, unwatch := r.deps.Network.Watch()
+	defer unwatch()
+	defer r.closeLink()
+
+	received := make(chan *received)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+
+	r.obey(time.Now())
+	r.refresh(time.Now(), received)
+	recheck := time.Now().Add(recheckEvery)
+	for !r.done {
+		timer.Reset(time.Until(r.next(recheck)))
+		select {
+		case <-ctx.Done():
+			r.perform(time.Now(), r.machine.Shutdown())
+			return nil
+		case <-changed:
+			r.refresh(time.Now(), received)
+		case <-r.wake:
+			r.obey(time.Now())
+		case p := <-received:
+			r.take(time.Now(), p)
+		case <-timer.C:
+			// What has been heard already comes before what is due: a Backup
+			// that was late itself must not take that for silence.
+			select {
+			case p := <-received:
+				r.take(time.Now(), p)
+			default:
+				now := time.Now()
+				r.perform(now, r.machine.Expire(now))
+				r.announce(now)
+				if !now.Before(recheck) || !r.retry.IsZero() && !now.Before(r.retry) {
+					recheck = now.Add(recheckEvery)
+					r.retry = time.Time{}
+					r.refresh(now, received)
+				}
+			}
+		}
+		r.settle(time.Now())
+	}
+	return nil
+}
+
+// next is when the loop has something to do by itself.
+func (r *Router) next(recheck time.Time) time.Time {
+	next := recheck
+	earlier := func(t time.Time) {
+		if !t.IsZero() && t.Before(next) {
+			next = t
+		}
+	}
+	if t, ok := r.machine.Deadline(); ok {
+		earlier(t)
+	}
+	earlier(r.schedule.next)
+	earlier(r.retry)
+	return next
+}
+
+// obey carries out what callers asked for.
+func (r *Router) obey(now time.Time) {
+	r.mu.Lock()
+	w := r.wanted
+	r.mu.Unlock()
+	if w.priority != r.machine.Priority() {
+		r.perform(now, r.machine.SetPriority(w.priority))
+		r.update(func(s *Status) { s.Priority = w.priority })
+	}
+	r.faults[faultOutside] = w.fault
+	if w.release {
+		r.handover.WasActive = r.machine.State() == Active
+		r.perform(now, r.machine.Release(now))
+		r.update(func(s *Status) { s.Releasing = r.machine.Releasing() })
+	}
+}
+
+// settle brings the machine in line with the faults that there are.
+func (r *Router) settle(now time.Time) {
+	if r.done || r.machine.Releasing() {
+		return
+	}
+	// Performing actions can find a new fault, at most one of each kind.
+	for range numFaults {
+		reason := r.faultReason()
+		switch state := r.machine.State(); {
+		case reason == "" && (state == Initialize || state == Fault):
+			held, err := r.held()
+			if err != nil {
+				r.failAdd(now, err)
+				continue
+			}
+			r.perform(now, r.machine.Startup(now, held))
+		case reason != "" && state != Fault:
+			r.reason = reason
+			r.perform(now, r.machine.Fault(reason))
+		default:
+			if state == Fault && reason != r.reason {
+				r.log.Info("virtual router has another fault", "reason", reason)
+				r.update(func(s *Status) { s.Reason = reason })
+			}
+			r.reason = reason
+			return
+		}
+	}
+}
+
+func (r *Router) faultReason() string {
+	var all []string
+	for _, f := range r.faults {
+		if f != "" {
+			all = append(all, f)
+		}
+	}
+	return strings.Join(all, "; ")
+}
+
+// held reports whether an earlier run left VIPs on the interface.
+func (r *Router) held() (bool, error) {
+	report, err := r.deps.Addresses.Check(r.cfg.Interface, r.cfg.Addresses, r.cfg.owner())
+	return len(report.Present) > 0, err
+}
+
+// perform carries out the machine's actions.
+func (r *Router) perform(now time.Time, actions []Action) {
+	for _, a := range actions {
+		switch a.Kind {
+		case ActionSend:
+			r.send(now, a.Priority)
+		case ActionAdd:
+			r.addVIPs(now)
+		case ActionRemove:
+			r.schedule.stop()
+			r.removeVIPs()
+		case ActionAnnounce:
+			r.schedule.begin(now)
+			r.announce(now)
+		case ActionState:
+			if a.To != Active {
+				r.schedule.stop()
+			}
+			r.changed(now, a)
+		case ActionReleased:
+			r.handover.Peer = a.Peer
+			r.done = true
+			close(r.released)
+		}
+	}
+}
+
+func (r *Router) changed(now time.Time, a Action) {
+	r.log.Info("virtual router changed state", "from", a.From, "to", a.To, "reason", a.Reason)
+	r.update(func(s *Status) {
+		s.State, s.Since, s.Reason, s.Releasing = a.To, now, a.Reason, false
+	})
+	r.changes.put(Change{Instance: r.cfg.Name, From: a.From, To: a.To, Reason: a.Reason, At: now})
+}
+
+// send sends one advertisement. It does not allocate.
+func (r *Router) send(now time.Time, priority uint8) {
+	if r.transport == nil {
+		return // the interface is down; nobody would hear it
+	}
+	r.out.Priority = priority
+	msg, err := r.out.Append(r.outBuf[:0], r.link.Source, r.transport.Destination())
+	r.outBuf = msg[:0]
+	if err == nil {
+		err = r.transport.Send(msg)
+	}
+	r.mu.Lock()
+	if err == nil {
+		r.status.Sent++
+	} else {
+		r.status.Failed++
+	}
+	r.mu.Unlock()
+	if err != nil && now.Sub(r.sendLog) >= logEvery {
+		r.sendLog = now
+		r.log.Warn("advertisement could not be sent", "error", err)
+	}
+}
+
+func (r *Router) announce(now time.Time) {
+	if !r.schedule.due(now) || r.announcer == nil {
+		return
+	}
+	if err := r.announcer.Announce(); err != nil {
+		r.log.Warn("vips could not be announced", "error", err)
+	}
+}
+
+func (r *Router) addVIPs(now time.Time) {
+	err := r.deps.Addresses.Add(r.cfg.Interface, r.cfg.Addresses, r.cfg.owner())
+	var conflict *ConflictError
+	switch {
+	case errors.As(err, &conflict):
+		r.faults[faultConflict] = oneLine(err)
+	case err != nil:
+		r.failAdd(now, err)
+	}
+	r.noteAddresses()
+}
+
+// oneLine is an error's text where several errors are joined.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+// failAdd faults the instance for a while: a node that cannot hold the VIPs
+// must leave them to another one.
+func (r *Router) failAdd(now time.Time, err error) {
+	r.faults[faultAdd] = oneLine(err)
+	r.addAfter = now.Add(retryAdd)
+	r.retryAt(r.addAfter)
+}
+
+func (r *Router) removeVIPs() {
+	if err := r.deps.Addresses.Remove(r.cfg.Interface, r.cfg.Addresses); err != nil {
+		r.log.Error("vips could not be removed; trying again", "error", oneLine(err))
+		r.retryAt(time.Now().Add(retryAfter))
+	}
+	r.noteAddresses()
+}
+
+func (r *Router) retryAt(t time.Time) {
+	if r.retry.IsZero() || t.Before(r.retry) {
+		r.retry = t
+	}
+}
+
+func (r *Router) noteAddresses() {
+	report, err := r.deps.Addresses.Check(r.cfg.Interface, r.cfg.Addresses, r.cfg.owner())
+	if err != nil {
+		return // the next look, at most recheckEvery away, says so
+	}
+	r.update(func(s *Status) { s.Addresses = report.Present })
+}
+
+func (r *Router) update(change func(*Status)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	change(&r.status)
+}
+
+// isVIP reports whether an address must not be the source of advertisements.
+func (r *Router) isVIP(a netip.Addr) bool { return r.cfg.isVIP(a) || r.deps.Addresses.Added(a) }

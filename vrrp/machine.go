@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vrrp
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// State is the state of a virtual router on this node.
+type State uint8
+
+// The states of RFC 9568, 6.4, and Fault.
+const (
+	Initialize State = iota // not taking part
+	Backup                  // watching the Active node
+	Active                  // holding the VIPs
+	Fault                   // unable to run, for a reason; takes part again by itself
+)
+
+func (s State) String() string {
+	switch s {
+	case Initialize:
+		return "initialize"
+	case Backup:
+		return "backup"
+	case Active:
+		return "active"
+	case Fault:
+		return "fault"
+	}
+	return fmt.Sprintf("state %d", uint8(s))
+}
+
+// An ActionKind is something that a Machine wants done.
+type ActionKind uint8
+
+// The actions.
+const (
+	ActionSend     ActionKind = iota // send one advertisement with Priority
+	ActionAdd                        // put the VIPs on the interface, where they are not there already
+	ActionRemove                     // take the VIPs that were added off the interface
+	ActionAnnounce                   // tell the segment where the VIPs are, now and a few times more
+	ActionState                      // the state went from From to To because of Reason
+	ActionReleased                   // a release is over; Peer is who took over, or invalid
+)
+
+// An Action is to be carried out, in the order given.
+type Action struct {
+	Kind     ActionKind
+	Priority uint8
+	From, To State
+	Reason   string
+	Peer     netip.Addr
+}
+
+// Heard is what a Machine needs to know of an accepted advertisement.
+type Heard struct {
+	Source   netip.Addr
+	Priority uint8
+	Interval time.Duration
+}
+
+// MachineConfig is the configuration of a Machine.
+type MachineConfig struct {
+	Version      Version
+	Priority     uint8
+	Interval     time.Duration
+	Preempt      bool
+	PreemptDelay time.Duration
+	Local        netip.Addr // this node's source address; breaks ties
+}
+
+// A Machine is the state machine of one virtual router (RFC 3768, 6.4 and RFC
+// 9568, 6.4). It is pure: it has no clock and does no I/O. Each method is an
+// event; the actions that it returns are valid until the next one. When
+// Deadline has come, call Expire. A Machine is not safe for concurrent use.
+type Machine struct {
+	cfg   MachineConfig
+	state State
+	// deadline is that of the one timer that runs: Active_Down_Timer in Backup,
+	// Adver_Timer in Active, the end of the wait while releasing.
+	deadline time.Time
+	// activeInterval is Active_Adver_Interval: how often the Active node sends.
+	activeInterval time.Duration
+	// preemptAt is when PreemptDelay ends. Zero while no Active node of lower
+	// priority is heard.
+	preemptAt time.Time
+	// held says that VIPs of an earlier run are still on the interface.
+	held bool
+	// releasing says that priority 0 was sent and the VIPs are kept until
+	// another Active node is heard.
+	releasing bool
+	// heard is the last advertisement since Backup began, and heardAt its time:
+	// for the reason of a takeover.
+	heard   Heard
+	heardAt time.Time
+	actions []Action
+}
+
+// NewMachine returns a Machine in state Initialize.
+func NewMachine(cfg MachineConfig) *Machine {
+	return &Machine{cfg: cfg, activeInterval: cfg.Interval, actions: make([]Action, 0, 8)}
+}
+
+// State is the present state.
+func (m *Machine) State() State { return m.state }
+
+// Priority is the priority that this node advertises.
+func (m *Machine) Priority() uint8 { return m.cfg.Priority }
+
+// Held reports whether VIPs of an earlier run are left on the interface.
+func (m *Machine) Held() bool { return m.held }
+
+// Releasing reports whether a release is under way.
+func (m *Machine) Releasing() bool { return m.releasing }
+
+// Deadline is when Expire is due. False: no timer runs.
+func (m *Machine) Deadline() (time.Time, bool) { return m.deadline, !m.deadline.IsZero() }
+
+// Skew is Skew_Time: lower priorities wait longer (RFC 3768, 6.1; RFC 9568,
+// 6.1). It is exact to the nanosecond, also where the wire has centiseconds.
+func (m *Machine) Skew() time.Duration {
+	unit := time.Second
+	if m.cfg.Version == V3 {
+		unit = m.activeInterval
+	}
+	return time.Duration(256-int(m.cfg.Priority)) * unit / 256
+}
+
+// ActiveDown is Active_Down_Interval: how long the Active node may be silent.
+func (m *Machine) ActiveDown() time.Duration { return 3*m.activeInterval + m.Skew() }
+
+// SetLocal changes this node's source address.
+func (m *Machine) SetLocal(a netip.Addr) { m.cfg.Local = a }
+
+// Startup begins to take part, from Initialize or Fault. Held says that an
+// earlier run left VIPs on the interface: a Backup keeps them until it hears an
+// Active node, so that a restart interrupts nobody.
+func (m *Machine) Startup(now time.Time, held bool) []Action {
+	m.begin()
+	if m.state != Initialize && m.state != Fault {
+		return m.actions
+	}
+	m.activeInterval = m.cfg.Interval
+	m.heard = Heard{}
+	if m.cfg.Priority == PriorityOwner {
+		m.activate(now, "this node owns the addresses")
+		return m.actions
+	}
+	m.held = held
+	reason := "started"
+	if m.state == Fault {
+		reason = "fault is over"
+	}
+	m.watch(now, reason)
+	return m.actions
+}
+
+// Expire is the timer event. Before the deadline it does nothing.
+func (m *Machine) Expire(now time.Time) []Action {
+	m.begin()
+	if m.deadline.IsZero() || now.Before(m.deadline) {
+		return m.actions
+	}
+	switch {
+	case m.releasing:
+		m.endRelease(netip.Addr{})
+	case m.state == Backup:
+		m.activate(now, m.takeoverReason(now))
+	case m.state == Active:
+		m.do(Action{Kind: ActionSend, Priority: m.cfg.Priority})
+		// From the deadline, not from now: lateness does not add up. After a
+		// long pause there is nothing to catch up with.
+		m.deadline = m.deadline.Add(m.cfg.Interval)
+		if !m.deadline.After(now) {
+			m.deadline = now.Add(m.cfg.Interval)
+		}
+	}
+	return m.actions
+}
+
+// Receive is an accepted advertisement of this virtual router.
+func (m *Machine) Receive(now time.Time, h Heard) []Action {
+	m.begin()
+	switch m.state {
+	case Backup:
+		m.receiveBackup(now, h)
+	case Active:
+		m.receiveActive(now, h)
+	}
+	return m.actions
+}
+
+func (m *Machine) receiveBackup(now time.Time, h Heard) {
+	m.heard, m.heardAt = h, now
+	if h.Priority == PriorityRelease {
+		// Not at once: of several Backups the best should come first.
+		m.deadline = now.Add(m.Skew())
+		return
+	}
+	if m.held {
+		m.held = false
+		m.do(Action{Kind: ActionRemove})
+	}
+	if h.Priority >= m.cfg.Priority {
+		m.preemptAt = time.Time{}
+	} else if m.preempts(now) {
+		return // the timer runs on, and this node takes over
+	}
+	if m.cfg.Version == V3 {
+		m.activeInterval = h.Interval
+	}
+	m.deadline = now.Add(m.ActiveDown())
+}
+
+// preempts reports whether an advertisement of lower priority is ignored.
+func (m *Machine) preempts(now time.Time) bool {
+	if m.cfg.Priority == PriorityOwner {
+		return true // an owner always does (RFC 9568, 6.1)
+	}
+	if !m.cfg.Preempt {
+		return false
+	}
+	if m.preemptAt.IsZero() {
+		m.preemptAt = now.Add(m.cfg.PreemptDelay)
+	}
+	return !now.Before(m.preemptAt)
+}
+
+func (m *Machine) receiveActive(now time.Time, h Heard) {
+	switch {
+	case m.releasing:
+		// Whoever is Active now, of any priority, has taken over.
+		if h.Priority != PriorityRelease {
+			m.endRelease(h.Source)
+		}
+	case h.Priority == PriorityRelease:
+		m.send(now)
+	case h.Priority > m.cfg.Priority || h.Priority == m.cfg.Priority && h.Source.Compare(m.cfg.Local) > 0:
+		if m.cfg.Version == V3 {
+			m.activeInterval = h.Interval
+		}
+		m.do(Action{Kind: ActionRemove})
+		m.heard, m.heardAt = h, now
+		m.watch(now, fmt.Sprintf("%v is active with priority %d", h.Source, h.Priority))
+	default:
+		// A split brain: this answer ends it, and the segment has to learn
+		// again where the VIPs are (RFC 9568, 6.4.3).
+		m.send(now)
+		m.do(Action{Kind: ActionAnnounce})
+	}
+}
+
+// SetPriority changes the priority, 1 to 254, while running. Other nodes learn
+// of it with the next advertisement.
+func (m *Machine) SetPriority(p uint8) []Action {
+	m.begin()
+	before := m.Skew()
+	m.cfg.Priority = p
+	if m.state == Backup {
+		// Only the skew depends on it: the silence so far counts.
+		m.deadline = m.deadline.Add(m.Skew() - before)
+	}
+	return m.actions
+}
+
+// Fault says that the instance cannot run. An Active node tells the others. It
+// lasts until Startup. During a release it changes nothing: that ends soon, in
+// Initialize.
+func (m *Machine) Fault(reason string) []Action {
+	m.begin()
+	if m.state == Fault || m.releasing {
+		return m.actions
+	}
+	m.leave()
+	m.enter(Fault, reason)
+	return m.actions
+}
+
+// Shutdown stops at once: an Active node tells the others and removes the VIPs.
+// During a release it ends the wait; the VIPs stay.
+func (m *Machine) Shutdown() []Action {
+	m.begin()
+	switch {
+	case m.releasing:
+		m.endRelease(netip.Addr{})
+	case m.state != Initialize:
+		m.leave()
+		m.enter(Initialize, "stopped")
+	}
+	return m.actions
+}
+
+// Release is a planned stop. An Active node sends priority 0 and no more, but
+// keeps the VIPs until it hears who took over, at most Active_Down_Interval and
+// one interval (the advertisement may be lost). If nobody did, the VIPs stay
+// where they are. Any other state just stops. The end is ActionReleased.
+func (m *Machine) Release(now time.Time) []Action {
+	m.begin()
+	switch {
+	case m.releasing:
+	case m.state == Active:
+		m.releasing = true
+		m.do(Action{Kind: ActionSend, Priority: PriorityRelease})
+		m.deadline = now.Add(m.ActiveDown() + m.cfg.Interval)
+	default:
+		m.enter(Initialize, "released")
+		m.do(Action{Kind: ActionReleased})
+	}
+	return m.actions
+}
+
+func (m *Machine) endRelease(peer netip.Addr) {
+	m.releasing = false
+	reason := "released: no peer took over, the addresses stay"
+	if peer.IsValid() {
+		m.do(Action{Kind: ActionRemove})
+		reason = fmt.Sprintf("released: %v took over", peer)
+	}
+	m.enter(Initialize, reason)
+	m.do(Action{Kind: ActionReleased, Peer: peer})
+}
+
+// activate becomes Active. The order is the point: the advertisement silences
+// other candidates, then the VIPs, and only what answers is announced.
+func (m *Machine) activate(now time.Time, reason string) {
+	m.activeInterval = m.cfg.Interval
+	m.held = false
+	m.send(now)
+	m.do(Action{Kind: ActionAdd})
+	m.do(Action{Kind: ActionAnnounce})
+	deadline := m.deadline
+	m.enter(Active, reason)
+	m.deadline = deadline
+}
+
+// watch becomes Backup.
+func (m *Machine) watch(now time.Time, reason string) {
+	m.enter(Backup, reason)
+	m.deadline = now.Add(m.ActiveDown())
+}
+
+// leave does what becoming unable to run asks for in any state.
+func (m *Machine) leave() {
+	if m.state == Active {
+		m.do(Action{Kind: ActionSend, Priority: PriorityRelease})
+	}
+	m.held = false
+	m.do(Action{Kind: ActionRemove})
+}
+
+func (m *Machine) enter(s State, reason string) {
+	m.do(Action{Kind: ActionState, From: m.state, To: s, Reason: reason})
+	m.state = s
+	m.deadline = time.Time{}
+	m.preemptAt = time.Time{}
+}
+
+func (m *Machine) send(now time.Time) {
+	m.do(Action{Kind: ActionSend, Priority: m.cfg.Priority})
+	m.deadline = now.Add(m.cfg.Interval)
+}
+
+func (m *Machine) takeoverReason(now time.Time) string {
+	h := m.heard
+	switch {
+	case !h.Source.IsValid():
+		return fmt.Sprintf("no active node heard for %v", m.ActiveDown())
+	case h.Priority == PriorityRelease:
+		return fmt.Sprintf("%v gave up", h.Source)
+	case h.Priority < m.cfg.Priority && now.Sub(m.heardAt) < 2*m.activeInterval:
+		return fmt.Sprintf("preempting %v with priority %d", h.Source, h.Priority)
+	}
+	return fmt.Sprintf("%v fell silent for %v", h.Source, m.ActiveDown())
+}
+
+func (m *Machine) begin() { m.actions = m.actions[:0] }
+
+func (m *Machine) do(a Action) { m.actions = append(m.actions, a) }

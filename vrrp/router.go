@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vrrp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// Deps are what a Router works with. Network, Addresses and Log are required.
+type Deps struct {
+	Network   Network
+	Addresses AddressStore
+	Log       *slog.Logger
+	// OnChange is told of every change of state, in order, from a goroutine of
+	// its own: however long it takes, the protocol goes on. If it falls more
+	// than 128 changes behind, the oldest are left out. Run waits for it.
+	OnChange func(Change)
+}
+
+// A Change is a change of state.
+type Change struct {
+	Instance string
+	From, To State
+	Reason   string
+	At       time.Time
+}
+
+// A Handover is how a planned stop ended.
+type Handover struct {
+	// WasActive is false where there was nothing to hand over.
+	WasActive bool
+	// Peer is the node that took over. Invalid: none was heard, and the VIPs
+	// are still on the interface.
+	Peer netip.Addr
+}
+
+// TookOver reports whether a peer is Active now.
+func (h Handover) TookOver() bool { return h.Peer.IsValid() }
+
+// Timing of a Router's own.
+const (
+	recheckEvery = 10 * time.Second // looks at links and addresses even if nothing was signalled
+	retryAfter   = time.Second      // after a socket could not be opened or failed
+	retryAdd     = 10 * time.Second // after a VIP could not be added
+)
+
+// ErrNotRunning is returned by Release where Run has not begun or has ended.
+var ErrNotRunning = errors.New("virtual router is not running")
+
+// A Router runs one virtual router instance. Its methods are safe for
+// concurrent use, and none but Run and Release waits for anything.
+type Router struct {
+	cfg  Config
+	deps Deps
+	log  *slog.Logger
+
+	// wake says that wanted has changed.
+	wake chan struct{}
+
+	mu     sync.Mutex
+	wanted wanted
+	status Status
+	drops  [numReasons]uint64
+
+	started  bool
+	ended    chan struct{} // closed when Run has returned
+	released chan struct{} // closed when a release is over
+	handover Handover      // valid once released is closed
+
+	loop
+}
+
+// wanted is what callers asked for. The loop reads it when woken, so that no
+// caller waits for the loop.
+type wanted struct {
+	priority uint8
+	fault    string
+	release  bool
+}
+
+// New returns a Router for a valid configuration. It opens nothing; Run does.
+func New(cfg Config, deps Deps) (*Router, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if cfg.AnnounceRefresh == 0 {
+		cfg.AnnounceRefresh = defaultAnnounceRefresh
+	}
+	r := &Router{
+		cfg:      cfg,
+		deps:     deps,
+		log:      deps.Log.With("instance", cfg.Name),
+		wake:     make(chan struct{}, 1),
+		wanted:   wanted{priority: cfg.Priority},
+		ended:    make(chan struct{}),
+		released: make(chan struct{}),
+		status: Status{
+			Name: cfg.Name, Interface: cfg.Interface, VRID: cfg.VRID, Version: cfg.Version,
+			Priority: cfg.Priority, Since: time.Now(), Reason: "not started",
+		},
+	}
+	r.loop.init(&cfg)
+	return r, nil
+}
+
+// SetPriority changes the priority while running, as tracking asks for. It is
+// refused for the owner of the addresses, whose priority the protocol fixes.
+func (r *Router) SetPriority(p uint8) error {
+	switch {
+	case r.cfg.owner():
+		return fmt.Errorf("set priority of %s: the owner of the addresses always has %d", r.cfg.Name, PriorityOwner)
+	case p == PriorityRelease || p == PriorityOwner:
+		return fmt.Errorf("set priority of %s to %d: want 1 to 254", r.cfg.Name, p)
+	}
+	r.ask(func(w *wanted) { w.priority = p })
+	return nil
+}
+
+// Fault makes the instance leave the election, with a reason that status shows,
+// until ClearFault. An Active one tells its peers and removes the VIPs.
+func (r *Router) Fault(reason string) {
+	if reason == "" {
+		reason = "faulted"
+	}
+	r.ask(func(w *wanted) { w.fault = reason })
+}
+
+// ClearFault takes back Fault. Faults that the Router found itself stay.
+func (r *Router) ClearFault() { r.ask(func(w *wanted) { w.fault = "" }) }
+
+// Release stops the instance as planned, without a gap: an Active one sends
+// priority 0, keeps the VIPs until it hears who took over, and then removes
+// them. If nobody does within Active_Down_Interval and one interval, the VIPs
+// stay. Afterwards Run returns. When ctx ends first, so does only the waiting.
+func (r *Router) Release(ctx context.Context) (Handover, error) {
+	r.mu.Lock()
+	started := r.started
+	r.mu.Unlock()
+	if !started {
+		return Handover{}, fmt.Errorf("release %s: %w", r.cfg.Name, ErrNotRunning)
+	}
+	r.ask(func(w *wanted) { w.release = true })
+	select {
+	case <-r.released:
+		return r.handover, nil
+	case <-ctx.Done():
+		return Handover{}, fmt.Errorf("release %s: %w", r.cfg.Name, ctx.Err())
+	case <-r.ended:
+	}
+	select {
+	case <-r.released: // both at once: the release came first
+		return r.handover, nil
+	default:
+		return Handover{}, fmt.Errorf("release %s: %w", r.cfg.Name, ErrNotRunning)
+	}
+}
+
+func (r *Router) ask(change func(*wanted)) {
+	r.mu.Lock()
+	change(&r.wanted)
+	r.mu.Unlock()
+	select {
+	case r.wake <- struct{}{}:
+	default: // the loop has yet to look
+	}
+}
+
+// A Status is a snapshot of an instance.
+type Status struct {
+	Name      string
+	Interface string
+	VRID      uint8
+	Version   Version
+	State     State
+	Since     time.Time // of State
+	Reason    string    // why it is in State
+	// Releasing: priority 0 was sent, and the VIPs are kept until a peer is
+	// Active.
+	Releasing bool
+	Priority  uint8
+	// Source is the address that this node sends from; invalid while its
+	// interface cannot be used.
+	Source netip.Addr
+	// Addresses are the VIPs that are on the interface by this program's doing.
+	Addresses []netip.Prefix
+	Peer      Peer
+	Sent      uint64 // advertisements
+	Received  uint64 // advertisements of this instance that were accepted
+	Failed    uint64 // advertisements that could not be sent
+	// Dropped counts received packets by why they were dropped. ReasonVRID is
+	// usual where several virtual routers share a segment.
+	Dropped map[Reason]uint64
+}
+
+// A Peer is the node whose advertisement was accepted last.
+type Peer struct {
+	Address  netip.Addr // invalid: none so far
+	Priority uint8
+	Interval time.Duration
+	Heard    time.Time
+}
+
+// Status returns a snapshot.
+func (r *Router) Status() Status {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.status
+	s.Addresses = append([]netip.Prefix(nil), r.status.Addresses...)
+	s.Dropped = make(map[Reason]uint64)
+	for reason, n := range r.drops {
+		if n > 0 {
+			s.Dropped[Reason(reason)] = n
+		}
+	}
+	return s
+}
