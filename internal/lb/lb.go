@@ -109,12 +109,30 @@ type Service struct {
 	Pool            Pool
 }
 
+// A NextHop is where a frame goes on the link: what is written into it and the
+// interface it leaves by. The zero value is none.
+type NextHop struct {
+	Interface   int     // index
+	Destination [6]byte // MAC address of the neighbour
+	Source      [6]byte // MAC address of the interface
+	VLANs       [2]uint16
+	Tags        int // how many of VLANs are written, outer first
+}
+
+// Known tells whether h leads anywhere.
+func (h NextHop) Known() bool { return h.Interface != 0 }
+
 // A Backend is one destination of a service in a Snapshot.
 type Backend struct {
-	Address netip.AddrPort
+	Address netip.AddrPort // the port is never 0
 	// Weight is the share of the table. 0 keeps the backend known, so that what
 	// it already serves goes on, but gives it no slot.
 	Weight int
+	// Failed voids all that the backend serves; it has no slot, whatever its
+	// weight.
+	Failed bool
+	// NextHop of zero keeps the one that is in use, if there is one.
+	NextHop NextHop
 }
 
 func (b Backend) String() string { return fmt.Sprintf("%v weight %d", b.Address, b.Weight) }

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* From the destination to the service, its slot and the slot's backend. */
+#ifndef SLUICE_BALANCE_H
+#define SLUICE_BALANCE_H
+
+#include "packet.h"
+
+/* The service of the packet's VIP and port; 0 where there is none. */
+static __always_inline __u32 find_service(struct packet *p)
+{
+	__u16 port = bpf_ntohs(p->tcp->dest);
+	__u32 index = p->vip->tcp_ports * PORT_GROUPS + (port >> 2);
+	__u64 *group;
+
+	if (!p->vip->tcp_ports)
+		return 0;
+	group = bpf_map_lookup_elem(&ports, &index);
+	if (!group)
+		return 0;
+	return *group >> (port & 3) * 16 & 0xffff;
+}
+
+/*
+ * The hash of a flow, whose high half counts. Every node must compute the same,
+ * so neither the NIC's hash nor a secret of this host goes in. Two products that
+ * do not wait for each other and one that mixes them: each bit of the flow
+ * reaches every bit of the high half. loader.FlowHash is its twin.
+ */
+static __always_inline __u64 flow_hash(struct packet *p)
+{
+	__u64 addresses = (__u64)p->ip->saddr << 32 | p->ip->daddr;
+	__u64 rest = (__u64)p->tcp->source << 32 | (__u32)p->tcp->dest << 16 | IPPROTO_TCP;
+	__u64 h = addresses * GOLDEN + rest * 0xff51afd7ed558ccdULL;
+
+	h ^= h >> 32;
+	return h * 0xc4ceb9fe1a85ec53ULL;
+}
+
+/* The number of the backend that owns the packet's slot; 0 where none does. */
+static __always_inline __u32 slot_owner(struct service *service, __u64 hash)
+{
+	__u32 index = service->slots + (__u32)((hash >> 32) * service->slot_count >> 32);
+	__u64 *slot = bpf_map_lookup_elem(&slots, &index);
+
+	if (!slot)
+		return 0;
+	return *(volatile __u64 *)slot & ((1 << SLOT_OWNER_BITS) - 1);
+}
+
+#define COUNT_LOSS(service_number, what)                                        \
+	do {                                                                    \
+		__u32 number = (service_number);                                \
+		struct service_losses *lost = bpf_map_lookup_elem(&losses, &number); \
+		if (lost)                                                       \
+			lost->what++;                                           \
+	} while (0)
+
+static __always_inline void count_forward(struct packet *p, __u32 backend)
+{
+	struct counters *c = bpf_map_lookup_elem(&traffic, &backend);
+
+	if (!c)
+		return;
+	c->packets++;
+	c->bytes += p->length;
+	if (p->tcp->syn && !p->tcp->ack)
+		c->flows++;
+}
+
+#endif

@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What the kernel and the daemon share: keys, values and enums of every map.
+ * The Go side of all of this is generated from here.
+ *
+ * Addresses are IPv6 in network byte order as two 64-bit words; an IPv4
+ * address is held as ::ffff:a.b.c.d (RFC 4291, section 2.5.5.2). Ports are in
+ * network byte order where the type is __be16.
+ */
+#ifndef SLUICE_TYPES_H
+#define SLUICE_TYPES_H
+
+#include <linux/types.h>
+
+/* Raised whenever the meaning of a pinned map changes. */
+enum layout {
+	LAYOUT_VERSION = 1,
+};
+
+enum limits {
+	MAX_INTERFACES = 1024,	/* index: ifindex modulo this */
+	MAX_VIPS = 4096,	/* open addressing, so fill it to half at most */
+	MAX_PORT_TABLES = 256,	/* one per VIP and protocol */
+	PORT_GROUPS = 16384,	/* 64-bit words in a port table */
+	MAX_SERVICES = 4096,
+	MAX_BACKENDS = 16384,
+	MAX_PAIRS = 8192,	/* NAT: backend and source address */
+	MAX_CHOICES = 65536,	/* NAT: pairs that backends may choose from */
+	MAX_PAIR_KEYS = 32768,
+	PROBES = 16,		/* steps of open addressing */
+	NAT_PORTS = 65536,	/* entries of one pair */
+	NAT_EMBRYONIC = 16384,	/* handshakes that one pair remembers */
+	NAT_RING = 81920,	/* NAT_PORTS + NAT_EMBRYONIC words */
+	NAT_WAYS = 8,		/* words in a bucket: one cache line */
+	MAX_VLANS = 2,
+};
+
+/* How a service's packets reach their backend. */
+enum forward {
+	FORWARD_NAT = 1,
+	FORWARD_DSR = 2,
+};
+
+/*
+ * What became of a packet. The order is the contract of the outcomes map.
+ * PASS_ goes to the kernel's stack, DROP_ is dropped.
+ */
+enum outcome {
+	NEXT = 0,		/* the next stage goes on */
+	SENT,			/* forwarded; counted per backend, not here */
+	PASS_NOT_IP,		/* neither IPv4 nor, later, IPv6 */
+	PASS_NOT_VIP,		/* destination address is no VIP */
+	PASS_OTHER_MAC,		/* destination MAC is not this NIC's */
+	PASS_PROTOCOL,		/* to a VIP, not TCP */
+	PASS_FRAGMENT,		/* to a VIP, a later fragment: no ports to see */
+	PASS_NO_SERVICE,	/* to a VIP, to a port that is no service */
+	PASS_NO_FLOW,		/* nat, no SYN and no flow: the kernel answers RST */
+	DROP_MALFORMED_IP,
+	DROP_MALFORMED_TCP,
+	DROP_FRAGMENT,		/* first fragment of a TCP segment to a service */
+	DROP_TTL,		/* nat, time to live used up */
+	DROP_NO_BACKEND,	/* service has no healthy backend */
+	DROP_NO_PORT,		/* nat, every source port towards the backend is taken */
+	DROP_FLOWS_FULL,	/* nat, no room in the flow table */
+	DROP_NO_NEXT_HOP,	/* nat, no way back to the client is known */
+	DROP_HEADROOM,		/* no room for a VLAN tag */
+	DROP_INTERNAL,		/* an entry that should exist does not */
+	OUTCOMES,
+};
+
+/* An entry of a table with open addressing. GONE keeps later probes going. */
+enum entry {
+	ENTRY_EMPTY = 0,
+	ENTRY_USED = 1,
+	ENTRY_GONE = 2,
+};
+
+/* A NIC that the program is attached to. */
+struct interface {
+	__u32 index; /* 0: not in use */
+	__u8 mac[6];
+	__u8 pad[6];
+};
+
+struct vip {
+	__u64 address[2];
+	__u32 tcp_ports; /* port table, 0: none */
+	__u32 udp_ports;
+	__u32 source; /* 1: source address of a nat service */
+	__u32 state; /* enum entry */
+};
+
+/* A way out: written before the frame leaves. Each 64-bit word is stored whole. */
+struct next_hop {
+	__u8 destination[6];
+	__u8 source_low[2]; /* first two bytes of the source MAC */
+	__u8 source_high[4];
+	__u32 interface;
+	__be16 vlan[MAX_VLANS]; /* VLAN identifiers, outer first */
+	__u16 vlans;
+	__u16 pad;
+} __attribute__((aligned(8)));
+
+struct service {
+	__u32 slots; /* first slot */
+	__u32 slot_count;
+	__u32 forward; /* enum forward */
+	__u32 pad;
+};
+
+/*
+ * A slot of a Maglev table is one 64-bit word, stored whole: bits 0 to 23
+ * current owner, 24 to 47 previous owner, 48 to 49 state. Owner 0 is none.
+ */
+enum slot_bits {
+	SLOT_OWNER_BITS = 24,
+	SLOT_PREVIOUS_SHIFT = 24,
+	SLOT_STATE_SHIFT = 48,
+};
+
+enum slot_state {
+	SLOT_CLEAN = 0,
+	SLOT_TRACKED = 1,
+	SLOT_SETTLING = 2,
+};
+
+struct backend {
+	__u64 address[2];
+	struct next_hop next_hop;
+	__be16 port; /* 0: the packet's own */
+	__u16 service;
+	__u32 generation; /* flows of another generation are void */
+	__u32 choice; /* NAT: first of its pairs in nat_choices */
+	__u32 choices; /* NAT: one per source address */
+	__u32 alive; /* 0: known, but its flows are void */
+	__u32 pad;
+};
+
+struct counters {
+	__u64 packets; /* towards the backend */
+	__u64 bytes; /* IP length */
+	__u64 flows; /* new ones: SYN without ACK */
+	__u64 reply_packets; /* nat only: the others answer the client themselves */
+	__u64 reply_bytes;
+};
+
+/* What a service lost, by reason. */
+struct service_losses {
+	__u64 no_backend;
+	__u64 no_port;
+	__u64 flows_full;
+	__u64 early_reuse; /* ports handed out again within 60 s of their close */
+	__u64 evicted; /* handshakes given up for newer ones */
+};
+
+/*
+ * NAT: the ports of one source address towards one address and port of a
+ * backend. Services that have both in common share it.
+ */
+struct nat_pair {
+	__u64 source[2];
+	__u64 address[2]; /* backend's */
+	__u32 vip; /* of the source address */
+	__be16 port; /* backend's */
+	__u16 protocol;
+	__u16 first_port; /* this node's share, inclusive, host byte order */
+	__u16 last_port;
+	__u32 pad[5];
+	/* The ring of free ports, oldest first; a cache line of its own. */
+	__u64 head;
+	__u64 tail;
+	__u64 embryonic; /* handshakes begun */
+	__u32 hand; /* where the search for idle flows goes on */
+	__u32 pad2[9];
+};
+
+/* NAT: finds a reply's pair. */
+struct pair_key {
+	__u64 address[2]; /* backend */
+	__u32 vip; /* source address's */
+	__be16 port; /* backend's */
+	__u16 protocol;
+	__u32 pair;
+	__u32 state; /* enum entry */
+};
+
+enum nat_state {
+	NAT_FREE = 0,
+	NAT_SYN_SENT, /* embryonic: no reply yet */
+	NAT_SYN_RECEIVED, /* embryonic: replied, not yet acknowledged by the client */
+	NAT_ESTABLISHED,
+	NAT_CLOSING, /* one side has sent FIN */
+	NAT_CLOSED, /* both have, or one has sent RST */
+	NAT_STATES,
+};
+
+enum nat_flags {
+	NAT_FIN_CLIENT = 1,
+	NAT_FIN_BACKEND = 2,
+	NAT_QUEUED = 4, /* its port stands in the ring */
+};
+
+/* NAT: a translated flow. Its place is its source port. One cache line. */
+struct nat_flow {
+	__u64 client[2];
+	__be16 client_port;
+	__be16 vip_port;
+	__u16 vip;
+	__u16 backend;
+	__u32 state; /* enum nat_state */
+	__u32 flags; /* enum nat_flags */
+	__u32 last_seen; /* ticks */
+	__u32 bucket; /* word that names it */
+	__u32 backend_sequence; /* host byte order; what the client acknowledges first */
+	__u32 generation; /* of the backend */
+	__u8 mac[6]; /* the client's last hop */
+	__u16 vlans;
+	__be16 vlan[MAX_VLANS];
+	__u32 interface; /* 0: not known */
+};
+
+struct nat_bucket {
+	__u64 word[NAT_WAYS]; /* tag of the hash << 32 | pair << 16 | port */
+};
+
+/* One entry that says what the other maps are. */
+struct meta {
+	__u32 layout;
+	__u32 bucket_mask;
+	__u64 nat_seed;
+};
+
+/* Names the types that no map names, so that the compiler describes them too. */
+struct exported {
+	enum layout layout;
+	enum limits limits;
+	enum forward forward;
+	enum outcome outcome;
+	enum entry entry;
+	enum slot_bits slot_bits;
+	enum slot_state slot_state;
+	enum nat_state nat_state;
+	enum nat_flags nat_flags;
+	struct nat_flow nat_flow;
+};
+
+#endif

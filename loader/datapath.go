@@ -1,0 +1,376 @@
+// Package loader is the only one that touches the kernel's BPF: it loads,
+// attaches, pins and adopts the data plane, turns a snapshot of the world into
+// ordered writes, follows the next hops of backends, and reads counters.
+package loader
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math/bits"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
+	"github.com/vishvananda/netlink"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+	"github.com/sluice-lb/sluice/internal/maglev"
+)
+
+// Options say what a data plane is made for.
+type Options struct {
+	PinDir   string    // on a BPF file system, mounted if need be; "": nothing is pinned
+	MaxFlows int       // nat flows that have room
+	Slots    int       // of all services together; the table has room for more
+	Ports    PortRange // this node's share of nat's source ports
+	Log      *slog.Logger
+}
+
+// A Datapath is the XDP program with its maps. Its methods may be called from
+// one goroutine at a time, Traffic and the other readers from any.
+type Datapath struct {
+	pinDir  string
+	log     *slog.Logger
+	objects *lbMaps
+	program *ebpf.Program
+	tables  *tables
+	links   map[string]link.Link
+	cache   tableCache
+
+	mu    sync.Mutex
+	state *State
+	names map[uint16]string // services, by number, as the last snapshot named them
+}
+
+// idle times after which a nat flow is void, by its state.
+var natTimeouts = map[lbNatState]time.Duration{
+	lbNatStateNAT_SYN_SENT:     5 * time.Second,
+	lbNatStateNAT_SYN_RECEIVED: 5 * time.Second,
+	lbNatStateNAT_ESTABLISHED:  124 * time.Minute, // RFC 5382, REQ-5
+	lbNatStateNAT_CLOSING:      4 * time.Minute,   // RFC 5382, REQ-5
+	lbNatStateNAT_CLOSED:       time.Minute,
+}
+
+const tick = time.Duration(1 << 27) // TICK_SHIFT of bpf/nat_ports.h
+
+// Open loads the data plane, or adopts the one that is pinned: its tables and
+// flows go on. Nothing is attached yet.
+func Open(o Options) (*Datapath, error) {
+	return open(o, natTimeouts)
+}
+
+func open(o Options, timeouts map[lbNatState]time.Duration) (*Datapath, error) {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("lift the limit on locked memory: %w", err)
+	}
+	spec, err := loadLb()
+	if err != nil {
+		return nil, fmt.Errorf("read the program: %w", err)
+	}
+	if o.PinDir != "" {
+		if err := preparePinDir(o.PinDir); err != nil {
+			return nil, err
+		}
+	}
+	meta, adopted, err := size(spec, o)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll(adopted)
+	if err := setVariables(spec, meta, timeouts); err != nil {
+		return nil, err
+	}
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: adopted})
+	if err != nil {
+		return nil, loadError(err)
+	}
+	defer collection.Close()
+	var objects struct {
+		lbMaps
+		Sluice *ebpf.Program `ebpf:"sluice"`
+	}
+	if err := collection.Assign(&objects); err != nil {
+		return nil, fmt.Errorf("read the program: %w", err)
+	}
+	d := &Datapath{
+		pinDir: o.PinDir, log: o.Log, objects: &objects.lbMaps, program: objects.Sluice,
+		links: map[string]link.Link{}, names: map[uint16]string{}, cache: tableCache{},
+	}
+	if err := d.start(o, meta); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// start fills in what a fresh set of maps lacks, pins it, and reads the state.
+func (d *Datapath) start(o Options, meta lbMeta) error {
+	if err := put(d.objects.Meta, 0, &meta); err != nil {
+		return err
+	}
+	var err error
+	if d.tables, err = openTables(*d.objects, o.Ports); err != nil {
+		return err
+	}
+	if d.state, err = d.tables.readState(); err != nil {
+		return err
+	}
+	if d.pinDir == "" {
+		return nil
+	}
+	for _, m := range d.mapsByName() {
+		if m.m.IsPinned() {
+			continue
+		}
+		if err := repin(m.m, filepath.Join(d.pinDir, m.name)); err != nil {
+			return err
+		}
+	}
+	return repin(d.program, filepath.Join(d.pinDir, programPin))
+}
+
+type namedMap struct {
+	name string
+	m    *ebpf.Map
+}
+
+func (d *Datapath) mapsByName() []namedMap {
+	o := d.objects
+	return []namedMap{
+		{"meta", o.Meta}, {"interfaces", o.Interfaces}, {"vips", o.Vips}, {"ports", o.Ports},
+		{"services", o.Services}, {"slots", o.Slots}, {"backends", o.Backends}, {"traffic", o.Traffic},
+		{"losses", o.Losses}, {"outcomes", o.Outcomes}, {"nat_pairs", o.NatPairs}, {"nat_choices", o.NatChoices},
+		{"nat_keys", o.NatKeys}, {"nat_buckets", o.NatBuckets}, {"nat_flows", o.NatFlows}, {"nat_rings", o.NatRings},
+	}
+}
+
+// size gives the maps their sizes and finds the pinned ones that can be taken
+// over.
+func size(spec *ebpf.CollectionSpec, o Options) (lbMeta, map[string]*ebpf.Map, error) {
+	// Four words a flow: buckets are filled to a quarter, so that of a million
+	// flows not one in ten tries finds both of its buckets full.
+	buckets := uint32(1) << bits.Len32(uint32(max(o.MaxFlows, 1024)*4/int(lbLimitsNAT_WAYS)-1))
+	meta := lbMeta{Layout: uint32(lbLayoutLAYOUT_VERSION), BucketMask: buckets - 1}
+	var seed [8]byte
+	rand.Read(seed[:])
+	meta.NatSeed = binary.LittleEndian.Uint64(seed[:])
+	slots := uint32(max(2*o.Slots, 16*lb.DefaultTableSize))
+	spec.Maps["slots"].MaxEntries = slots
+	spec.Maps["nat_buckets"].MaxEntries = buckets
+	if o.PinDir == "" {
+		return meta, nil, nil
+	}
+
+	adopted := map[string]*ebpf.Map{}
+	pinned, err := ebpf.LoadPinnedMap(filepath.Join(o.PinDir, "meta"), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return meta, nil, nil
+	}
+	if err != nil {
+		return meta, nil, fmt.Errorf("open the pinned maps: %w", err)
+	}
+	defer pinned.Close()
+	var old lbMeta
+	if err := pinned.Lookup(uint32(0), &old); err != nil || old.Layout != meta.Layout {
+		o.Log.Warn("the pinned maps have another layout: nat flows are not kept",
+			"pinned", old.Layout, "wanted", meta.Layout)
+		return meta, nil, nil
+	}
+	if old.BucketMask != meta.BucketMask {
+		o.Log.Warn("max_flows has changed: the flow table keeps its size until `sluice detach`",
+			"buckets", old.BucketMask+1, "wanted", buckets)
+		spec.Maps["nat_buckets"].MaxEntries = old.BucketMask + 1
+	}
+	for name, ms := range spec.Maps {
+		if strings.HasPrefix(name, ".") {
+			continue // constants
+		}
+		m, err := ebpf.LoadPinnedMap(filepath.Join(o.PinDir, name), nil)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			closeAll(adopted)
+			return meta, nil, fmt.Errorf("open the pinned map %s: %w", name, err)
+		}
+		if name == "slots" && m.MaxEntries() != ms.MaxEntries {
+			if int(m.MaxEntries()) < o.Slots {
+				err := growSlots(spec, m, slots, adopted)
+				m.Close()
+				if err != nil {
+					closeAll(adopted)
+					return meta, nil, err
+				}
+				continue
+			}
+			ms.MaxEntries = m.MaxEntries()
+		}
+		if err := ms.Compatible(m); err != nil {
+			m.Close()
+			closeAll(adopted)
+			return meta, nil, fmt.Errorf("adopt the pinned map %s: %w: `sluice detach` removes it", name, err)
+		}
+		adopted[name] = m
+	}
+	return old, adopted, nil
+}
+
+// growSlots makes a larger table of slots with what the old one holds.
+func growSlots(spec *ebpf.CollectionSpec, old *ebpf.Map, slots uint32, into map[string]*ebpf.Map) error {
+	ms := spec.Maps["slots"]
+	ms.MaxEntries = slots
+	m, err := ebpf.NewMap(ms)
+	if err != nil {
+		return fmt.Errorf("make a larger table of slots: %w", err)
+	}
+	into["slots"] = m
+	from, err := mapWords(old)
+	if err != nil {
+		return err
+	}
+	defer from.close()
+	to, err := mapWords(m)
+	if err != nil {
+		return err
+	}
+	defer to.close()
+	for i := range int(min(old.MaxEntries(), slots)) {
+		to.store(i, from.load(i))
+	}
+	return nil
+}
+
+func setVariables(spec *ebpf.CollectionSpec, meta lbMeta, timeouts map[lbNatState]time.Duration) error {
+	var ticks [lbNatStateNAT_STATES]uint32
+	for state, d := range timeouts {
+		ticks[state] = uint32(d / tick)
+	}
+	for name, value := range map[string]any{
+		"nat_seed": meta.NatSeed, "nat_bucket_mask": meta.BucketMask, "nat_timeout": ticks,
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return fmt.Errorf("set %s of the program: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// loadError shortens a verifier's log to what says why.
+func loadError(err error) error {
+	var ve *ebpf.VerifierError
+	if errors.As(err, &ve) {
+		const lines = 40
+		ve.Log = ve.Log[max(0, len(ve.Log)-lines):]
+		return fmt.Errorf("load the XDP program: the kernel's verifier refused it (Linux 6.1 or later is needed): %+v", ve)
+	}
+	return fmt.Errorf("load the XDP program (this needs root and Linux 6.1 or later): %w", err)
+}
+
+func closeAll(m map[string]*ebpf.Map) {
+	for _, m := range m {
+		m.Close()
+	}
+}
+
+// Close lets go of the data plane. What is pinned goes on forwarding; what is
+// not stops.
+func (d *Datapath) Close() error {
+	var errs []error
+	if d.tables != nil {
+		errs = append(errs, d.tables.close())
+	}
+	for _, l := range d.links {
+		errs = append(errs, l.Close())
+	}
+	return errors.Join(append(errs, d.objects.Close(), d.program.Close())...)
+}
+
+// Apply makes the kernel's tables those of the snapshot. Either all of it is
+// planned or nothing is written. Connections of dsr services that are moved by a
+// planned change of backends go to the slot's new owner.
+func (d *Datapath) Apply(want lb.Snapshot) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	steps, next, err := plan(d.state, want, limits{slots: d.objects.Slots.MaxEntries()}, d.cache.table)
+	if err != nil {
+		return err
+	}
+	for _, s := range steps {
+		d.log.Debug("apply", "step", s.String())
+		if err := s.apply(d.tables); err != nil {
+			// What is written is written: the maps say what holds now.
+			state, readErr := d.tables.readState()
+			if readErr == nil {
+				d.state = state
+			}
+			return errors.Join(fmt.Errorf("%v: %w", s, err), readErr)
+		}
+	}
+	d.state = next
+	d.nameServices(want)
+	return nil
+}
+
+func (d *Datapath) nameServices(want lb.Snapshot) {
+	clear(d.names)
+	for _, s := range want.Services {
+		for _, a := range s.Addresses {
+			if v, ok := d.state.VIPs[a.Addr()]; ok {
+				d.names[d.state.Ports[portKey{v.Table, a.Port()}]] = s.Name
+			}
+		}
+	}
+}
+
+// tableCache remembers the last Maglev table of each set of backends' weights
+// that is in use, since most changes touch one service only.
+type tableCache map[string][]int32
+
+func (c tableCache) table(size int, backends []lb.Backend) ([]int32, error) {
+	var key strings.Builder
+	fmt.Fprint(&key, size)
+	members := make([]maglev.Backend, len(backends))
+	for i, b := range backends {
+		fmt.Fprintf(&key, " %v/%d", b.Address, b.Weight)
+		members[i] = maglev.Backend{Key: b.Address.String(), Weight: b.Weight}
+	}
+	if t, ok := c[key.String()]; ok {
+		return t, nil
+	}
+	t, err := maglev.Build(size, members)
+	if err != nil {
+		return nil, err
+	}
+	if len(c) > 256 {
+		clear(c)
+	}
+	c[key.String()] = t.Slots
+	return t.Slots, nil
+}
+
+// attachedMode tells how the program that is on an interface is attached.
+func attachedMode(nic *net.Interface) (Mode, error) {
+	l, err := netlink.LinkByIndex(nic.Index)
+	if err != nil {
+		return "", fmt.Errorf("look at interface %s: %w", nic.Name, err)
+	}
+	x := l.Attrs().Xdp
+	if x == nil || !x.Attached {
+		return "", fmt.Errorf("look at interface %s: %w", nic.Name, os.ErrNotExist)
+	}
+	if x.AttachMode == xdpAttachedGeneric {
+		return Generic, nil
+	}
+	return Native, nil
+}
+
+const xdpAttachedGeneric = 2 // XDP_ATTACHED_SKB of linux/if_link.h

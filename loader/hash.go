@@ -1,0 +1,54 @@
+package loader
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// mapped returns a the way bpf/types.h holds addresses: as IPv6, IPv4 as
+// ::ffff:a.b.c.d, in two words whose bytes stand in network order.
+func mapped(a netip.Addr) [2]uint64 {
+	b := a.As16()
+	return [2]uint64{binary.LittleEndian.Uint64(b[:8]), binary.LittleEndian.Uint64(b[8:])}
+}
+
+// unmapped is the reverse of mapped.
+func unmapped(w [2]uint64) netip.Addr {
+	var b [16]byte
+	binary.LittleEndian.PutUint64(b[:8], w[0])
+	binary.LittleEndian.PutUint64(b[8:], w[1])
+	return netip.AddrFrom16(b).Unmap()
+}
+
+// bigEndian16 returns the value that holds port's bytes in network order.
+func bigEndian16(port uint16) uint16 { return port<<8 | port>>8 }
+
+// golden is GOLDEN of bpf/packet.h.
+const golden = 0x9e3779b97f4a7c15
+
+// FlowHash is the hash of a flow from client to VIP, as the XDP program
+// computes it (flow_hash in bpf/balance.h). Every node computes the same. Both
+// addresses must be IPv4.
+func FlowHash(client, vip netip.AddrPort, protocol lb.Protocol) uint64 {
+	c, v := client.Addr().As4(), vip.Addr().As4()
+	addresses := uint64(binary.LittleEndian.Uint32(c[:]))<<32 | uint64(binary.LittleEndian.Uint32(v[:]))
+	rest := uint64(bigEndian16(client.Port()))<<32 | uint64(bigEndian16(vip.Port()))<<16 | uint64(protocol)
+	h := addresses*golden + rest*0xff51afd7ed558ccd
+	h ^= h >> 32
+	return h * 0xc4ceb9fe1a85ec53
+}
+
+// Slot is the slot of a table with size slots that a flow with this hash falls
+// into.
+func Slot(hash uint64, size uint32) uint32 {
+	return uint32((hash >> 32) * uint64(size) >> 32)
+}
+
+func vipHash(a netip.Addr) uint32 { return uint32(mapped(a)[1] * golden >> 32) }
+
+func pairHash(backend netip.AddrPort, vip uint32) uint32 {
+	h := mapped(backend.Addr())[1] + uint64(bigEndian16(backend.Port())) + uint64(vip)<<16
+	return uint32(h * golden >> 32)
+}

@@ -1,0 +1,134 @@
+package loader
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// makePair makes the maps of a pair and hands its ports out. The order of ports
+// is random: the next one must not be guessed from outside (RFC 6056).
+func (t *tables) makePair(n uint32, p pairEntry) error {
+	spec, err := loadLb()
+	if err != nil {
+		return fmt.Errorf("read the program: %w", err)
+	}
+	flows, err := ebpf.NewMap(spec.Maps["nat_flows"].InnerMap)
+	if err != nil {
+		return fmt.Errorf("make the flow table towards %v: %w", p.Address, err)
+	}
+	defer flows.Close()
+	ring, err := ebpf.NewMap(spec.Maps["nat_rings"].InnerMap)
+	if err != nil {
+		return fmt.Errorf("make the port table towards %v: %w", p.Address, err)
+	}
+	defer ring.Close()
+	memory, err := mapWords(ring)
+	if err != nil {
+		return err
+	}
+	defer memory.close()
+
+	ports, err := t.freePorts()
+	if err != nil {
+		return err
+	}
+	for i, port := range ports {
+		memory.store(i, uint64(i+1)<<16|uint64(port))
+	}
+	if err := put(t.objects.NatFlows, n, uint32(flows.FD())); err != nil {
+		return err
+	}
+	if err := put(t.objects.NatRings, n, uint32(ring.FD())); err != nil {
+		return err
+	}
+	return put(t.objects.NatPairs, n, &lbNatPair{
+		Source: mapped(p.Source), Address: mapped(p.Address.Addr()), Vip: p.VIP,
+		Port: bigEndian16(p.Address.Port()), Protocol: uint16(lb.TCP),
+		FirstPort: t.share.First, LastPort: t.share.Last, Tail: uint64(len(ports)),
+	})
+}
+
+// freePorts returns this node's share of ports, shuffled, without those that
+// the node itself listens on.
+func (t *tables) freePorts() ([]uint16, error) {
+	taken, err := listeners()
+	if err != nil {
+		return nil, err
+	}
+	var ports []uint16
+	for port := int(t.share.First); port <= int(t.share.Last); port++ {
+		if port != 0 && !taken[uint16(port)] {
+			ports = append(ports, uint16(port))
+		}
+	}
+	rand.Shuffle(len(ports), func(i, j int) { ports[i], ports[j] = ports[j], ports[i] })
+	return ports, nil
+}
+
+// listeners returns the TCP ports that sockets of this network namespace listen
+// on, whatever their address.
+func listeners() (map[uint16]bool, error) {
+	ports := map[uint16]bool{}
+	for _, name := range []string{"/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"} {
+		f, err := os.Open(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a kernel without IPv6
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list listening sockets: %w", err)
+		}
+		err = readListeners(f, ports)
+		f.Close()
+		if err != nil {
+			return nil, fmt.Errorf("list listening sockets: read %s: %w", name, err)
+		}
+	}
+	return ports, nil
+}
+
+const tcpListen = "0A" // TCP_LISTEN of include/net/tcp_states.h
+
+func readListeners(f *os.File, ports map[uint16]bool) error {
+	lines := bufio.NewScanner(f)
+	lines.Scan() // heading
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 4 || fields[3] != tcpListen {
+			continue
+		}
+		_, hex, _ := strings.Cut(fields[1], ":")
+		port, err := strconv.ParseUint(hex, 16, 16)
+		if err != nil {
+			return err
+		}
+		ports[uint16(port)] = true
+	}
+	return lines.Err()
+}
+
+// dropPair removes a pair's maps, and the names of its flows from the flow
+// table, which would otherwise fill up with names of nothing.
+func (t *tables) dropPair(n uint32) error {
+	if err := t.objects.NatRings.Delete(n); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("remove the port table of pair %d: %w", n, err)
+	}
+	if err := t.objects.NatFlows.Delete(n); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("remove the flow table of pair %d: %w", n, err)
+	}
+	for i := range len(t.buckets.memory) / 8 {
+		if w := t.buckets.load(i); uint32(w)>>16 == n && uint32(w) != 0 {
+			t.buckets.swap(i, w, 0)
+		}
+	}
+	return put(t.objects.NatPairs, n, &lbNatPair{})
+}

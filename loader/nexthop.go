@@ -1,0 +1,349 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// refreshEvery bounds how long a missed event goes unnoticed.
+const refreshEvery = 15 * time.Second
+
+// neighbourValid are the states in which a neighbour's MAC address may be used.
+const neighbourValid = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY | netlink.NUD_PROBE |
+	netlink.NUD_PERMANENT | netlink.NUD_NOARP
+
+// A Resolver follows the next hops of a set of addresses: route, gateway where
+// there is one, interface and neighbour. It has the kernel keep the neighbours
+// resolved (NTF_MANAGED), since XDP sends no ARP requests of its own, and calls
+// changed, from its own goroutine, whenever an answer changes.
+type Resolver struct {
+	log      *slog.Logger
+	datapath map[string]bool // interfaces that have the program
+	changed  func()
+
+	space   netns.NsHandle
+	netlink *netlink.Handle
+
+	kick chan struct{}
+	stop chan struct{}
+	done sync.WaitGroup
+
+	mu   sync.Mutex
+	want []netip.Addr
+	hops map[netip.Addr]hop
+	kept map[neighbourKey]bool // neighbours that the kernel keeps for us
+}
+
+type hop struct {
+	next lb.NextHop
+	err  error
+}
+
+type neighbourKey struct {
+	link int
+	addr netip.Addr
+}
+
+// NewResolver starts a resolver. The interfaces are those that the XDP program
+// is on: a VLAN interface on top of one of them is left through it, tagged.
+func NewResolver(interfaces []string, log *slog.Logger, changed func()) (*Resolver, error) {
+	r := &Resolver{
+		log: log, changed: changed, datapath: map[string]bool{},
+		kick: make(chan struct{}, 1), stop: make(chan struct{}),
+		hops: map[netip.Addr]hop{}, kept: map[neighbourKey]bool{},
+	}
+	for _, name := range interfaces {
+		r.datapath[name] = true
+	}
+	// Everything goes through sockets of the caller's network namespace, whatever
+	// thread a goroutine runs on later.
+	var err error
+	if r.space, err = netns.Get(); err != nil {
+		return nil, fmt.Errorf("open the network namespace: %w", err)
+	}
+	if r.netlink, err = netlink.NewHandleAt(r.space, unix.NETLINK_ROUTE); err != nil {
+		return nil, errors.Join(fmt.Errorf("open netlink: %w", err), r.space.Close())
+	}
+	if err := r.subscribe(); err != nil {
+		r.Close()
+		return nil, err
+	}
+	r.done.Go(r.run)
+	return r, nil
+}
+
+// subscribe has every change of links, routes and neighbours poke the loop.
+func (r *Resolver) subscribe() error {
+	lost := func(err error) { r.log.Debug("netlink events were lost", "error", err) }
+	return errors.Join(
+		follow(r, "neighbours", r.concerns, func(ch chan netlink.NeighUpdate) error {
+			return netlink.NeighSubscribeWithOptions(ch, r.stop, netlink.NeighSubscribeOptions{Namespace: &r.space, ErrorCallback: lost})
+		}),
+		follow(r, "routes", nil, func(ch chan netlink.RouteUpdate) error {
+			return netlink.RouteSubscribeWithOptions(ch, r.stop, netlink.RouteSubscribeOptions{Namespace: &r.space, ErrorCallback: lost})
+		}),
+		follow(r, "links", nil, func(ch chan netlink.LinkUpdate) error {
+			return netlink.LinkSubscribeWithOptions(ch, r.stop, netlink.LinkSubscribeOptions{Namespace: &r.space, ErrorCallback: lost})
+		}))
+}
+
+// follow pokes the loop for every event that matters, until stop. The kernel
+// ends a subscription whose reader was too slow; then there is a new one, and
+// the loop looks at everything.
+func follow[T any](r *Resolver, what string, matters func(T) bool, subscribe func(chan T) error) error {
+	events := make(chan T, 64)
+	if err := subscribe(events); err != nil {
+		return fmt.Errorf("follow %s: %w", what, err)
+	}
+	r.done.Go(func() {
+		for {
+			for e := range events {
+				if matters == nil || matters(e) {
+					r.poke()
+				}
+			}
+			select {
+			case <-r.stop:
+				return
+			default:
+			}
+			events = make(chan T, 64)
+			if err := subscribe(events); err != nil {
+				r.log.Error("changes are noticed late from now on", "what", what, "error", err)
+				return
+			}
+			r.poke()
+		}
+	})
+	return nil
+}
+
+func (r *Resolver) poke() {
+	select {
+	case r.kick <- struct{}{}:
+	default:
+	}
+}
+
+// concerns tells whether a neighbour event is about one of our next hops: an
+// on-link network may have thousands of others.
+func (r *Resolver) concerns(u netlink.NeighUpdate) bool {
+	addr, ok := netip.AddrFromSlice(u.IP)
+	if !ok {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.kept[neighbourKey{u.LinkIndex, addr.Unmap()}]
+}
+
+// Set replaces the set of addresses that are followed, and resolves the new
+// ones as far as can be done without waiting.
+func (r *Resolver) Set(addresses []netip.Addr) {
+	r.mu.Lock()
+	r.want = slices.Clone(addresses)
+	r.mu.Unlock()
+	r.resolveAll()
+}
+
+// Lookup returns the next hop of an address, or why there is none.
+func (r *Resolver) Lookup(a netip.Addr) (lb.NextHop, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h, ok := r.hops[a]
+	if !ok {
+		return lb.NextHop{}, errors.New("not looked up yet")
+	}
+	return h.next, h.err
+}
+
+// Close ends the resolver. The kernel goes on keeping the neighbours, since the
+// data plane goes on using them.
+func (r *Resolver) Close() {
+	close(r.stop)
+	r.done.Wait()
+	r.netlink.Close()
+	// Only this process's file descriptor closes.
+	_ = r.space.Close()
+}
+
+func (r *Resolver) run() {
+	ticker := time.NewTicker(refreshEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-r.stop:
+			return
+		case <-r.kick:
+		case <-ticker.C:
+		}
+		if r.resolveAll() {
+			r.changed()
+		}
+	}
+}
+
+// resolveAll looks every address up anew and tells whether an answer changed.
+func (r *Resolver) resolveAll() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	pass := &resolution{r: r, neighbours: map[int]map[netip.Addr]netlink.Neigh{}, keep: map[neighbourKey]bool{}}
+	hops := make(map[netip.Addr]hop, len(r.want))
+	changed := false
+	for _, a := range r.want {
+		h, err := pass.resolve(a)
+		hops[a] = hop{h, err}
+		old, ok := r.hops[a]
+		if ok && old.next == h && (old.err == nil) == (err == nil) {
+			continue
+		}
+		changed = true
+		if err != nil {
+			r.log.Warn("no next hop", "backend", a, "why", err)
+		} else {
+			r.log.Info("next hop", "backend", a, "mac", net.HardwareAddr(h.Destination[:]), "interface", h.Interface)
+		}
+	}
+	for k := range r.kept {
+		if !pass.keep[k] {
+			r.release(k)
+		}
+	}
+	r.hops, r.kept = hops, pass.keep
+	return changed
+}
+
+// resolution is one pass over all addresses.
+type resolution struct {
+	r          *Resolver
+	neighbours map[int]map[netip.Addr]netlink.Neigh // by link, listed once
+	keep       map[neighbourKey]bool
+}
+
+func (p *resolution) resolve(a netip.Addr) (lb.NextHop, error) {
+	routes, err := p.r.netlink.RouteGet(a.AsSlice())
+	if err != nil || len(routes) == 0 {
+		return lb.NextHop{}, fmt.Errorf("no route to %v: %w", a, err)
+	}
+	route := routes[0]
+	if route.Type == unix.RTN_LOCAL {
+		return lb.NextHop{}, fmt.Errorf("%v is this node's own address: a backend must be another machine", a)
+	}
+	if route.Type != unix.RTN_UNICAST {
+		return lb.NextHop{}, fmt.Errorf("no route to %v: the routing table rejects it", a)
+	}
+	via := a
+	if gw, ok := netip.AddrFromSlice(route.Gw); ok {
+		via = gw.Unmap()
+	}
+	out, err := p.r.netlink.LinkByIndex(route.LinkIndex)
+	if err != nil {
+		return lb.NextHop{}, fmt.Errorf("look at the interface towards %v: %w", a, err)
+	}
+	h, err := p.out(out)
+	if err != nil {
+		return lb.NextHop{}, err
+	}
+	mac, err := p.neighbour(out, via)
+	if err != nil {
+		return lb.NextHop{}, err
+	}
+	h.Destination = mac
+	return h, nil
+}
+
+// out says how a frame leaves by a link: through it, or tagged through the
+// interface below it where that has the program.
+func (p *resolution) out(l netlink.Link) (lb.NextHop, error) {
+	var h lb.NextHop
+	name := l.Attrs().Name
+	if len(l.Attrs().HardwareAddr) != 6 {
+		return h, fmt.Errorf("interface %s has no Ethernet address", name)
+	}
+	h.Source = [6]byte(l.Attrs().HardwareAddr)
+	if l.Attrs().Flags&net.FlagUp == 0 {
+		return h, fmt.Errorf("interface %s is down", name)
+	}
+	var tags []uint16
+	for !p.r.datapath[l.Attrs().Name] {
+		v, ok := l.(*netlink.Vlan)
+		if !ok {
+			return h, fmt.Errorf("the way leads through %s, where sluice is not: add it to datapath.interfaces", name)
+		}
+		tags = append([]uint16{uint16(v.VlanId)}, tags...)
+		below, err := p.r.netlink.LinkByIndex(v.ParentIndex)
+		if err != nil {
+			return h, fmt.Errorf("look at the interface below %s: %w", v.Name, err)
+		}
+		l = below
+	}
+	if len(tags) > len(h.VLANs) {
+		return h, fmt.Errorf("interface %s has more than %d VLAN tags", name, len(h.VLANs))
+	}
+	h.Tags = copy(h.VLANs[:], tags)
+	h.Interface = l.Attrs().Index
+	return h, nil
+}
+
+// neighbour returns the MAC address of a neighbour, and has the kernel keep it.
+func (p *resolution) neighbour(l netlink.Link, via netip.Addr) ([6]byte, error) {
+	index := l.Attrs().Index
+	known, ok := p.neighbours[index]
+	if !ok {
+		family := netlink.FAMILY_V4
+		if via.Is6() {
+			family = netlink.FAMILY_V6
+		}
+		list, err := p.r.netlink.NeighList(index, family)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return [6]byte{}, fmt.Errorf("list the neighbours on %s: %w", l.Attrs().Name, err)
+		}
+		known = make(map[netip.Addr]netlink.Neigh, len(list))
+		for _, n := range list {
+			if a, ok := netip.AddrFromSlice(n.IP); ok {
+				known[a.Unmap()] = n
+			}
+		}
+		p.neighbours[index] = known
+	}
+	key := neighbourKey{index, via}
+	n, ok := known[via]
+	if !p.keep[key] {
+		p.keep[key] = true
+		if (!ok || n.FlagsExt&netlink.NTF_EXT_MANAGED == 0) && n.State&netlink.NUD_PERMANENT == 0 {
+			if err := p.r.manage(index, via); err != nil {
+				return [6]byte{}, fmt.Errorf("resolve %v on %s: %w", via, l.Attrs().Name, err)
+			}
+		}
+	}
+	if !ok || n.State&neighbourValid == 0 || len(n.HardwareAddr) != 6 {
+		return [6]byte{}, fmt.Errorf("%v does not answer ARP on %s", via, l.Attrs().Name)
+	}
+	return [6]byte(n.HardwareAddr), nil
+}
+
+// manage has the kernel resolve a neighbour and keep it resolved.
+func (r *Resolver) manage(link int, via netip.Addr) error {
+	return r.netlink.NeighSet(&netlink.Neigh{
+		LinkIndex: link, IP: via.AsSlice(), State: netlink.NUD_NONE,
+		Flags: netlink.NTF_USE, FlagsExt: netlink.NTF_EXT_MANAGED,
+	})
+}
+
+// release lets a neighbour age again that nobody needs kept.
+func (r *Resolver) release(k neighbourKey) {
+	// It is gone already, or the link is: either is as good.
+	_ = r.netlink.NeighDel(&netlink.Neigh{LinkIndex: k.link, IP: k.addr.AsSlice()})
+}

@@ -1,0 +1,125 @@
+package loader
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// A State is what the tables of a data plane hold, in Go's terms. Plan computes
+// the next one from it; readState reads it back from the maps, so that a new
+// daemon goes on where the last one stopped. Nothing in it is changed once it
+// is complete.
+type State struct {
+	VIPs     map[netip.Addr]vipEntry
+	Ports    map[portKey]uint16 // service numbers
+	Services map[uint16]serviceEntry
+	Slots    map[uint16][]uint32 // owners, by service number
+	Backends map[uint32]backendEntry
+	Pairs    map[uint32]pairEntry
+
+	generation uint32 // the highest that any backend has or had
+}
+
+type portKey struct {
+	Table uint32
+	Port  uint16
+}
+
+type vipEntry struct {
+	Index  uint32
+	Table  uint32 // TCP port table; 0: none
+	Source bool   // a source address of a nat service
+}
+
+type serviceEntry struct {
+	First, Count uint32 // slots
+	Forward      lb.Forward
+}
+
+type backendEntry struct {
+	Service    uint16
+	Address    netip.AddrPort
+	NextHop    lb.NextHop
+	Generation uint32
+	Choice     uint32 // first in nat_choices
+	Pairs      []uint32
+	Alive      bool
+}
+
+func (b backendEntry) equal(o backendEntry) bool {
+	return b.Service == o.Service && b.Address == o.Address && b.NextHop == o.NextHop &&
+		b.Generation == o.Generation && b.Choice == o.Choice && b.Alive == o.Alive &&
+		slices.Equal(b.Pairs, o.Pairs)
+}
+
+type pairEntry struct {
+	Source  netip.Addr
+	Address netip.AddrPort // backend's
+	VIP     uint32         // index of Source
+	Key     uint32         // place in nat_keys
+}
+
+func newState() *State {
+	return &State{
+		VIPs:     map[netip.Addr]vipEntry{},
+		Ports:    map[portKey]uint16{},
+		Services: map[uint16]serviceEntry{},
+		Slots:    map[uint16][]uint32{},
+		Backends: map[uint32]backendEntry{},
+		Pairs:    map[uint32]pairEntry{},
+	}
+}
+
+// clone returns a state that may be changed; tables of slots are replaced, never
+// written to, so they are shared.
+func (s *State) clone() *State {
+	return &State{
+		VIPs: maps.Clone(s.VIPs), Ports: maps.Clone(s.Ports), Services: maps.Clone(s.Services),
+		Slots: maps.Clone(s.Slots), Backends: maps.Clone(s.Backends), Pairs: maps.Clone(s.Pairs),
+		generation: s.generation,
+	}
+}
+
+// place finds room in a table with open addressing, the way the XDP program
+// probes it.
+func place(what string, hash, size uint32, used func(index uint32) bool) (uint32, error) {
+	for i := range uint32(lbLimitsPROBES) {
+		if index := (hash + i) & (size - 1); !used(index) {
+			return index, nil
+		}
+	}
+	return 0, fmt.Errorf("no room for %s: its place in the table is taken %d times over", what, lbLimitsPROBES)
+}
+
+// freeRun finds the lowest run of n free numbers from first on, where used
+// holds the runs in use.
+func freeRun(what string, first, n, limit uint32, used []run) (uint32, error) {
+	slices.SortFunc(used, func(a, b run) int { return int(int64(a.first) - int64(b.first)) })
+	at := first
+	for _, r := range used {
+		if r.first >= at+n {
+			break
+		}
+		at = max(at, r.first+r.count)
+	}
+	if uint64(at)+uint64(n) > uint64(limit) {
+		return 0, fmt.Errorf("no room for %s: %d more do not fit, the table holds %d", what, n, limit)
+	}
+	return at, nil
+}
+
+type run struct{ first, count uint32 }
+
+// freeNumber finds the lowest number from 1 on that used does not have.
+func freeNumber[K ~uint16 | ~uint32, V any](what string, limit uint32, used map[K]V) (K, error) {
+	for n := uint32(1); n < limit; n++ {
+		if _, ok := used[K(n)]; !ok {
+			return K(n), nil
+		}
+	}
+	return 0, fmt.Errorf("no room for another %s: the table holds %d", what, limit-1)
+}

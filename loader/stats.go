@@ -1,0 +1,159 @@
+package loader
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// Stats is what the data plane has counted since it was loaded, over all CPUs.
+type Stats struct {
+	Services []ServiceStats
+	Outcomes []Outcome // what was not forwarded, in the order of enum outcome
+}
+
+// ServiceStats are the counters of one service. A dsr backend answers its
+// clients itself, so replies are counted for nat alone.
+type ServiceStats struct {
+	Name      string
+	Addresses []netip.AddrPort
+	Forward   lb.Forward
+	Losses    Losses
+	Backends  []BackendStats
+}
+
+// Losses counts what a service could not do.
+type Losses struct {
+	NoBackend  uint64 `json:"no_backend"`  // packets dropped: no healthy backend
+	NoPort     uint64 `json:"no_port"`     // connections refused: no source port is free
+	FlowsFull  uint64 `json:"flows_full"`  // connections refused: the flow table is full
+	EarlyReuse uint64 `json:"early_reuse"` // source ports reused within 60 s of their close
+	Evicted    uint64 `json:"evicted"`     // handshakes given up for newer ones
+}
+
+// BackendStats are the counters of one backend of one service. Bytes are those
+// of IP packets.
+type BackendStats struct {
+	Address      netip.AddrPort
+	Slots        int // of the service's table
+	Alive        bool
+	NextHop      lb.NextHop
+	Packets      uint64
+	Bytes        uint64
+	Flows        uint64 // SYNs forwarded
+	ReplyPackets uint64
+	ReplyBytes   uint64
+}
+
+// An Outcome counts packets that were not forwarded.
+type Outcome struct {
+	Name    string `json:"name"`
+	Dropped bool   `json:"dropped"` // else passed to the kernel
+	Packets uint64 `json:"packets"`
+}
+
+// Stats reads the counters.
+func (d *Datapath) Stats() (Stats, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return readStats(d.objects, d.state, d.names)
+}
+
+func readStats(m *lbMaps, state *State, names map[uint16]string) (Stats, error) {
+	var s Stats
+	by := state.byService()
+	addresses := map[uint16][]netip.AddrPort{}
+	for a, v := range state.VIPs {
+		for k, number := range state.Ports {
+			if k.Table == v.Table {
+				addresses[number] = append(addresses[number], netip.AddrPortFrom(a, k.Port))
+			}
+		}
+	}
+	for _, number := range slices.Sorted(maps.Keys(state.Services)) {
+		service := ServiceStats{Name: names[number], Addresses: addresses[number], Forward: state.Services[number].Forward}
+		slices.SortFunc(service.Addresses, netip.AddrPort.Compare)
+		var lost []lbServiceLosses
+		if err := m.Losses.Lookup(uint32(number), &lost); err != nil {
+			return s, fmt.Errorf("read the counters of service %d: %w", number, err)
+		}
+		for _, l := range lost {
+			service.Losses.NoBackend += l.NoBackend
+			service.Losses.NoPort += l.NoPort
+			service.Losses.FlowsFull += l.FlowsFull
+			service.Losses.EarlyReuse += l.EarlyReuse
+			service.Losses.Evicted += l.Evicted
+		}
+		slots := map[uint32]int{}
+		for _, owner := range state.Slots[number] {
+			slots[owner]++
+		}
+		for _, n := range by[number] {
+			b, err := backendStats(m, n, state.Backends[n])
+			if err != nil {
+				return s, err
+			}
+			b.Slots = slots[n]
+			service.Backends = append(service.Backends, b)
+		}
+		slices.SortFunc(service.Backends, func(a, b BackendStats) int { return a.Address.Compare(b.Address) })
+		s.Services = append(s.Services, service)
+	}
+	for o := lbOutcomePASS_NOT_IP; o < lbOutcomeOUTCOMES; o++ {
+		var counts []uint64
+		if err := m.Outcomes.Lookup(uint32(o), &counts); err != nil {
+			return s, fmt.Errorf("read the outcome counters: %w", err)
+		}
+		out := Outcome{Name: outcomeNames[o], Dropped: o >= lbOutcomeDROP_MALFORMED_IP}
+		for _, c := range counts {
+			out.Packets += c
+		}
+		s.Outcomes = append(s.Outcomes, out)
+	}
+	return s, nil
+}
+
+func backendStats(m *lbMaps, n uint32, e backendEntry) (BackendStats, error) {
+	b := BackendStats{Address: e.Address, Alive: e.Alive, NextHop: e.NextHop}
+	var traffic []lbCounters
+	if err := m.Traffic.Lookup(n, &traffic); err != nil {
+		return b, fmt.Errorf("read the counters of backend %d: %w", n, err)
+	}
+	for _, t := range traffic {
+		b.Packets += t.Packets
+		b.Bytes += t.Bytes
+		b.Flows += t.Flows
+		b.ReplyPackets += t.ReplyPackets
+		b.ReplyBytes += t.ReplyBytes
+	}
+	return b, nil
+}
+
+// outcomeNames are the outcomes as users see them.
+var outcomeNames = map[lbOutcome]string{
+	lbOutcomePASS_NOT_IP:        "not_ip",
+	lbOutcomePASS_NOT_VIP:       "not_vip",
+	lbOutcomePASS_OTHER_MAC:     "other_mac",
+	lbOutcomePASS_PROTOCOL:      "protocol",
+	lbOutcomePASS_FRAGMENT:      "later_fragment",
+	lbOutcomePASS_NO_SERVICE:    "no_service",
+	lbOutcomePASS_NO_FLOW:       "no_flow",
+	lbOutcomeDROP_MALFORMED_IP:  "malformed_ip",
+	lbOutcomeDROP_MALFORMED_TCP: "malformed_tcp",
+	lbOutcomeDROP_FRAGMENT:      "fragment",
+	lbOutcomeDROP_TTL:           "ttl",
+	lbOutcomeDROP_NO_BACKEND:    "no_backend",
+	lbOutcomeDROP_NO_PORT:       "no_port",
+	lbOutcomeDROP_FLOWS_FULL:    "flows_full",
+	lbOutcomeDROP_NO_NEXT_HOP:   "no_next_hop",
+	lbOutcomeDROP_HEADROOM:      "headroom",
+	lbOutcomeDROP_INTERNAL:      "internal",
+}
+
+func (o Outcome) String() string {
+	return strings.ReplaceAll(o.Name, "_", " ")
+}
