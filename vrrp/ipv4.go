@@ -106,7 +106,7 @@ func (t *multicastIPv4) Send(msg []byte) error {
 	return nil
 }
 
-// Receive waits for one packet. After Close its error is os.ErrClosed.
+// Receive waits for one packet.
 func (t *multicastIPv4) Receive(b []byte) (Packet, error) {
 	t.recvBuf = b
 	err := t.raw.Read(t.recvFn)

@@ -83,8 +83,10 @@ func (r *Router) checkAddresses(now time.Time) {
 		}
 		r.log.Warn("vip was removed by somebody else; putting it back", "addresses", report.Missing)
 		r.addVIPs(now)
-		r.schedule.begin(now)
-		r.announce(now)
+		if !r.machine.Releasing() {
+			r.schedule.begin(now)
+			r.announce(now)
+		}
 	case Backup, Fault:
 		if len(report.Present) > 0 && !r.machine.Held() {
 			r.removeVIPs()

@@ -113,9 +113,12 @@ func (r *Router) Run(ctx context.Context) error {
 				now := time.Now()
 				r.perform(now, r.machine.Expire(now))
 				r.announce(now)
-				if !now.Before(recheck) || !r.retry.IsZero() && !now.Before(r.retry) {
-					recheck = now.Add(recheckEvery)
+				retry := !r.retry.IsZero() && !now.Before(r.retry)
+				if retry {
 					r.retry = time.Time{}
+				}
+				if retry || !now.Before(recheck) {
+					recheck = now.Add(recheckEvery)
 					r.refresh(now, received)
 				}
 			}
@@ -209,6 +212,10 @@ func (r *Router) perform(now time.Time, actions []Action) {
 	for _, a := range actions {
 		switch a.Kind {
 		case ActionSend:
+			if a.Priority == PriorityRelease {
+				// An announcement after the goodbye would fight the next node's.
+				r.schedule.stop()
+			}
 			r.send(now, a.Priority)
 		case ActionAdd:
 			r.addVIPs(now)
