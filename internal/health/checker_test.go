@@ -1,0 +1,380 @@
+package health
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+var errRefused = errors.New("connect: connection refused")
+
+// target returns a target at 192.0.2.n, probed once a second.
+func target(n int) Target {
+	return Target{
+		Address: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), 80),
+		Probe:   lb.Probe{Type: lb.ProbeTCP, Interval: time.Second, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 3},
+	}
+}
+
+// fakes is a probe function whose results and duration the test sets. Its clock
+// is that of a synctest bubble.
+type fakes struct {
+	mu      sync.Mutex
+	result  map[netip.AddrPort]error
+	took    time.Duration
+	deaf    time.Duration // how long a run goes on after its context ended
+	starts  []time.Time
+	running map[netip.AddrPort]int
+	most    int // runs of one endpoint at once
+}
+
+func newFakes() *fakes {
+	return &fakes{result: make(map[netip.AddrPort]error), running: make(map[netip.AddrPort]int)}
+}
+
+func (f *fakes) set(t Target, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.result[t.Endpoint()] = err
+}
+
+func (f *fakes) probe(ctx context.Context, t Target) error {
+	f.mu.Lock()
+	f.starts = append(f.starts, time.Now())
+	f.running[t.Endpoint()]++
+	f.most = max(f.most, f.running[t.Endpoint()])
+	took, deaf := f.took, f.deaf
+	f.mu.Unlock()
+	var err error
+	select {
+	case <-time.After(took):
+	case <-ctx.Done():
+		err = ctx.Err()
+		time.Sleep(deaf)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.running[t.Endpoint()]--
+	if err == nil {
+		err = f.result[t.Endpoint()]
+	}
+	return err
+}
+
+func (f *fakes) runs() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.starts)
+}
+
+func (f *fakes) checker(t *testing.T) *Checker {
+	t.Helper()
+	c := newChecker(slog.New(slog.DiscardHandler), f.probe)
+	t.Cleanup(c.Close)
+	return c
+}
+
+// pass lets time pass in the bubble and what is due happen.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func status(t *testing.T, c *Checker, target Target) Status {
+	t.Helper()
+	s, ok := c.Status(target)
+	if !ok {
+		t.Fatalf("%v is not in the set", target)
+	}
+	return s
+}
+
+func isClosed(ch <-chan struct{}) bool {
+	select {
+	case <-ch:
+		return true
+	default:
+		return false
+	}
+}
+
+func TestRiseAndFall(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		rise, fall int
+		results    string // s: success, f: failure, e: this node is out of files
+		want       string // verdict after each: U up, D down, ? unknown
+	}{
+		{"first success decides", 2, 3, "s", "U"},
+		{"first failure decides", 2, 3, "f", "D"},
+		{"falls after three in a row", 2, 3, "sfffs", "UUUDD"},
+		{"two failures do not count", 2, 3, "sffsffsfff", "UUUUUUUUUD"},
+		{"rises after two in a row", 2, 3, "fsfssf", "DDDDUU"},
+		{"first failure counts for nothing more", 2, 3, "fssff", "DDUUU"},
+		{"rise and fall of one", 1, 1, "sfsff", "UDUDD"},
+		{"rise and fall of zero are one", 0, 0, "sfsff", "UDUDD"},
+		{"own errors decide nothing", 2, 2, "eesfefe", "??UUUDD"},
+		{"own errors do not break a row", 2, 3, "fses", "DDDU"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, one := newFakes(), target(1)
+				one.Probe.Rise, one.Probe.Fall = tt.rise, tt.fall
+				errs := map[rune]error{'s': nil, 'f': errRefused, 'e': syscall.EMFILE}
+				c := f.checker(t)
+				var got strings.Builder
+				for i, r := range tt.results {
+					f.set(one, errs[r])
+					if i == 0 {
+						c.Set([]Target{one})
+					}
+					for f.runs() == i {
+						pass(time.Millisecond)
+					}
+					synctest.Wait()
+					got.WriteByte("?UD"[c.Verdict(one)])
+				}
+				if diff := cmp.Diff(tt.want, got.String()); diff != "" {
+					t.Errorf("verdicts after %q (-want +got):\n%s", tt.results, diff)
+				}
+			})
+		})
+	}
+}
+
+func TestStatus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, one := newFakes(), target(1)
+		f.took = 20 * time.Millisecond
+		c := f.checker(t)
+		if _, ok := c.Status(one); ok {
+			t.Error("a target that was never set has a status")
+		}
+		c.Set([]Target{one})
+		if diff := cmp.Diff(Status{Target: one}, status(t, c, one), compare); diff != "" {
+			t.Errorf("before the first result (-want +got):\n%s", diff)
+		}
+		pass(150 * time.Millisecond)
+		start := f.starts[0]
+		up := Status{
+			Target: one, Verdict: Up, Since: start.Add(f.took), Successes: 1, Checks: 1,
+			LastRun: start, LastDuration: f.took,
+		}
+		if diff := cmp.Diff(up, status(t, c, one), compare); diff != "" {
+			t.Errorf("after a success (-want +got):\n%s", diff)
+		}
+		f.set(one, errRefused)
+		for f.runs() < 3 {
+			pass(10 * time.Millisecond)
+		}
+		pass(f.took)
+		failing := up
+		failing.Successes, failing.Failures, failing.Checks = 0, 2, 3
+		failing.LastRun, failing.LastError = f.starts[2], "connect: connection refused"
+		if diff := cmp.Diff(failing, status(t, c, one), compare); diff != "" {
+			t.Errorf("after two failures (-want +got):\n%s", diff)
+		}
+	})
+}
+
+var compare = cmp.Options{
+	cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
+	cmp.Comparer(func(a, b *regexp.Regexp) bool { return a == b }),
+}
+
+func TestChanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, one, two := newFakes(), target(1), target(2)
+		c := f.checker(t)
+		signalled := func() bool { return isClosed(c.Changed()) } // takes the signal
+		c.Set([]Target{one, two})
+		if signalled() {
+			t.Error("signal by Set")
+		}
+		pass(100 * time.Millisecond)
+		if !signalled() {
+			t.Error("no signal after the first results")
+		}
+		if signalled() {
+			t.Error("two signals for changes that nobody waited for")
+		}
+		pass(5 * time.Second)
+		if signalled() {
+			t.Error("signal without a change")
+		}
+		f.set(two, errRefused)
+		pass(2 * time.Second)
+		if signalled() {
+			t.Error("signal after two failures of three")
+		}
+		pass(time.Second)
+		if !signalled() || c.Verdict(two) != Down || c.Verdict(one) != Up {
+			t.Errorf("verdicts after three failures of the second: %v, %v", c.Verdict(one), c.Verdict(two))
+		}
+	})
+}
+
+func TestReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, one, two := newFakes(), target(1), target(2)
+		f.set(one, errRefused)
+		c := f.checker(t)
+		first := c.Ready()
+		if isClosed(first) {
+			t.Error("ready before the first Set")
+		}
+		f.took = 300 * time.Millisecond
+		c.Set([]Target{one})
+		pass(200 * time.Millisecond)
+		if isClosed(first) {
+			t.Error("ready before the first result")
+		}
+		pass(200 * time.Millisecond)
+		if !isClosed(first) {
+			t.Error("not ready though all have a verdict")
+		}
+		c.Set([]Target{one, two})
+		if isClosed(c.Ready()) {
+			t.Error("ready with a new target that has no verdict")
+		}
+		c.Set([]Target{one})
+		if !isClosed(c.Ready()) {
+			t.Error("not ready after the only target without a verdict has gone")
+		}
+		c.Set(nil)
+		if !isClosed(c.Ready()) {
+			t.Error("not ready without targets")
+		}
+	})
+}
+
+func TestStatusesSorted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := target(2)
+		slow.Probe.Interval = time.Minute
+		six := target(1)
+		six.Address = netip.MustParseAddrPort("[2001:db8::1]:80")
+		c := newFakes().checker(t)
+		c.Set([]Target{six, target(10), slow, target(9), target(2)})
+		var got []string
+		for _, s := range c.Statuses() {
+			got = append(got, fmt.Sprintf("%v %v", s.Target, s.Target.Probe.Interval))
+		}
+		want := []string{"tcp 192.0.2.2:80 1m0s", "tcp 192.0.2.2:80 1s", "tcp 192.0.2.9:80 1s", "tcp 192.0.2.10:80 1s", "tcp [2001:db8::1]:80 1s"}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("targets (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakes()
+		f.took, f.deaf = time.Hour, 200*time.Millisecond
+		c := f.checker(t)
+		c.Set([]Target{target(1), target(2), target(3)})
+		pass(200 * time.Millisecond)
+		c.Set([]Target{target(1)}) // two runs are broken off, one goes on
+		began := time.Now()
+		c.Close()
+		if took := time.Since(began); took != f.deaf {
+			t.Errorf("Close took %v, want the %v that the runs took to end", took, f.deaf)
+		}
+		for endpoint, n := range f.running {
+			if n != 0 {
+				t.Errorf("a run of %v outlives Close", endpoint)
+			}
+		}
+		if got := status(t, c, target(1)); got.Checks != 0 {
+			t.Errorf("the run that Close broke off counts: %+v", got)
+		}
+		runs := f.runs()
+		c.Set([]Target{target(1), target(4)})
+		c.Close()
+		pass(time.Minute)
+		if n := f.runs() - runs; n != 0 {
+			t.Errorf("%d runs after Close", n)
+		}
+	})
+}
+
+func TestUncheckedTimes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, one := newFakes(), target(1)
+		one.Probe.Interval, one.Probe.Timeout = 0, -time.Second
+		f.took = time.Minute
+		c := f.checker(t)
+		c.Set([]Target{one})
+		pass(5 * time.Second)
+		got := status(t, c, one)
+		if got.LastDuration != time.Second || got.Checks > 4 {
+			t.Errorf("without interval and timeout: %d runs in 5s, the last one %v, want 1s each", got.Checks, got.LastDuration)
+		}
+	})
+}
+
+func TestLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, one := newFakes(), target(1)
+		var out strings.Builder
+		noTime := func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}
+		c := newChecker(slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{ReplaceAttr: noTime})), f.probe)
+		c.Set([]Target{one})
+		for _, err := range []error{nil, errRefused, syscall.EMFILE, nil} {
+			f.set(one, err)
+			pass(10 * time.Second)
+		}
+		c.Close()
+		want := `level=INFO msg="target is up" target="tcp 192.0.2.1:80"
+level=WARN msg="target is down" target="tcp 192.0.2.1:80" error="connect: connection refused"
+level=WARN msg="cannot probe" target="tcp 192.0.2.1:80" error="too many open files"
+level=INFO msg="target is up" target="tcp 192.0.2.1:80"
+`
+		if diff := cmp.Diff(want, out.String()); diff != "" {
+			t.Errorf("log (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// The whole way, over real sockets: up, down after the server has gone.
+func TestCheckerRealServer(t *testing.T) {
+	l := listen(t, "127.0.0.1:0")
+	one := Target{
+		Address: addrPort(t, l.Addr()),
+		Probe:   lb.Probe{Type: lb.ProbeTCP, Interval: 5 * time.Millisecond, Timeout: long, Rise: 2, Fall: 2},
+	}
+	c := NewChecker(slog.New(slog.DiscardHandler))
+	defer c.Close()
+	c.Set([]Target{one})
+	<-c.Ready()
+	<-c.Changed()
+	if got := c.Verdict(one); got != Up {
+		t.Fatalf("verdict on a server that listens: %v", got)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	<-c.Changed()
+	got := status(t, c, one)
+	if got.Verdict != Down || !strings.HasPrefix(got.LastError, "connect: connection refused") {
+		t.Errorf("after the server has gone: %v, %q", got.Verdict, got.LastError)
+	}
+}

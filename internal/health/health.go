@@ -1,0 +1,129 @@
+// Package health finds out which servers can serve.
+//
+// A Checker probes its targets again and again and keeps a verdict on each. The
+// first result decides at once; after that it takes Rise successes or Fall
+// failures in a row to change the verdict. Run runs one probe once.
+package health
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"time"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// A Target is a server and how it is probed. Targets whose probes would do the
+// same to the same endpoint, in the same rhythm, are one and the same.
+type Target struct {
+	Address netip.AddrPort // of the server
+	Probe   lb.Probe
+}
+
+// Endpoint is the address and port that is probed: Probe.Port, where it is set,
+// takes the place of the server's port.
+func (t Target) Endpoint() netip.AddrPort {
+	port := t.Address.Port()
+	if t.Probe.Port != 0 {
+		port = t.Probe.Port
+	}
+	return netip.AddrPortFrom(t.Address.Addr().Unmap(), port)
+}
+
+func (t Target) String() string { return fmt.Sprintf("%s %v", t.Probe.Type, t.Endpoint()) }
+
+// A Verdict is what is known about a target.
+type Verdict uint8
+
+// The verdicts.
+const (
+	Unknown Verdict = iota // no result yet
+	Up
+	Down
+)
+
+func (v Verdict) String() string {
+	switch v {
+	case Unknown:
+		return "unknown"
+	case Up:
+		return "up"
+	case Down:
+		return "down"
+	}
+	return fmt.Sprintf("verdict %d", uint8(v))
+}
+
+// A Status is what a Checker knows about a target.
+type Status struct {
+	Target    Target // as it was first given to Set
+	Verdict   Verdict
+	Since     time.Time // when the verdict was reached; zero while Unknown
+	Successes int       // in a row, up to now; 0 after a failure
+	Failures  int       // in a row, up to now; 0 after a success
+	Checks    uint64    // results so far
+
+	// The last finished run; zero before the first.
+	LastRun      time.Time // its start
+	LastDuration time.Duration
+	LastError    string // why it failed; "" if it succeeded
+}
+
+// action says what the probe of t does: all of its identity but the rhythm.
+func (t Target) action() string {
+	p := &t.Probe
+	s := fmt.Sprintf("%s %v", p.Type, t.Endpoint())
+	if p.Type == lb.ProbeHTTP {
+		s += fmt.Sprintf(" %q %q %v", p.Path, p.Host, p.Status)
+		if p.Body != nil {
+			s += fmt.Sprintf(" %q", p.Body)
+		}
+	}
+	return s
+}
+
+// identity is equal for targets that are the same.
+func (t Target) identity() string {
+	p := &t.Probe
+	return fmt.Sprintf("%s every %v within %v rise %d fall %d", t.action(), p.Interval, p.Timeout, p.Rise, p.Fall)
+}
+
+// A rhythm says when the runs of a target start: a spread start, and from then
+// on once per interval at a phase that depends on the action alone. So a thousand
+// targets with one interval do not run at once, and a target keeps its place
+// when others come and go.
+type rhythm struct {
+	interval time.Duration
+	hash     uint64
+}
+
+// startSpread is the time over which the first runs of targets are spread.
+const startSpread = 100 * time.Millisecond
+
+func newRhythm(action string, interval time.Duration) rhythm {
+	sum := sha256.Sum256([]byte(action))
+	return rhythm{interval, binary.BigEndian.Uint64(sum[:])}
+}
+
+// fraction returns the part of d that the hash stands for, 0 to below d.
+func (r rhythm) fraction(d time.Duration) time.Duration {
+	hi, _ := bits.Mul64(r.hash, uint64(d))
+	return time.Duration(hi)
+}
+
+// start returns how long to wait for the first run.
+func (r rhythm) start() time.Duration { return r.fraction(min(startSpread, r.interval)) }
+
+// next returns when the run after one that began at began starts, if it is now
+// the time now: at the next moment of the rhythm. One that has passed because the
+// run took long is left out, and so is one less than half an interval after
+// began, which matters after a first run only. All three are durations since one
+// fixed moment.
+func (r rhythm) next(began, now time.Duration) time.Duration {
+	after := max(began+r.interval/2, now)
+	phase := r.fraction(r.interval)
+	return after - (after-phase+r.interval)%r.interval + r.interval
+}
