@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -113,7 +112,7 @@ func (d *Datapath) attach(nic *net.Interface, mode Mode) (Attachment, error) {
 		d.log.Warn("generic XDP", "interface", nic.Name, "why", got.refused)
 	}
 	if d.pinDir != "" {
-		if err := repin(l, filepath.Join(d.pinDir, linkPrefix+nic.Name)); err != nil {
+		if err := repin(l, linkPath(d.pinDir, nic.Name)); err != nil {
 			return a, errors.Join(err, l.Close())
 		}
 	}
@@ -130,7 +129,7 @@ func (d *Datapath) adopt(nic *net.Interface, mode Mode) (link.Link, error) {
 	if d.pinDir == "" {
 		return nil, nil
 	}
-	path := filepath.Join(d.pinDir, linkPrefix+nic.Name)
+	path := linkPath(d.pinDir, nic.Name)
 	l, err := link.LoadPinnedLink(path, nil)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil

@@ -213,7 +213,7 @@ func (r *Resolver) resolveAll() bool {
 		if err != nil {
 			r.log.Warn("no next hop", "backend", a, "why", err)
 		} else {
-			r.log.Info("next hop", "backend", a, "mac", net.HardwareAddr(h.Destination[:]), "interface", h.Interface)
+			r.log.Info("next hop", "backend", a, "mac", net.HardwareAddr(h.Destination[:]).String(), "interface", h.Interface)
 		}
 	}
 	for k := range r.kept {

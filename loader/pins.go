@@ -16,8 +16,15 @@ import (
 // DefaultPinDir is where programs, maps and links are pinned.
 const DefaultPinDir = "/sys/fs/bpf/sluice"
 
+// A BPF file system takes no dots in names, and VLAN interfaces have one.
+var (
+	escape   = strings.NewReplacer("_", "__", ".", "_d")
+	unescape = strings.NewReplacer("__", "_", "_d", ".")
+)
+
 const (
 	linkPrefix  = "link-"
+	freshSuffix = "-new"
 	programPin  = "program"
 	bpffsParent = "/sys/fs/bpf"
 )
@@ -66,7 +73,7 @@ func onBPFFS(dir string) (bool, error) {
 
 // repin pins what p pins at path, in place of what is pinned there.
 func repin(p interface{ Pin(string) error }, path string) error {
-	fresh := path + ".new"
+	fresh := path + freshSuffix
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("pin %s: %w", path, err)
 	}
@@ -77,6 +84,11 @@ func repin(p interface{ Pin(string) error }, path string) error {
 		return fmt.Errorf("pin %s: %w", path, err)
 	}
 	return nil
+}
+
+// linkPath is where the link of an interface is pinned.
+func linkPath(dir, name string) string {
+	return filepath.Join(dir, linkPrefix+escape.Replace(name))
 }
 
 // pinnedLinks returns the names of the interfaces that have a pinned link.
@@ -90,8 +102,8 @@ func pinnedLinks(dir string) ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if name, ok := strings.CutPrefix(e.Name(), linkPrefix); ok && !strings.HasSuffix(name, ".new") {
-			names = append(names, name)
+		if name, ok := strings.CutPrefix(e.Name(), linkPrefix); ok && !strings.HasSuffix(name, freshSuffix) {
+			names = append(names, unescape.Replace(name))
 		}
 	}
 	return names, nil
@@ -124,7 +136,7 @@ func Detach(dir string) ([]string, error) {
 		paths = append(paths, filepath.Join(dir, name))
 	}
 	for _, path := range paths {
-		for _, p := range []string{path, path + ".new"} {
+		for _, p := range []string{path, path + freshSuffix} {
 			if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return freed, fmt.Errorf("remove the pin: %w", err)
 			}
@@ -140,7 +152,7 @@ func Detach(dir string) ([]string, error) {
 
 // detachLink frees one interface; it tells whether the program was on it.
 func detachLink(dir, name string) (bool, error) {
-	path := filepath.Join(dir, linkPrefix+name)
+	path := linkPath(dir, name)
 	l, err := link.LoadPinnedLink(path, nil)
 	if err != nil {
 		return false, fmt.Errorf("open the pinned link of %s: %w", name, err)

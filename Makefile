@@ -1,0 +1,63 @@
+# Every target does its own set-up on a fresh Debian machine: what is missing is
+# installed by apt-get, and nothing is asked.
+
+GO ?= go
+GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+PREFIX ?= /usr/local
+
+.PHONY: build install generate check-generated demo lab lab-down test test-unprivileged bench lint fuzz interop clean
+
+build:
+	$(GO) build -o bin/sluice ./cmd/sluice
+
+install: build
+	install -D -m 0755 bin/sluice $(DESTDIR)$(PREFIX)/sbin/sluice
+
+# The committed objects are enough to build; this makes them from the C sources.
+generate:
+	scripts/setup generate
+	$(GO) generate ./loader
+
+check-generated:
+	scripts/setup generate
+	scripts/check-generated
+
+# The main job in network namespaces: balancing, failover, the figures.
+demo:
+	scripts/setup demo
+	$(GO) build -o bin/sluice ./cmd/sluice
+	$(GO) run ./scripts/lab demo
+
+# The same network, left up; `make lab-down` removes it.
+lab:
+	scripts/setup demo
+	$(GO) build -o bin/sluice ./cmd/sluice
+	$(GO) run ./scripts/lab up
+
+lab-down:
+	$(GO) run ./scripts/lab down
+
+# All tests. As root, one that needs root and is skipped is a failure.
+test:
+	scripts/setup test
+	SLUICE_REQUIRE_ROOT=$$(test "$$(id -u)" = 0 && echo 1) $(GO) test -race -timeout 30m ./...
+
+bench:
+	scripts/setup bench
+	$(GO) test ./loader -run '^TestFigures$$' -count 1 -v -figures | grep -E '^(figure:|---|FAIL|ok|panic)'
+
+lint:
+	$(GO) vet ./...
+	$(GO) run $(GOLANGCI_LINT) run ./...
+
+fuzz:
+	$(GO) test ./vrrp -run '^$$' -fuzz . -fuzztime 60s
+	$(GO) test ./internal/config -run '^$$' -fuzz . -fuzztime 60s
+
+# The tests against other implementations.
+interop:
+	scripts/setup test
+	SLUICE_REQUIRE_ROOT=1 $(GO) test -count 1 -v -run Interop ./vrrp ./cmd/sluice
+
+clean:
+	rm -rf bin

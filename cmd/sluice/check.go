@@ -1,0 +1,52 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/sluice-lb/sluice/internal/config"
+)
+
+func checkCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "check",
+		Usage: "validate the configuration and print every error with its place",
+		Flags: configFlags(),
+		Action: func(c *cli.Context) error {
+			cfg, err := loadConfig(c)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(c.App.Writer, "%s: ok: %s, %s, %s\n", c.String("config"),
+				count(len(cfg.Services), "service"), count(len(cfg.Pools), "pool"), count(len(cfg.VRRP), "VRRP instance"))
+			return nil
+		},
+	}
+}
+
+// loadConfig reads the configuration that the flags name, and prints its errors.
+func loadConfig(c *cli.Context) (*config.Config, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		host = ""
+	}
+	file := c.String("config")
+	cfg, err := config.Load(file, config.Options{Node: c.String("node"), Hostname: host})
+	var mistakes config.Errors
+	if errors.As(err, &mistakes) {
+		fmt.Fprintln(c.App.ErrWriter, err)
+		fmt.Fprintf(c.App.ErrWriter, "sluice: %s: %s\n", file, count(len(mistakes), "error"))
+		return nil, errReported
+	}
+	return cfg, err
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

@@ -1,0 +1,296 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/urfave/cli/v2"
+
+	"github.com/sluice-lb/sluice/internal/config"
+	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/internal/health"
+	"github.com/sluice-lb/sluice/loader"
+	"github.com/sluice-lb/sluice/vrrp"
+)
+
+func runCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "run",
+		Usage: "run the daemon in the foreground",
+		Description: "SIGTERM and SIGINT hand the VIPs over and stop; where no peer takes them they stay. " +
+			"The data plane goes on forwarding until `sluice detach`.",
+		Flags: append(configFlags(),
+			&cli.StringFlag{Name: "log-level", Value: "info", Usage: "debug, info, warn or error"}),
+		Action: func(c *cli.Context) error {
+			var level slog.Level
+			if err := level.UnmarshalText([]byte(c.String("log-level"))); err != nil {
+				return &usageError{"run ", fmt.Errorf("--log-level %q: want debug, info, warn or error", c.String("log-level"))}
+			}
+			cfg, err := loadConfig(c)
+			if err != nil {
+				return err
+			}
+			d := &node{
+				cfg: cfg, runDir: c.String("run-dir"), pinDir: c.String("pin-dir"), started: time.Now(),
+				log: slog.New(slog.NewTextHandler(c.App.ErrWriter, &slog.HandlerOptions{Level: level})),
+			}
+			return d.run(c.Context)
+		},
+	}
+}
+
+// A node is the daemon: everything that runs, put together.
+type node struct {
+	cfg            *config.Config
+	runDir, pinDir string
+	started        time.Time
+	log            *slog.Logger
+
+	datapath    *loader.Datapath // nil where there is no service
+	attachments []loader.Attachment
+	loop        *control.Loop
+	routers     []*vrrp.Router
+	closers     []func() error // what to close, in the order of opening
+}
+
+// socket is the configured admin socket; one in the default run directory moves
+// with --run-dir.
+func socket(cfg *config.Config, runDir string) string {
+	if cfg == nil || cfg.Admin.Socket == config.DefaultSocket {
+		return filepath.Join(runDir, filepath.Base(config.DefaultSocket))
+	}
+	return cfg.Admin.Socket
+}
+
+// run runs until ctx ends, then hands the VIPs over.
+func (n *node) run(ctx context.Context) (err error) {
+	// Reloading would be expected of SIGHUP; dying of it would not.
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+
+	held, err := lock(n.runDir)
+	if err != nil {
+		return fmt.Errorf("%w: stop it first, or give --run-dir", err)
+	}
+	defer held.Close()
+
+	inside, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var goroutines sync.WaitGroup
+	defer func() {
+		stop()
+		goroutines.Wait()
+		for _, c := range slices.Backward(n.closers) {
+			if e := c(); e != nil {
+				err = errors.Join(err, e)
+			}
+		}
+	}()
+
+	ready := make(chan struct{})
+	if len(n.cfg.Services) > 0 {
+		if err := n.startDatapath(inside, &goroutines); err != nil {
+			return err
+		}
+		goroutines.Go(func() {
+			select {
+			case <-n.loop.Applied():
+				close(ready)
+			case <-inside.Done():
+			}
+		})
+	} else {
+		close(ready)
+	}
+	if err := n.makeRouters(); err != nil {
+		return err
+	}
+	admin, err := control.Listen(socket(n.cfg, n.runDir), n.status, n.log)
+	if err != nil {
+		return err
+	}
+	n.closers = append(n.closers, admin.Close)
+
+	for i, r := range n.routers {
+		goroutines.Go(func() { n.runRouter(ctx, inside, r, n.cfg.VRRP[i].StartTimeout, ready) })
+	}
+	goroutines.Go(func() {
+		for {
+			select {
+			case <-hangup:
+				n.log.Warn("SIGHUP: reloading is not supported yet: restart the daemon, the data plane goes on meanwhile")
+			case <-inside.Done():
+				return
+			}
+		}
+	})
+	select {
+	case <-ready:
+	case <-ctx.Done():
+	}
+	notify(n.log, daemon.SdNotifyReady)
+	n.log.Info("running", "node", n.cfg.Node, "services", len(n.cfg.Services), "vrrp", len(n.cfg.VRRP))
+	<-ctx.Done()
+
+	notify(n.log, daemon.SdNotifyStopping)
+	n.release(inside)
+	return nil
+}
+
+// startDatapath loads and attaches the data plane and starts the loop.
+func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) error {
+	slots := 0
+	for _, s := range n.cfg.Services {
+		slots += s.TableSize
+	}
+	d := n.cfg.Datapath
+	var err error
+	n.datapath, err = loader.Open(loader.Options{
+		PinDir: n.pinDir, MaxFlows: d.MaxFlows, Slots: slots, Log: n.log,
+		Ports: loader.PortRange(n.cfg.PortShare),
+	})
+	if err != nil {
+		return err
+	}
+	n.closers = append(n.closers, n.datapath.Close)
+	n.attachments, err = n.datapath.Attach(d.Interfaces, loader.Mode(d.Mode))
+	if err != nil {
+		return err
+	}
+	checker := health.NewChecker(n.log)
+	n.closers = append(n.closers, func() error { checker.Close(); return nil })
+
+	// The resolver may find something before the loop is there to be told.
+	dirty := make(chan struct{}, 1)
+	hops, err := loader.NewResolver(d.Interfaces, n.log, func() {
+		select {
+		case dirty <- struct{}{}:
+		default:
+		}
+	})
+	if err != nil {
+		return err
+	}
+	n.closers = append(n.closers, func() error { hops.Close(); return nil })
+	n.loop = control.NewLoop(n.cfg.Services, n.datapath, checker, hops, n.log)
+	goroutines.Go(func() {
+		for {
+			select {
+			case <-dirty:
+				n.loop.Dirty()
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	goroutines.Go(func() { n.loop.Run(ctx, n.patience()) })
+	return nil
+}
+
+// patience is how long the first verdicts may take: as long as any instance
+// waits for them.
+func (n *node) patience() time.Duration {
+	const alone = 10 * time.Second
+	if len(n.cfg.VRRP) == 0 {
+		return alone
+	}
+	longest := time.Duration(0)
+	for _, i := range n.cfg.VRRP {
+		longest = max(longest, i.StartTimeout)
+	}
+	return longest
+}
+
+// configured tells whether some instance has the address.
+func (n *node) configured(iface string, vip netip.Prefix) bool {
+	return slices.ContainsFunc(n.cfg.VRRP, func(i config.Instance) bool {
+		return i.Interface == iface && slices.Contains(i.Addresses, vip)
+	})
+}
+
+// makeRouters makes the VRRP instances and clears away what earlier
+// configurations have left of VIPs.
+func (n *node) makeRouters() error {
+	host, err := vrrp.OpenHost(n.log)
+	if err != nil {
+		return err
+	}
+	n.closers = append(n.closers, host.Close)
+	addresses, err := vrrp.OpenAddresses(host, n.runDir, n.log)
+	if err != nil {
+		return err
+	}
+	if _, err := addresses.Forget(n.configured); err != nil {
+		return err
+	}
+	for _, i := range n.cfg.VRRP {
+		r, err := vrrp.New(vrrp.Config{
+			Name: i.Name, Interface: i.Interface, VRID: i.VRID, Version: vrrp.Version(i.Version),
+			Priority: i.Priority, Interval: i.Interval, Password: i.Password, Addresses: i.Addresses,
+			Preempt: i.Preempt, PreemptDelay: i.PreemptDelay,
+		}, vrrp.Deps{Network: host, Addresses: addresses, Log: n.log})
+		if err != nil {
+			return fmt.Errorf("vrrp instance %s: %w", i.Name, err)
+		}
+		n.routers = append(n.routers, r)
+	}
+	return nil
+}
+
+// runRouter runs an instance once the services can be served, or the time to
+// wait for that is over.
+func (n *node) runRouter(ctx, inside context.Context, r *vrrp.Router, patience time.Duration, ready <-chan struct{}) {
+	wait := time.NewTimer(patience)
+	defer wait.Stop()
+	select {
+	case <-ready:
+	case <-wait.C:
+		n.log.Warn("vrrp takes part before every server has been probed", "instance", r.Status().Name, "waited", patience)
+	case <-ctx.Done():
+		return
+	}
+	if err := r.Run(inside); err != nil && !errors.Is(err, context.Canceled) {
+		n.log.Error("vrrp instance has ended", "instance", r.Status().Name, "error", err)
+	}
+}
+
+// release hands all VIPs over, together.
+func (n *node) release(ctx context.Context) {
+	// A second signal ends the wait.
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var all sync.WaitGroup
+	for _, r := range n.routers {
+		all.Go(func() {
+			name := r.Status().Name
+			handover, err := r.Release(ctx)
+			switch {
+			case errors.Is(err, vrrp.ErrNotRunning):
+			case err != nil:
+				n.log.Warn("the handover was cut short", "instance", name, "error", err)
+			case handover.TookOver():
+				n.log.Info("a peer has taken over", "instance", name, "peer", handover.Peer)
+			case handover.WasActive:
+				n.log.Warn("no peer took over: the VIPs stay, and forwarding goes on, until `sluice detach`", "instance", name)
+			}
+		})
+	}
+	all.Wait()
+}
+
+func notify(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("tell systemd", "state", state, "error", err)
+	}
+}

@@ -1,0 +1,215 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/sluice-lb/sluice/internal/config"
+	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/loader"
+)
+
+// status is what the daemon answers.
+func (n *node) status() control.Status {
+	now := time.Now()
+	s := control.Status{
+		Node: n.cfg.Node, Version: version(), Config: n.cfg.File, Time: now, Running: true,
+		PID: os.Getpid(), Started: &n.started, Forwarding: len(n.attachments) > 0,
+		Interfaces: []control.Interface{}, VRRP: []control.Instance{}, Services: []control.ServiceStatus{},
+		Outcomes: []loader.Outcome{},
+	}
+	for _, a := range n.attachments {
+		s.Interfaces = append(s.Interfaces, control.Interface{Name: a.Interface, Mode: a.Mode, Warning: a.Warning})
+	}
+	for i, r := range n.routers {
+		s.VRRP = append(s.VRRP, control.NewInstance(r.Status(), n.cfg.VRRP[i].Addresses))
+	}
+	if n.datapath != nil {
+		stats, err := n.datapath.Stats()
+		if err != nil {
+			s.Problems = append(s.Problems, err.Error())
+		}
+		views, problem := n.loop.Views()
+		if problem != "" {
+			s.Problems = append(s.Problems, problem)
+		}
+		if views == nil {
+			views = []control.View{}
+		}
+		s.Services = control.Services(views, stats)
+		s.Outcomes = stats.Outcomes
+	}
+	s.FindProblems()
+	return s
+}
+
+func statusCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "status",
+		Usage: "show the node, its VRRP instances, services and backends",
+		Flags: append(configFlags(), &cli.BoolFlag{Name: "json", Usage: "print JSON"}),
+		Action: func(c *cli.Context) error {
+			s, err := getStatus(c)
+			if err != nil {
+				return err
+			}
+			if c.Bool("json") {
+				e := json.NewEncoder(c.App.Writer)
+				e.SetIndent("", "  ")
+				return e.Encode(s)
+			}
+			return printStatus(c.App.Writer, s)
+		},
+	}
+}
+
+// getStatus asks the daemon, or reads what it has left in the kernel.
+func getStatus(c *cli.Context) (control.Status, error) {
+	var cfg *config.Config
+	if c.IsSet("config") {
+		var err error
+		if cfg, err = loadConfig(c); err != nil {
+			return control.Status{}, err
+		}
+	}
+	path := socket(cfg, c.String("run-dir"))
+	s, err := control.Ask(c.Context, path)
+	if err == nil {
+		return s, nil
+	}
+	if !errors.Is(err, control.ErrNotRunning) {
+		return s, err
+	}
+	in, inspectErr := loader.Inspect(c.String("pin-dir"))
+	if errors.Is(inspectErr, fs.ErrNotExist) {
+		return s, fmt.Errorf("%w, and nothing of it is left in the kernel: start it with `sluice run`", err)
+	}
+	if inspectErr != nil {
+		return s, fmt.Errorf("%w, and what it left can't be read: %w", err, inspectErr)
+	}
+	s = control.Status{
+		Version: version(), Time: time.Now(), Interfaces: []control.Interface{}, VRRP: []control.Instance{},
+		Services: control.Services(nil, in.Stats), Outcomes: in.Stats.Outcomes,
+		Problems: []string{fmt.Sprintf("sluice is not running (nothing answers on %s): new failures of backends are not noticed", path)},
+	}
+	for _, a := range in.Attachments {
+		s.Forwarding = s.Forwarding || a.Warning == ""
+		s.Interfaces = append(s.Interfaces, control.Interface{Name: a.Interface, Mode: a.Mode, Warning: a.Warning})
+	}
+	s.FindProblems()
+	return s, nil
+}
+
+func printStatus(w io.Writer, s control.Status) error {
+	var b strings.Builder
+	t := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
+	if s.Running {
+		fmt.Fprintf(&b, "node %s, sluice %s, pid %d, up %s\n", s.Node, s.Version, s.PID, age(s.Time, *s.Started))
+	} else {
+		state := "not forwarding"
+		if s.Forwarding {
+			state = "forwarding goes on"
+		}
+		fmt.Fprintf(&b, "sluice is not running, %s\n", state)
+	}
+	for _, p := range s.Problems {
+		fmt.Fprintf(&b, "problem: %s\n", p)
+	}
+	for _, i := range s.Interfaces {
+		fmt.Fprintf(&b, "interface %s: XDP %s\n", i.Name, i.Mode)
+	}
+	for _, i := range s.VRRP {
+		fmt.Fprintf(&b, "\nvrrp %s: %s for %s (%s)\n", i.Name, strings.ToUpper(i.State), age(s.Time, i.Since), i.Reason)
+		fmt.Fprintf(t, "  interface %s\tvirtual router %d\tversion %d\tpriority %d\n", i.Interface, i.VirtualRouterID, i.Version, i.Priority)
+		fmt.Fprintf(t, "  addresses %s\ton this node: %s\n", join(i.Addresses), join(i.Present))
+		if i.Peer != nil {
+			fmt.Fprintf(t, "  last heard %s\tpriority %d\t%s ago\n", i.Peer.Address, i.Peer.Priority, age(s.Time, i.Peer.Heard))
+		}
+		for reason, n := range i.Dropped {
+			fmt.Fprintf(t, "  dropped %d\t%s\n", n, reason)
+		}
+		t.Flush()
+	}
+	for _, v := range s.Services {
+		name := v.Name
+		if name == "" {
+			name = "(name not known)"
+		}
+		fmt.Fprintf(&b, "\nservice %s: %s, %s %s %s\n", name, strings.ReplaceAll(v.State, "_", " "), v.Protocol, joinPorts(v.Addresses), v.Forward)
+		fmt.Fprintln(t, "  BACKEND\tSTATE\tWEIGHT\tSLOTS\tCONNECTIONS\tPACKETS\tBYTES\tREPLIES\tREPLY BYTES\tNEXT HOP\t")
+		for _, k := range v.Backends {
+			state := string(k.State)
+			if k.Backup {
+				state += " backup"
+			}
+			if state == "" {
+				state = "-"
+			}
+			fmt.Fprintf(t, "  %s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", k.Address, strings.ReplaceAll(state, "_", " "),
+				k.Weight, k.Slots, k.Flows, k.Packets, k.Bytes, k.ReplyPackets, k.ReplyBytes, k.NextHop, k.Why)
+		}
+		t.Flush()
+		for _, l := range []struct {
+			n    uint64
+			what string
+		}{
+			{v.Losses.NoBackend, "packets dropped: no backend"},
+			{v.Losses.NoPort, "connections refused: no source port is free"},
+			{v.Losses.FlowsFull, "connections refused: the flow table is full"},
+			{v.Losses.Evicted, "handshakes given up for newer ones"},
+			{v.Losses.EarlyReuse, "source ports reused within 60 s"},
+		} {
+			if l.n > 0 {
+				fmt.Fprintf(&b, "  %d %s\n", l.n, l.what)
+			}
+		}
+	}
+	var dropped []string
+	for _, o := range s.Outcomes {
+		if o.Dropped && o.Packets > 0 {
+			dropped = append(dropped, fmt.Sprintf("%s %d", o, o.Packets))
+		}
+	}
+	if len(dropped) > 0 {
+		fmt.Fprintf(&b, "\ndropped packets: %s\n", strings.Join(dropped, ", "))
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func age(now, then time.Time) string {
+	d := now.Sub(then)
+	if d >= time.Second {
+		return d.Round(time.Second).String()
+	}
+	return d.Round(time.Millisecond).String()
+}
+
+func join(ps []netip.Prefix) string {
+	if len(ps) == 0 {
+		return "none"
+	}
+	texts := make([]string, len(ps))
+	for i, p := range ps {
+		texts[i] = p.String()
+	}
+	return strings.Join(texts, ", ")
+}
+
+func joinPorts(as []netip.AddrPort) string {
+	texts := make([]string, len(as))
+	for i, a := range as {
+		texts[i] = a.String()
+	}
+	return strings.Join(texts, ", ")
+}

@@ -1,0 +1,195 @@
+package control
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sluice-lb/sluice/internal/health"
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// Tables is the data plane, as far as the loop writes it.
+type Tables interface {
+	Apply(lb.Snapshot) error
+	// RefreshInterfaces makes the data plane know the MAC addresses that its
+	// interfaces have now.
+	RefreshInterfaces() error
+}
+
+// Checker probes servers.
+type Checker interface {
+	Set([]health.Target)
+	Status(health.Target) (health.Status, bool)
+	Changed() <-chan struct{}
+	Ready() <-chan struct{}
+}
+
+// NextHops follows the ways to servers.
+type NextHops interface {
+	Set([]netip.Addr)
+	Lookup(netip.Addr) (lb.NextHop, error)
+}
+
+// retryAfter is the wait after a write to the data plane that failed.
+const retryAfter = time.Second
+
+// A Loop keeps the data plane in line with the configuration, the health of
+// servers and the ways to them.
+type Loop struct {
+	services []lb.Service
+	tables   Tables
+	checker  Checker
+	hops     NextHops
+	log      *slog.Logger
+
+	dirty   chan struct{}
+	applied chan struct{} // closed after the first Apply
+
+	mu      sync.Mutex
+	views   []View
+	problem string // why the last Apply failed
+}
+
+// NewLoop returns a loop over the services of a configuration. Run runs it.
+func NewLoop(services []lb.Service, tables Tables, checker Checker, hops NextHops, log *slog.Logger) *Loop {
+	return &Loop{
+		services: services, tables: tables, checker: checker, hops: hops, log: log,
+		dirty: make(chan struct{}, 1), applied: make(chan struct{}),
+	}
+}
+
+// Dirty has the loop compute the world anew. It never waits.
+func (l *Loop) Dirty() {
+	select {
+	case l.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// Applied is closed when the data plane holds the first snapshot, made when
+// every server had a verdict or the time for that was over.
+func (l *Loop) Applied() <-chan struct{} { return l.applied }
+
+// Views returns the services as they are now, and what is wrong with the data
+// plane, if anything is.
+func (l *Loop) Views() ([]View, string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.views), l.problem
+}
+
+// Run keeps the data plane in line until ctx ends. Until every server has a
+// verdict, but no longer than patience, it writes nothing: what an earlier
+// daemon left forwarding goes on.
+func (l *Loop) Run(ctx context.Context, patience time.Duration) {
+	l.hops.Set(l.addresses())
+	l.checker.Set(l.targets())
+	wait := time.NewTimer(patience)
+	defer wait.Stop()
+	select {
+	case <-ctx.Done():
+		return
+	case <-l.checker.Ready():
+	case <-wait.C:
+		l.log.Warn("not every server has been probed yet", "waited", patience)
+	}
+
+	var last lb.Snapshot
+	ok := false
+	retry := time.NewTimer(0)
+	defer retry.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.checker.Changed():
+		case <-l.dirty:
+		case <-retry.C:
+		}
+		next := l.look()
+		if ok && sameBackends(last, next) {
+			continue
+		}
+		if ok = l.apply(next); !ok {
+			retry.Reset(retryAfter)
+			continue
+		}
+		last = next
+		select {
+		case <-l.applied:
+		default:
+			close(l.applied)
+		}
+	}
+}
+
+// look computes the views and says what has changed about services.
+func (l *Loop) look() lb.Snapshot {
+	if err := l.tables.RefreshInterfaces(); err != nil {
+		l.log.Error("read the interfaces", "error", err)
+	}
+	views := make([]View, len(l.services))
+	for i, s := range l.services {
+		views[i] = view(s, l)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, v := range views {
+		before := -1
+		if l.views != nil {
+			before = l.views[i].Serving()
+		}
+		switch now := v.Serving(); {
+		case now == 0 && before != 0:
+			l.log.Error("service is down: no server can serve it, its packets are dropped", "service", v.Service.Name)
+		case now > 0 && before == 0:
+			l.log.Info("service is up again", "service", v.Service.Name, "servers", now)
+		}
+	}
+	l.views = views
+	return snapshot(views)
+}
+
+func (l *Loop) apply(s lb.Snapshot) bool {
+	err := l.tables.Apply(s)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		l.problem = "write the data plane: " + err.Error()
+		l.log.Error("the data plane is not up to date", "error", err, "retry", retryAfter)
+		return false
+	}
+	l.problem = ""
+	return true
+}
+
+func (l *Loop) targets() []health.Target {
+	var ts []health.Target
+	for _, s := range l.services {
+		if s.Pool.Probe == nil {
+			continue
+		}
+		for _, server := range s.Pool.Servers {
+			ts = append(ts, health.Target{Address: endpoint(s, server), Probe: *s.Pool.Probe})
+		}
+	}
+	return ts
+}
+
+func (l *Loop) addresses() []netip.Addr {
+	var as []netip.Addr
+	for _, s := range l.services {
+		for _, server := range s.Pool.Servers {
+			as = append(as, server.Address)
+		}
+	}
+	slices.SortFunc(as, netip.Addr.Compare)
+	return slices.Compact(as)
+}
+
+func (l *Loop) status(t health.Target) (health.Status, bool) { return l.checker.Status(t) }
+func (l *Loop) nextHop(a netip.Addr) (lb.NextHop, error)     { return l.hops.Lookup(a) }

@@ -1,0 +1,139 @@
+// Package control is the daemon's one loop: whatever happens (a health verdict,
+// a neighbour that moved) marks the world dirty, and the loop computes a new
+// snapshot of it from scratch and has it applied. Nothing else writes the data
+// plane's tables.
+package control
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/sluice-lb/sluice/internal/health"
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// ServerState is how a server of a service stands.
+type ServerState string
+
+// The states of a server.
+const (
+	ServerUp      ServerState = "up"       // may serve
+	ServerDown    ServerState = "down"     // its probe fails: what it served is void
+	ServerUnknown ServerState = "unknown"  // its probe has no result yet
+	ServerNoRoute ServerState = "no_route" // healthy or not probed, but there is no way to it
+)
+
+// A Server is a server of a service, and what has become of it.
+type Server struct {
+	lb.Server
+	Address netip.AddrPort
+	State   ServerState
+	Why     string // where State is not ServerUp
+	// Serving tells whether it gets a share of new connections: it is up, its
+	// weight is not 0, and it is not a backup that is not needed.
+	Serving bool
+	NextHop lb.NextHop
+}
+
+// A View is a service as the loop sees it now.
+type View struct {
+	Service lb.Service
+	Servers []Server // in the order of the configuration
+}
+
+// Healthy counts the servers that are up, backups included.
+func (v View) Healthy() int {
+	n := 0
+	for _, s := range v.Servers {
+		if s.State == ServerUp {
+			n++
+		}
+	}
+	return n
+}
+
+// Serving counts the servers that get new connections.
+func (v View) Serving() int {
+	n := 0
+	for _, s := range v.Servers {
+		if s.Serving {
+			n++
+		}
+	}
+	return n
+}
+
+// endpoint is the address and port of a server of a service.
+func endpoint(service lb.Service, s lb.Server) netip.AddrPort {
+	return netip.AddrPortFrom(s.Address, cmp.Or(s.Port, service.Addresses[0].Port()))
+}
+
+// facts are what views are computed from.
+type facts interface {
+	status(health.Target) (health.Status, bool)
+	nextHop(netip.Addr) (lb.NextHop, error)
+}
+
+// view computes what has become of a service's servers.
+func view(service lb.Service, f facts) View {
+	v := View{Service: service}
+	primary := false
+	for _, s := range service.Pool.Servers {
+		server := Server{Server: s, Address: endpoint(service, s), State: ServerUp}
+		if service.Pool.Probe != nil {
+			server.State, server.Why = verdict(f, health.Target{Address: server.Address, Probe: *service.Pool.Probe})
+		}
+		hop, err := f.nextHop(s.Address)
+		server.NextHop = hop
+		if err != nil && server.State == ServerUp {
+			server.State, server.Why = ServerNoRoute, err.Error()
+		}
+		server.Serving = server.State == ServerUp && s.Weight > 0
+		primary = primary || server.Serving && !s.Backup
+		v.Servers = append(v.Servers, server)
+	}
+	for i := range v.Servers {
+		if s := &v.Servers[i]; s.Backup && primary {
+			s.Serving = false
+		}
+	}
+	return v
+}
+
+func verdict(f facts, t health.Target) (ServerState, string) {
+	s, ok := f.status(t)
+	switch {
+	case !ok || s.Verdict == health.Unknown:
+		return ServerUnknown, "not probed yet"
+	case s.Verdict == health.Down:
+		return ServerDown, s.LastError
+	}
+	return ServerUp, ""
+}
+
+// snapshot turns views into what the data plane should hold.
+func snapshot(views []View) lb.Snapshot {
+	var out lb.Snapshot
+	for _, v := range views {
+		s := lb.ServiceState{Service: v.Service}
+		for _, server := range v.Servers {
+			b := lb.Backend{Address: server.Address, NextHop: server.NextHop, Failed: server.State == ServerDown}
+			if server.Serving {
+				b.Weight = server.Weight
+			}
+			s.Backends = append(s.Backends, b)
+		}
+		slices.SortFunc(s.Backends, func(a, b lb.Backend) int { return a.Address.Compare(b.Address) })
+		out.Services = append(out.Services, s)
+	}
+	slices.SortFunc(out.Services, func(a, b lb.ServiceState) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
+
+// sameBackends tells whether two snapshots of one configuration are equal.
+func sameBackends(a, b lb.Snapshot) bool {
+	return slices.EqualFunc(a.Services, b.Services, func(a, b lb.ServiceState) bool {
+		return a.Name == b.Name && slices.Equal(a.Backends, b.Backends)
+	})
+}

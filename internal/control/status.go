@@ -1,0 +1,226 @@
+package control
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+	"github.com/sluice-lb/sluice/loader"
+	"github.com/sluice-lb/sluice/vrrp"
+)
+
+// A Status is the answer to `sluice status --json`. Addresses are text, times
+// RFC 3339.
+type Status struct {
+	Node    string    `json:"node,omitempty"`
+	Version string    `json:"version"`
+	Config  string    `json:"config,omitempty"`
+	Time    time.Time `json:"time"`
+	// Running is false where no daemon answered and the rest was read from what
+	// it left in the kernel.
+	Running    bool            `json:"running"`
+	PID        int             `json:"pid,omitempty"`
+	Started    *time.Time      `json:"started,omitempty"`
+	Forwarding bool            `json:"forwarding"` // the XDP program is on some interface
+	Problems   []string        `json:"problems"`
+	Interfaces []Interface     `json:"interfaces"`
+	VRRP       []Instance      `json:"vrrp"`
+	Services   []ServiceStatus `json:"services"`
+	// Outcomes counts packets that were not forwarded.
+	Outcomes []loader.Outcome `json:"outcomes"`
+}
+
+// An Interface is a NIC that the XDP program is on.
+type Interface struct {
+	Name    string      `json:"name"`
+	Mode    loader.Mode `json:"mode"`
+	Warning string      `json:"warning,omitempty"`
+}
+
+// An Instance is a VRRP instance.
+type Instance struct {
+	Name            string         `json:"name"`
+	Interface       string         `json:"interface"`
+	VirtualRouterID uint8          `json:"virtual_router_id"`
+	Version         uint8          `json:"version"`
+	State           string         `json:"state"` // initialize, backup, active, fault
+	Since           time.Time      `json:"since"`
+	Reason          string         `json:"reason"`
+	Releasing       bool           `json:"releasing"`
+	Priority        uint8          `json:"priority"`
+	Addresses       []netip.Prefix `json:"addresses"`
+	// Present are those of Addresses that sluice has put on the interface.
+	Present  []netip.Prefix    `json:"present"`
+	Source   string            `json:"source,omitempty"`
+	Peer     *Peer             `json:"peer,omitempty"`
+	Sent     uint64            `json:"sent"`
+	Received uint64            `json:"received"`
+	Failed   uint64            `json:"failed"`
+	Dropped  map[string]uint64 `json:"dropped"`
+}
+
+// A Peer is who was heard last.
+type Peer struct {
+	Address  netip.Addr `json:"address"`
+	Priority uint8      `json:"priority"`
+	Heard    time.Time  `json:"heard"`
+}
+
+// The states of a service.
+const (
+	ServiceUp      = "up"
+	ServiceQuorum  = "below_quorum" // serves, with fewer healthy servers than its quorum
+	ServiceDown    = "down"         // no server can serve
+	ServiceUnknown = "unknown"      // the daemon is not running
+)
+
+// A ServiceStatus is a service with its servers and counters.
+type ServiceStatus struct {
+	Name      string           `json:"name"`
+	Addresses []netip.AddrPort `json:"addresses"`
+	Protocol  string           `json:"protocol"`
+	Forward   string           `json:"forward"`
+	State     string           `json:"state"`
+	Healthy   int              `json:"healthy"`
+	Quorum    int              `json:"quorum"`
+	Losses    loader.Losses    `json:"losses"`
+	Backends  []BackendStatus  `json:"backends"`
+}
+
+// A BackendStatus is a server of a service. Counters are those since the data
+// plane was loaded; bytes are those of IP packets; replies are seen in nat only.
+type BackendStatus struct {
+	Address      netip.AddrPort `json:"address"`
+	State        ServerState    `json:"state,omitempty"`
+	Why          string         `json:"why,omitempty"`
+	Serving      bool           `json:"serving"`
+	Weight       int            `json:"weight"`
+	Backup       bool           `json:"backup"`
+	Slots        int            `json:"slots"`
+	NextHop      string         `json:"next_hop,omitempty"` // MAC address
+	Packets      uint64         `json:"packets"`
+	Bytes        uint64         `json:"bytes"`
+	Flows        uint64         `json:"flows"`
+	ReplyPackets uint64         `json:"reply_packets"`
+	ReplyBytes   uint64         `json:"reply_bytes"`
+}
+
+// NewInstance describes a virtual router.
+func NewInstance(s vrrp.Status, addresses []netip.Prefix) Instance {
+	i := Instance{
+		Name: s.Name, Interface: s.Interface, VirtualRouterID: s.VRID, Version: uint8(s.Version),
+		State: s.State.String(), Since: s.Since, Reason: s.Reason, Releasing: s.Releasing,
+		Priority: s.Priority, Addresses: addresses, Present: orEmpty(s.Addresses),
+		Sent: s.Sent, Received: s.Received, Failed: s.Failed, Dropped: map[string]uint64{},
+	}
+	if s.Source.IsValid() {
+		i.Source = s.Source.String()
+	}
+	if s.Peer.Address.IsValid() {
+		i.Peer = &Peer{s.Peer.Address, s.Peer.Priority, s.Peer.Heard}
+	}
+	for reason, n := range s.Dropped {
+		if n > 0 {
+			i.Dropped[reason.String()] = n
+		}
+	}
+	return i
+}
+
+// Services joins what the loop knows of services with what the data plane has
+// counted. Views of nil mean that no daemon runs.
+func Services(views []View, stats loader.Stats) []ServiceStatus {
+	counted := map[netip.AddrPort]loader.ServiceStats{}
+	for _, s := range stats.Services {
+		for _, a := range s.Addresses {
+			counted[a] = s
+		}
+	}
+	out := []ServiceStatus{}
+	for _, v := range views {
+		c := counted[v.Service.Addresses[0]]
+		s := ServiceStatus{
+			Name: v.Service.Name, Addresses: v.Service.Addresses, Protocol: v.Service.Protocol.String(),
+			Forward: v.Service.Forward.String(), State: ServiceUp, Healthy: v.Healthy(),
+			Quorum: v.Service.Quorum, Losses: c.Losses, Backends: []BackendStatus{},
+		}
+		switch {
+		case v.Serving() == 0:
+			s.State = ServiceDown
+		case v.Healthy() < v.Service.Quorum:
+			s.State = ServiceQuorum
+		}
+		backends := map[netip.AddrPort]loader.BackendStats{}
+		for _, b := range c.Backends {
+			backends[b.Address] = b
+		}
+		for _, server := range v.Servers {
+			b := backendStatus(backends[server.Address])
+			b.Address, b.State, b.Why, b.Serving = server.Address, server.State, server.Why, server.Serving
+			b.Weight, b.Backup, b.NextHop = server.Weight, server.Backup, mac(server.NextHop)
+			s.Backends = append(s.Backends, b)
+		}
+		out = append(out, s)
+	}
+	if views != nil {
+		return out
+	}
+	for _, c := range stats.Services {
+		s := ServiceStatus{
+			Name: c.Name, Addresses: c.Addresses, Protocol: lb.TCP.String(), Forward: c.Forward.String(),
+			State: ServiceUnknown, Losses: c.Losses, Backends: []BackendStatus{},
+		}
+		for _, b := range c.Backends {
+			s.Backends = append(s.Backends, backendStatus(b))
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func backendStatus(b loader.BackendStats) BackendStatus {
+	return BackendStatus{
+		Address: b.Address, Serving: b.Slots > 0, Slots: b.Slots, NextHop: mac(b.NextHop),
+		Packets: b.Packets, Bytes: b.Bytes, Flows: b.Flows,
+		ReplyPackets: b.ReplyPackets, ReplyBytes: b.ReplyBytes,
+	}
+}
+
+func mac(h lb.NextHop) string {
+	if !h.Known() {
+		return ""
+	}
+	return net.HardwareAddr(h.Destination[:]).String()
+}
+
+// FindProblems lists what an operator should look at, in words.
+func (s *Status) FindProblems() {
+	s.Problems = orEmpty(s.Problems)
+	for _, i := range s.VRRP {
+		if i.State == vrrp.Fault.String() {
+			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s cannot run: %s", i.Name, i.Reason))
+		}
+	}
+	for _, v := range s.Services {
+		switch v.State {
+		case ServiceDown:
+			s.Problems = append(s.Problems, fmt.Sprintf("service %s is down: none of its %d servers can serve, its packets are dropped", v.Name, len(v.Backends)))
+		case ServiceQuorum:
+			s.Problems = append(s.Problems, fmt.Sprintf("service %s is below its quorum: %d servers are healthy, %d are wanted", v.Name, v.Healthy, v.Quorum))
+		}
+	}
+	for _, i := range s.Interfaces {
+		if i.Warning != "" {
+			s.Problems = append(s.Problems, i.Warning)
+		}
+	}
+}
+
+func orEmpty[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}
