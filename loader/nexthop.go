@@ -210,9 +210,13 @@ func (r *Resolver) resolveAll() bool {
 			continue
 		}
 		changed = true
-		if err != nil {
+		switch {
+		case err != nil && !ok:
+			// A neighbour that was not needed until now is not resolved yet.
+			r.log.Info("no next hop so far", "backend", a, "why", err)
+		case err != nil:
 			r.log.Warn("no next hop", "backend", a, "why", err)
-		} else {
+		default:
 			r.log.Info("next hop", "backend", a, "mac", net.HardwareAddr(h.Destination[:]).String(), "interface", h.Interface)
 		}
 	}

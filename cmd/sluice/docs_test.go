@@ -1,0 +1,43 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Every configuration that the documents show must be one that sluice takes.
+func TestDocumentedConfigurations(t *testing.T) {
+	documents, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, document := range append(documents, "../../README.md") {
+		text, err := os.ReadFile(document)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, part := range strings.Split(string(text), "```yaml\n")[1:] {
+			found++
+			yaml, _, _ := strings.Cut(part, "```")
+			if strings.HasSuffix(document, "README.md") && i == 0 && strings.Count(yaml, "\n") > 15 {
+				t.Errorf("the smallest useful file has %d lines, want 15 at most", strings.Count(yaml, "\n"))
+			}
+			file := filepath.Join(t.TempDir(), "sluice.yaml")
+			if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			var stdout, stderr bytes.Buffer
+			code := run(t.Context(), []string{"sluice", "check", "-c", file, "--node", "lb1"}, &stdout, &stderr)
+			if code != 0 {
+				t.Errorf("%s: example %d: exit code %d:\n%s", document, i+1, code, stderr.String())
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("the documents show no configuration")
+	}
+}
