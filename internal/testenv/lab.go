@@ -133,7 +133,8 @@ func makeLabDir(dir string) error {
 }
 
 // Open takes hold of a lab that another process has built with the same spec.
-// Close ends it, with every process inside it; Release lets go of it.
+// Release lets go of it; Close ends it, with every process inside it, as Remove
+// does.
 func Open(prefix string, spec Spec) (*Lab, error) {
 	if err := spec.validate(); err != nil {
 		return nil, err
@@ -239,6 +240,17 @@ func (l *Lab) close() error {
 	l.Release()
 	errs = append(errs, removeLab(l.dir, names))
 	return errors.Join(errs...)
+}
+
+// Remove removes a lab that another process has built, or what is left of it:
+// its processes, namespaces, mounts and files. One that is not there is no
+// error.
+func Remove(prefix string) error {
+	names, err := namesWithPrefix(netnsDir, prefix+"-")
+	if err != nil {
+		return err
+	}
+	return removeLab(filepath.Join(Root, prefix), names)
 }
 
 // removeLab ends all processes inside the namespaces, then removes these, the

@@ -287,6 +287,30 @@ func TestReleaseAndOpen(t *testing.T) {
 	}
 }
 
+func TestRemove(t *testing.T) {
+	RequireRoot(t)
+	lab, err := Build(TestPrefix(), Default(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := lab.Host("b1").Start("left", exec.Command("sleep", "1000"))
+	if err != nil {
+		t.Error(err)
+	}
+	lab.Release()
+	for range 2 { // nothing there is no error
+		if err := Remove(lab.Prefix()); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := Leftovers(lab.Prefix()); len(got) != 0 {
+		t.Errorf("Remove has left behind:\n%s", strings.Join(got, "\n"))
+	}
+	if p != nil {
+		_ = p.Wait() // ended by Remove; the test hangs if it is not
+	}
+}
+
 func TestProcess(t *testing.T) {
 	lab := New(t, Default(0))
 	lb1 := lab.Host("lb1")

@@ -54,7 +54,10 @@ func TestLeaksAreSeen(t *testing.T) {
 				t.Errorf("leftovers %q lack the mount", got)
 			}
 		})
-		if got := Leftovers(TestPrefix()); prefix != "" && len(got) != 0 {
+		if prefix == "" {
+			return // skipped
+		}
+		if got := Leftovers(prefix); len(got) != 0 {
 			t.Errorf("left behind: %q", got)
 		}
 	})
