@@ -82,6 +82,16 @@ var goldenV3Pseudo = []byte{
 	192, 0, 2, 100, // the VIP
 }
 
+var goldenV3Reserved = []byte{
+	0x31,       // version 3, type 1
+	0x33,       // VRID 51
+	0x64,       // priority 100
+	0x01,       // one address
+	0xf0, 0x64, // reserved bits set, 100 centiseconds
+	0xb8, 0x01, // checksum without pseudo-header
+	192, 0, 2, 100, // the VIP
+}
+
 var goldenV3IPv6 = []byte{
 	0x31,       // version 3, type 1
 	0x33,       // VRID 51
@@ -112,6 +122,9 @@ func TestGoldenAdvertisements(t *testing.T) {
 		{"v3 with pseudo-header", goldenV3Pseudo, "192.0.2.1", "224.0.0.18", Advertisement{
 			Version: V3, VRID: 51, Priority: 100, Interval: time.Second, Addresses: []netip.Addr{addr("192.0.2.100")},
 			PseudoHeader: true}},
+		{"v3 with reserved bits", goldenV3Reserved, "192.0.2.1", "224.0.0.18", Advertisement{
+			Version: V3, VRID: 51, Priority: 100, Interval: time.Second, Addresses: []netip.Addr{addr("192.0.2.100")},
+			Reserved: 0xf}},
 		{"v3 ipv6", goldenV3IPv6, "fe80::2", "ff02::12", Advertisement{
 			Version: V3, VRID: 51, Priority: 100, Interval: time.Second,
 			Addresses: []netip.Addr{addr("fe80::1"), addr("2001:db8::100")}, PseudoHeader: true}},
@@ -213,6 +226,7 @@ func FuzzAdvertisement(f *testing.F) {
 	f.Add(realV2Release[20:], false)
 	f.Add(goldenV3, false)
 	f.Add(goldenV3Pseudo, false)
+	f.Add(goldenV3Reserved, false)
 	f.Add(goldenV3IPv6, true)
 	f.Fuzz(func(t *testing.T, b []byte, v6 bool) {
 		src, dst := addr("192.0.2.1"), groupIPv4

@@ -112,6 +112,14 @@ func TestRelease(t *testing.T) {
 		r.m.Startup(r.now, false)
 		wantActions(t, describe(r.m.Release(r.now)), "backup to initialize", nobody)
 	})
+	t.Run("v3 waits by its own interval, not by the one learnt before", func(t *testing.T) {
+		r := newRig(t, v3(time.Second))
+		r.m.Startup(r.now, false)
+		r.m.Receive(r.now, Heard{Source: lower, Priority: 200, Interval: 300 * time.Millisecond})
+		r.expire()
+		r.m.Release(r.now)
+		r.wantTimer(4609375 * time.Microsecond)
+	})
 	t.Run("v3 at 10 ms", func(t *testing.T) {
 		r := activeRig(t, v3(10*time.Millisecond))
 		r.m.Release(r.now)

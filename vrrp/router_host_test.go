@@ -149,6 +149,18 @@ func TestRouterAddresses(t *testing.T) {
 		n.change(func() { n.vips, n.foreign = nil, []netip.Addr{addr("192.0.2.100")} })
 		n.wantState(Fault)
 	})
+	virtual(t, "it becomes so in the moment of takeover", func(t *testing.T) {
+		n := newNode(t, newSegment(), 2)
+		n.addErr = errors.Join(&ConflictError{addr("192.0.2.100"), "eth0"})
+		n.run(nil)
+		sleep(4 * time.Second)
+		n.wantState(Fault)
+		if r := n.router.Status().Reason; r != text {
+			t.Errorf("got reason %q", r)
+		}
+		n.change(func() { n.addErr = nil }) // over when the address goes, not some time later
+		n.wantState(Backup)
+	})
 	virtual(t, "the owner has it already", func(t *testing.T) {
 		n := newNode(t, newSegment(), 2)
 		n.foreign = []netip.Addr{addr("192.0.2.100")}
