@@ -1,0 +1,137 @@
+// Package config reads sluice's YAML configuration, strictly, into typed
+// values: an unknown key, a wrong type, a bad address, a duplicate or a dangling
+// reference is an error with its file, line and column, and all of them are
+// found in one run. What sluice knows but does not do yet is refused, never
+// ignored.
+//
+// A field that takes a text gets the source text of the scalar, without its
+// quotes, whatever YAML would make of it: a password 0123 is "0123", a pool may
+// be called 1e3, true or null. Only a key without any value is an error.
+//
+// [Reference] is an annotated configuration with every key.
+package config
+
+import (
+	_ "embed"
+	"net/netip"
+	"time"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// Reference is a configuration with every supported key, and a comment for
+// each. It loads without an error.
+//
+//go:embed reference.yaml
+var Reference string
+
+// DefaultSocket is the admin socket where the configuration names none.
+const DefaultSocket = "/run/sluice/sluice.sock"
+
+// DefaultPriority is the VRRP priority where neither the instance nor the node
+// has one.
+const DefaultPriority = 100
+
+// Options is what the caller knows and the file may not.
+type Options struct {
+	Node     string // --node; "": not given
+	Hostname string // used where neither the caller nor the file names the node
+}
+
+// A Config is a configuration, valid and complete: defaults are filled in,
+// references are resolved.
+type Config struct {
+	File  string   // as given to Load
+	Files []string // every file read: File and what it includes, in order
+
+	Node  string // this node's name
+	Nodes []Node // the roster, in the order of the file; empty where there is none
+
+	Datapath Datapath
+
+	// This node's share of Datapath.Ports. Two nodes of one roster never hold
+	// the same port: the range is split evenly in the order of the nodes'
+	// names, the share of index 0 first. Without a roster this node has the
+	// first half.
+	ShareIndex int
+	ShareCount int
+	PortShare  PortRange
+
+	Services []lb.Service // in the order of the files
+	Pools    []lb.Pool    // those of pools:, not the services' own; in the order of the files
+	VRRP     []Instance   // in the order of the files
+
+	Admin Admin
+}
+
+// A Node is one who takes part.
+type Node struct {
+	Name       string
+	Address    netip.Addr
+	Priority   int      // 1 to 255; DefaultPriority where the file has none
+	Interfaces []string // nil: those of the datapath
+}
+
+// A Mode is how the XDP program is attached.
+type Mode string
+
+// The modes.
+const (
+	ModeAuto    Mode = "auto"    // native, or generic where the driver cannot
+	ModeNative  Mode = "native"  // in the driver; an error where it cannot
+	ModeGeneric Mode = "generic" // in the stack
+)
+
+// Datapath is the set-up of the fast path on this node.
+type Datapath struct {
+	Interfaces []string // never empty where there is a service
+	Mode       Mode
+	MaxFlows   int
+	Ports      PortRange // source ports of nat, of all nodes together
+}
+
+// A PortRange is an inclusive range of ports.
+type PortRange struct{ First, Last uint16 }
+
+// Count is the number of ports in the range.
+func (r PortRange) Count() int { return int(r.Last) - int(r.First) + 1 }
+
+// An Instance is a VRRP instance of this node.
+type Instance struct {
+	Name         string
+	Interface    string
+	VRID         uint8 // 1 to 255
+	Priority     uint8 // 1 to 255
+	Version      uint8 // 2 or 3
+	Interval     time.Duration
+	Password     string // simple password of VRRPv2, up to 8 bytes; "": none
+	Preempt      bool
+	PreemptDelay time.Duration
+	StartTimeout time.Duration
+	Addresses    []netip.Prefix // never empty; the host's address with the prefix of its network
+}
+
+// Admin is how commands reach the daemon.
+type Admin struct {
+	Socket string // absolute path of the Unix socket
+}
+
+// Load reads a configuration and all that it includes. The error, if any, is of
+// type [Errors] and holds every mistake that was found.
+func Load(path string, opts Options) (*Config, error) {
+	return load(osFiles{}, path, opts)
+}
+
+func load(files fileSystem, path string, opts Options) (*Config, error) {
+	l := &loader{files: files, ids: map[string]string{}}
+	doc := l.load(path)
+	if doc == nil {
+		return nil, l.d.errs.sorted(l.order)
+	}
+	cfg := doc.decode(&l.d, files, opts)
+	if len(l.d.errs) > 0 {
+		return nil, l.d.errs.sorted(l.order)
+	}
+	cfg.File, cfg.Files = path, l.order
+	return cfg, nil
+}

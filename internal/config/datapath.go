@@ -1,0 +1,104 @@
+package config
+
+import (
+	"strconv"
+	"strings"
+)
+
+var datapathSchema = schema{
+	what: "datapath",
+	keys: []string{"interfaces", "mode", "max_flows", "nat"},
+}
+
+var natSchema = schema{what: "nat", keys: []string{"ports"}}
+
+// Bounds of max_flows: below, a table is not worth its name; above, it would
+// take more memory than machines have.
+const (
+	minFlows     = 1024
+	maxFlows     = 1 << 26
+	defaultFlows = 1000000
+)
+
+// defaultPorts leaves out the ports below 1024: a service that trusts those is
+// not to be fooled by a client.
+var defaultPorts = PortRange{1024, 65535}
+
+func (d *decoder) datapath(doc *document, nodes []nodeDef, s self) Datapath {
+	dp := Datapath{Mode: ModeAuto, MaxFlows: defaultFlows, Ports: defaultPorts}
+	interfacesSet := false
+	if n := doc.set["datapath"]; n != nil {
+		f, ok := d.fields(n, &datapathSchema)
+		interfacesSet = !ok // then it may be there: not a second mistake
+		if n := f.own["interfaces"]; n != nil {
+			interfacesSet = true
+			dp.Interfaces, _ = d.interfaceNames(n, "interfaces")
+		}
+		if n := f.own["mode"]; n != nil {
+			if m, ok := d.oneOf(n, "mode", []string{"auto", "native", "generic"}, nil); ok {
+				dp.Mode = Mode(m)
+			}
+		}
+		if n := f.own["max_flows"]; n != nil {
+			if i, ok := d.integer(n, "max_flows", minFlows, maxFlows); ok {
+				dp.MaxFlows = i
+			}
+		}
+		if n := f.own["nat"]; n != nil {
+			if nf, ok := d.fields(n, &natSchema); ok && nf.own["ports"] != nil {
+				if r, ok := d.portRange(nf.own["ports"], "ports"); ok {
+					dp.Ports = r
+				}
+			}
+		}
+	}
+	if !interfacesSet && len(doc.items["services"]) > 0 {
+		d.needInterfaces(doc, nodes)
+	}
+	if s.def != nil && s.def.Interfaces != nil {
+		dp.Interfaces = s.def.Interfaces
+	}
+	return dp
+}
+
+// needInterfaces reports nodes that have services and no interface that their
+// traffic could come in by.
+func (d *decoder) needInterfaces(doc *document, nodes []nodeDef) {
+	var without []nodeDef
+	for _, n := range nodes {
+		if n.Interfaces == nil {
+			without = append(without, n)
+		}
+	}
+	if len(nodes) > 0 && len(without) < len(nodes) {
+		for _, n := range without {
+			d.errorf(n.nameAt, "node %q has no interfaces: its services need \"interfaces\" here or in datapath", n.Name)
+		}
+		return
+	}
+	at := doc.keys["datapath"]
+	if at == nil {
+		at = doc.keys["services"]
+	}
+	d.errorf(at, "missing \"interfaces\" in datapath: services need to know where their traffic comes in, such as datapath: {interfaces: [eth0]}")
+}
+
+// portRange decodes "FIRST-LAST".
+func (d *decoder) portRange(n *node, what string) (PortRange, bool) {
+	s, ok := d.text(n, what)
+	if !ok {
+		return PortRange{}, false
+	}
+	first, last, two := strings.Cut(strings.ReplaceAll(s, " ", ""), "-")
+	if !two || !isPort(first) || !isPort(last) {
+		d.errorf(n, "%s must be a range of ports such as 1024-65535, not %q", what, s)
+		return PortRange{}, false
+	}
+	a, _ := strconv.ParseUint(first, 10, 16)
+	b, _ := strconv.ParseUint(last, 10, 16)
+	if a > b {
+		d.errorf(n, "%s %s: the first port is above the last one", what, s)
+		return PortRange{}, false
+	}
+	return PortRange{uint16(a), uint16(b)}, true
+}

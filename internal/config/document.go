@@ -1,0 +1,104 @@
+package config
+
+import (
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// decode turns the document into a Config and reports every mistake to d. The
+// result is of use only if there is none.
+func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config {
+	c := &Config{}
+	def := d.defaults(doc.set["defaults"])
+
+	nodes := d.nodes(doc.items["nodes"])
+	self := d.self(doc, nodes, opts)
+	c.Node, c.Nodes = self.name, make([]Node, 0, len(nodes))
+	for _, n := range nodes {
+		c.Nodes = append(c.Nodes, n.Node)
+	}
+	c.Datapath = d.datapath(doc, nodes, self)
+	d.share(c, doc, self)
+
+	pools := d.pools(doc.items["pools"], def)
+	for _, p := range pools {
+		c.Pools = append(c.Pools, p.Pool)
+	}
+	services := d.services(doc.items["services"], pools, def)
+	for _, s := range services {
+		c.Services = append(c.Services, s.Service)
+	}
+	instances := d.instances(doc.items["vrrp"], files, self)
+	for _, i := range instances {
+		c.VRRP = append(c.VRRP, i.Instance)
+	}
+	d.crossCheck(services, instances)
+
+	c.Admin = d.admin(doc.set["admin"])
+	return c
+}
+
+// defaults is the section of that name: what fills in for keys that are not
+// set.
+type defaults struct {
+	service map[string]*node
+	health  map[string]*node
+}
+
+var defaultsSchema = schema{what: "defaults", keys: []string{"service", "health"}}
+
+// defaults decodes the section. What it holds is checked even if nothing uses
+// it.
+func (d *decoder) defaults(n *node) defaults {
+	var def defaults
+	if n == nil {
+		return def
+	}
+	f, ok := d.fields(n, &defaultsSchema)
+	if !ok {
+		return def
+	}
+	if s := f.own["service"]; s != nil {
+		if sf, ok := d.fields(s, &serviceDefaultsSchema); ok {
+			sf.partial, def.service = true, sf.own
+			d.serviceSettings(sf, &lb.Service{})
+			if p := sf.own["pool"]; p != nil {
+				d.name(p, "pool")
+			}
+		}
+	}
+	if h := f.own["health"]; h != nil {
+		if hf, ok := d.fields(h, &healthSchema); ok {
+			hf.partial, def.health = true, hf.own
+			d.probeSettings(hf)
+		}
+	}
+	return def
+}
+
+var adminSchema = schema{what: "admin", keys: []string{"socket"}, later: []string{"listen"}}
+
+// maxSocketPath is what fits into a Unix socket's address, in bytes.
+const maxSocketPath = 107
+
+func (d *decoder) admin(n *node) Admin {
+	a := Admin{Socket: DefaultSocket}
+	if n == nil {
+		return a
+	}
+	f, ok := d.fields(n, &adminSchema)
+	if !ok || f.own["socket"] == nil {
+		return a
+	}
+	s := f.own["socket"]
+	path, ok := d.text(s, "socket")
+	switch {
+	case !ok:
+	case path[0] != '/':
+		d.errorf(s, "socket must be an absolute path, not %q", path)
+	case len(path) > maxSocketPath:
+		d.errorf(s, "socket is longer than the %d bytes that a Unix socket's path may have", maxSocketPath)
+	default:
+		a.Socket = path
+	}
+	return a
+}
