@@ -117,7 +117,7 @@ func TestInteropKeepalived(t *testing.T) {
 
 func interop(t *testing.T, p protocol, ours uint8, sluiceFirst bool) {
 	a, b := cable(t)
-	theirs, state := uint8(199-ours), "BACKUP"
+	theirs, state := 199-ours, "BACKUP"
 	if theirs > ours {
 		state = "MASTER"
 	}

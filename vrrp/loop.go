@@ -49,7 +49,7 @@ type loop struct {
 	done    bool
 }
 
-func (l *loop) init(cfg *Config) {
+func (l *loop) prepare(cfg *Config) {
 	l.machine = NewMachine(MachineConfig{
 		Version: cfg.Version, Priority: cfg.Priority, Interval: cfg.Interval,
 		Preempt: cfg.Preempt, PreemptDelay: cfg.PreemptDelay,

@@ -105,7 +105,7 @@ func New(cfg Config, deps Deps) (*Router, error) {
 			Priority: cfg.Priority, Since: time.Now(), Reason: "not started",
 		},
 	}
-	r.loop.init(&cfg)
+	r.prepare(&cfg)
 	return r, nil
 }
 
