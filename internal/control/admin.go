@@ -25,7 +25,7 @@ type Admin struct {
 }
 
 // Listen opens the admin socket. A socket file that a killed daemon left is
-// replaced; one where somebody answers is an error.
+// replaced; one where somebody answers, or a file of another kind, is an error.
 func Listen(path string, status func() Status, log *slog.Logger) (*Admin, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("open the admin socket: %w", err)
@@ -34,7 +34,7 @@ func Listen(path string, status func() Status, log *slog.Logger) (*Admin, error)
 		c.Close()
 		return nil, fmt.Errorf("open the admin socket: another process answers on %s", path)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := removeSocket(path); err != nil {
 		return nil, fmt.Errorf("open the admin socket: %w", err)
 	}
 	l, err := net.Listen("unix", path)
@@ -64,6 +64,22 @@ func Listen(path string, status func() Status, log *slog.Logger) (*Admin, error)
 	return a, nil
 }
 
+// removeSocket removes a socket file, if there is one, and nothing else: a slip
+// in the configuration must not cost a file.
+func removeSocket(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("%s is there and is no socket: name another path, or move it away", path)
+	}
+	return os.Remove(path)
+}
+
 // Close ends the server and removes the socket.
 func (a *Admin) Close() error {
 	err := a.server.Close()
@@ -74,7 +90,12 @@ func (a *Admin) Close() error {
 // ErrNotRunning is the error of a question that no daemon was there to answer.
 var ErrNotRunning = errors.New("sluice is not running")
 
-// Ask gets the status from the daemon behind the socket.
+// askTimeout is how long a daemon may take to answer. One that is stopped still
+// has a socket that accepts.
+const askTimeout = 10 * time.Second
+
+// Ask gets the status from the daemon behind the socket. Where there is none,
+// the error is ErrNotRunning.
 func Ask(ctx context.Context, socket string) (Status, error) {
 	var s Status
 	client := http.Client{Transport: &http.Transport{
@@ -82,7 +103,7 @@ func Ask(ctx context.Context, socket string) (Status, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		},
 		DisableKeepAlives: true,
-	}}
+	}, Timeout: askTimeout}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://sluice/status", nil)
 	if err != nil {
 		return s, fmt.Errorf("ask the daemon: %w", err)
