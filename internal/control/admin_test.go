@@ -1,0 +1,193 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func listen(t *testing.T, path string) *Admin {
+	t.Helper()
+	a, err := Listen(path, func() Status { return Status{Node: "lb1", Running: true, PID: 7} }, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func TestAdminAnswersStatus(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "made", "sluice.sock")
+	a := listen(t, path)
+	got, err := Ask(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(Status{Node: "lb1", Running: true, PID: 7}, got, cmpAddresses); diff != "" {
+		t.Errorf("status (-want +got):\n%s", diff)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fs.ModeSocket | 0o600; info.Mode() != want {
+		t.Errorf("the socket has mode %v, want %v", info.Mode(), want)
+	}
+	if err := a.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after Close the socket file is still there: %v", err)
+	}
+}
+
+// staleSocket leaves a socket file on which nobody listens, as a killed daemon
+// does.
+func staleSocket(t *testing.T, path string) {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAdminReplacesAStaleSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sluice.sock")
+	staleSocket(t, path)
+	a := listen(t, path)
+	if _, err := Ask(t.Context(), path); err != nil {
+		t.Error(err)
+	}
+	if err := a.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAdminRefuses(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		make func(t *testing.T, path string)
+		want string
+	}{
+		{"a socket where somebody answers", func(t *testing.T, path string) {
+			a := listen(t, path)
+			t.Cleanup(func() {
+				if err := a.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		}, "another process answers on "},
+		{"a file that is no socket", func(t *testing.T, path string) {
+			if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "is there and is no socket"},
+		{"a link to a file", func(t *testing.T, path string) {
+			if err := os.Symlink("/dev/null", path); err != nil {
+				t.Fatal(err)
+			}
+		}, "is there and is no socket"},
+		{"a folder", func(t *testing.T, path string) {
+			if err := os.Mkdir(path, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}, "is there and is no socket"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "sluice.sock")
+			tc.make(t, path)
+			before, err := os.Lstat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a, err := Listen(path, func() Status { return Status{} }, slog.New(slog.DiscardHandler))
+			if err == nil {
+				t.Fatalf("no error, want one with %q (close: %v)", tc.want, a.Close())
+			}
+			if !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), path) {
+				t.Errorf("error %q, want %q and %s in it", err, tc.want, path)
+			}
+			after, err := os.Lstat(path)
+			if err != nil || !os.SameFile(before, after) {
+				t.Errorf("the file is another one, or gone: %v", err)
+			}
+		})
+	}
+}
+
+func TestAskWithoutADaemon(t *testing.T) {
+	dir := t.TempDir()
+	stale := filepath.Join(dir, "stale.sock")
+	staleSocket(t, stale)
+	for _, tc := range []struct{ name, path string }{
+		{"no socket", filepath.Join(dir, "absent.sock")},
+		{"no folder", filepath.Join(dir, "absent", "sluice.sock")},
+		{"a stale socket", stale},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := Ask(t.Context(), tc.path)
+			if !errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), tc.path) {
+				t.Errorf("error %v, want %v with %s", err, ErrNotRunning, tc.path)
+			}
+		})
+	}
+}
+
+func TestAskReportsAnAnswerItCannotUse(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		answer http.HandlerFunc
+		want   string
+	}{
+		{"another status code", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "too early", http.StatusTeapot) }, "418 I'm a teapot: too early"},
+		{"not JSON", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("hello")) }, "read the daemon's answer"},
+		{"half an answer", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"node":"lb1"`)) }, "read the daemon's answer"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "sluice.sock")
+			l, err := net.Listen("unix", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			server := &http.Server{Handler: tc.answer}
+			done := make(chan error)
+			go func() { done <- server.Serve(l) }()
+			defer func() {
+				if err := server.Close(); err != nil {
+					t.Error(err)
+				}
+				<-done
+			}()
+			_, err = Ask(t.Context(), path)
+			if err == nil || !strings.Contains(err.Error(), tc.want) || errors.Is(err, ErrNotRunning) {
+				t.Errorf("error %v, want one with %q", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestAskEndsWithItsContext(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sluice.sock")
+	l, err := net.Listen("unix", path) // accepts by itself, and never answers
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Ask(ctx, path); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v, want %v", err, context.Canceled)
+	}
+}

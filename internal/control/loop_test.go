@@ -1,0 +1,216 @@
+package control
+
+import (
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sluice-lb/sluice/internal/health"
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// healthy gives both servers of webService a verdict and a next hop.
+func healthy(w *fakeWorld) {
+	w.lead("192.0.2.11", 11)
+	w.lead("192.0.2.12", 12)
+	w.know("192.0.2.11:80", health.Up)
+	w.know("192.0.2.12:80", health.Up)
+}
+
+func wantCounts(t *testing.T, w *fakeWorld, when string, tries, applied int) {
+	t.Helper()
+	synctest.Wait()
+	if gotTries, gotApplied := w.counts(); gotTries != tries || gotApplied != applied {
+		t.Fatalf("%s: Apply was called %d times and went well %d times, want %d and %d", when, gotTries, gotApplied, tries, applied)
+	}
+}
+
+func isClosed(ch <-chan struct{}) bool {
+	select {
+	case <-ch:
+		return true
+	default:
+		return false
+	}
+}
+
+func TestLoopTellsItsHelpersWhatToFollow(t *testing.T) {
+	second := webService()
+	second.Name, second.Addresses = "other", []netip.AddrPort{netip.MustParseAddrPort("192.0.2.100:8080")}
+	unprobed := webService()
+	unprobed.Pool.Probe = nil
+	unprobed.Pool.Servers = []lb.Server{{Address: netip.MustParseAddr("192.0.2.1"), Port: 99}}
+	runLoop(t, time.Second, []lb.Service{webService(), second, unprobed}, func(t *testing.T, _ *Loop, w *fakeWorld) {
+		want := []health.Target{
+			{Address: netip.MustParseAddrPort("192.0.2.12:80"), Probe: *probe},
+			{Address: netip.MustParseAddrPort("192.0.2.11:80"), Probe: *probe},
+			{Address: netip.MustParseAddrPort("192.0.2.12:8080"), Probe: *probe},
+			{Address: netip.MustParseAddrPort("192.0.2.11:8080"), Probe: *probe},
+		}
+		if diff := cmp.Diff(want, w.targets, cmpAddresses); diff != "" {
+			t.Errorf("targets (-want +got):\n%s", diff)
+		}
+		addresses := []netip.Addr{
+			netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr("192.0.2.12"),
+		}
+		if diff := cmp.Diff(addresses, w.followed, cmpAddresses); diff != "" {
+			t.Errorf("next hops (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestLoopWritesNothingBeforeTheFirstVerdicts(t *testing.T) {
+	const patience = 10 * time.Second
+	runLoop(t, patience, []lb.Service{webService()}, func(t *testing.T, l *Loop, w *fakeWorld) {
+		healthy(w)
+		l.Dirty()
+		time.Sleep(patience - time.Millisecond)
+		wantCounts(t, w, "before every server is probed", 0, 0)
+		if views, problem := l.Views(); len(views) != 0 || problem != "" {
+			t.Errorf("got views %v and problem %q before the first look", views, problem)
+		}
+		close(w.ready)
+		wantCounts(t, w, "after every server is probed", 1, 1)
+		if !isClosed(l.Applied()) {
+			t.Error("Applied is open after the first Apply")
+		}
+	})
+}
+
+func TestLoopWaitsNoLongerThanItsPatience(t *testing.T) {
+	const patience = 10 * time.Second
+	runLoop(t, patience, []lb.Service{webService()}, func(t *testing.T, l *Loop, w *fakeWorld) {
+		healthy(w)
+		w.mu.Lock()
+		delete(w.verdicts, netip.MustParseAddrPort("192.0.2.12:80"))
+		w.mu.Unlock()
+		time.Sleep(patience - time.Millisecond)
+		wantCounts(t, w, "before the time is over", 0, 0)
+		if isClosed(l.Applied()) {
+			t.Error("Applied is closed before any Apply")
+		}
+		time.Sleep(2 * time.Millisecond)
+		wantCounts(t, w, "after the time is over", 1, 1)
+		// The server without a verdict gets nothing; the backup stands in.
+		want := []lb.Backend{
+			{Address: netip.MustParseAddrPort("192.0.2.11:80"), Weight: 1, NextHop: hopTo(11)},
+			{Address: netip.MustParseAddrPort("192.0.2.12:80"), NextHop: hopTo(12)},
+		}
+		if diff := cmp.Diff(want, w.last(t).Services[0].Backends, cmpAddresses); diff != "" {
+			t.Errorf("backends (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestLoopAppliesEachChangeOnce(t *testing.T) {
+	runLoop(t, time.Second, []lb.Service{webService()}, func(t *testing.T, l *Loop, w *fakeWorld) {
+		healthy(w)
+		close(w.ready)
+		wantCounts(t, w, "at start", 1, 1)
+
+		// Nothing has changed about services: nothing is written.
+		l.Dirty()
+		time.Sleep(time.Minute)
+		wantCounts(t, w, "after a look that finds nothing", 1, 1)
+		if w.looks < 2 {
+			t.Errorf("the interfaces were looked at %d times, want once for each look", w.looks)
+		}
+
+		// A failed primary gives way to the backup at once.
+		w.say("192.0.2.12:80", health.Down)
+		wantCounts(t, w, "after a verdict", 2, 2)
+		want := []lb.Backend{
+			{Address: netip.MustParseAddrPort("192.0.2.11:80"), Weight: 1, NextHop: hopTo(11)},
+			{Address: netip.MustParseAddrPort("192.0.2.12:80"), Failed: true, NextHop: hopTo(12)},
+		}
+		if diff := cmp.Diff(want, w.last(t).Services[0].Backends, cmpAddresses); diff != "" {
+			t.Errorf("backends after a failure (-want +got):\n%s", diff)
+		}
+
+		// A neighbour that moved is a change, too, and several events are one.
+		w.lead("192.0.2.11", 99)
+		l.Dirty()
+		l.Dirty()
+		w.say("192.0.2.12:80", health.Down)
+		time.Sleep(time.Minute)
+		wantCounts(t, w, "after a neighbour moved", 3, 3)
+		if got := w.last(t).Services[0].Backends[0].NextHop; got != hopTo(99) {
+			t.Errorf("next hop %v, want %v", got, hopTo(99))
+		}
+	})
+}
+
+func TestLoopRetriesAWriteThatFailed(t *testing.T) {
+	runLoop(t, time.Second, []lb.Service{webService()}, func(t *testing.T, l *Loop, w *fakeWorld) {
+		healthy(w)
+		w.refuse(errRefused)
+		close(w.ready)
+		wantCounts(t, w, "at start", 1, 0)
+		if isClosed(l.Applied()) {
+			t.Error("Applied is closed although Apply failed")
+		}
+		views, problem := l.Views()
+		if want := "write the data plane: no room"; problem != want {
+			t.Errorf("problem %q, want %q", problem, want)
+		}
+		if len(views) != 1 || views[0].Serving() != 1 {
+			t.Errorf("views %v, want those of the world as it is", views)
+		}
+		time.Sleep(retryAfter - time.Millisecond)
+		wantCounts(t, w, "just before the retry", 1, 0)
+		time.Sleep(2 * time.Millisecond)
+		wantCounts(t, w, "after the retry", 2, 0)
+
+		w.refuse(nil)
+		time.Sleep(retryAfter)
+		wantCounts(t, w, "after the next retry", 3, 1)
+		if !isClosed(l.Applied()) {
+			t.Error("Applied is open after Apply")
+		}
+		if _, problem := l.Views(); problem != "" {
+			t.Errorf("problem %q after Apply went well", problem)
+		}
+		time.Sleep(time.Minute)
+		wantCounts(t, w, "a minute later", 3, 1)
+
+		// What failed to be written later is known to be missing as well: going
+		// back to what was applied before is no way out.
+		w.refuse(errRefused)
+		w.say("192.0.2.12:80", health.Down)
+		wantCounts(t, w, "after a change that is refused", 4, 1)
+		w.say("192.0.2.12:80", health.Up)
+		w.refuse(nil)
+		time.Sleep(time.Minute)
+		if tries, applied := w.counts(); applied != 2 || tries < 5 {
+			t.Errorf("Apply was called %d times and went well %d times, want the old state written again", tries, applied)
+		}
+	})
+}
+
+func TestLoopReportsServicesThatGoDownAndComeBack(t *testing.T) {
+	runLoop(t, time.Second, []lb.Service{webService()}, func(t *testing.T, l *Loop, w *fakeWorld) {
+		healthy(w)
+		close(w.ready)
+		synctest.Wait()
+		for _, step := range []struct {
+			name             string
+			verdict          health.Verdict
+			healthy, serving int
+		}{
+			{"all fail", health.Down, 0, 0},
+			{"all are back", health.Up, 2, 1},
+		} {
+			w.say("192.0.2.11:80", step.verdict)
+			w.say("192.0.2.12:80", step.verdict)
+			synctest.Wait()
+			views, _ := l.Views()
+			if views[0].Healthy() != step.healthy || views[0].Serving() != step.serving {
+				t.Errorf("%s: %d healthy and %d serving, want %d and %d", step.name,
+					views[0].Healthy(), views[0].Serving(), step.healthy, step.serving)
+			}
+		}
+	})
+}
