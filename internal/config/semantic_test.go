@@ -28,7 +28,7 @@ vrrp:
 		`5:46: duplicate server 192.0.2.1:80 for service "s", which has port 80: the first one is on line 5`,
 	}},
 	{"VIP and port in two services", withInterface + "pools: [{name: p, servers: [{address: 192.0.2.1}]}]\nservices:\n" +
-		"- {name: a, address: \"192.0.2.100:80\", pool: p}\n- name: b\n  address: [\"192.0.2.100:81\", \"192.0.2.100:80\", \"192.0.2.100:81\"]\n  forward: dsr\n  pool: p\n", []string{
+		"- {name: a, address: \"192.0.2.100:80\", forward: dsr, pool: p}\n- name: b\n  address: [\"192.0.2.100:81\", \"192.0.2.100:80\", \"192.0.2.100:81\"]\n  forward: dsr\n  pool: p\n", []string{
 		`6:31: address 192.0.2.100:80 belongs to service "a" already: the first one is on line 4`,
 		`6:49: address 192.0.2.100:81 is listed twice in service "b"`,
 	}},
@@ -85,6 +85,16 @@ vrrp:
 		`5:64: duplicate source address 192.0.2.9`,
 		`5:75: bad address "x": names are not looked up, write the IP address`,
 		`6:24: server 192.0.2.1 is a source address of service "s": its traffic would go round in a circle`,
+	}},
+	{"a nat source on a dsr backend's loopback", `datapath: {interfaces: [e]}
+services:
+- {name: a, address: "192.0.2.100:80", forward: dsr, backends: [{address: 192.0.2.1}]}
+- {name: b, address: "192.0.2.100:81", backends: [{address: 192.0.2.1}, {address: 192.0.2.2}]}
+- {name: c, address: "192.0.2.101:81", source_addresses: [192.0.2.102, 192.0.2.100], backends: [{address: 192.0.2.1}]}
+- {name: d, address: "192.0.2.100:82", backends: [{address: 192.0.2.2}]}
+`, []string{
+		`4:10: server 192.0.2.1 has 192.0.2.100 on its loopback for the dsr service "a", so it cannot answer what comes from there: set source_addresses to another VIP`,
+		`5:72: server 192.0.2.1 has 192.0.2.100 on its loopback for the dsr service "a", so it cannot answer what comes from there: set source_addresses to another VIP`,
 	}},
 	{"source NAT with dsr", withInterface + "services:\n- name: s\n  address: \"192.0.2.100:80\"\n  forward: dsr\n  source_nat: true\n  source_addresses: [192.0.2.9]\n  backends: [{address: 192.0.2.1}]\n", []string{
 		`6:15: source_nat is for forward: nat; with dsr the backend sees the client's address`,

@@ -77,6 +77,7 @@ func (d *decoder) crossCheck(services []*serviceDef, instances []*instanceDef) {
 			}
 		}
 	}
+	d.checkLoopback(services)
 	for _, s := range services {
 		if s.backends == nil {
 			continue
@@ -84,6 +85,45 @@ func (d *decoder) crossCheck(services []*serviceDef, instances []*instanceDef) {
 		for _, server := range s.backends.servers {
 			if what, ok := vips[server.Address]; ok {
 				d.errorf(server.at, "server %v is %s: its traffic would go round in a circle", server.Address, what)
+			}
+		}
+	}
+}
+
+// checkLoopback finds a server that has a VIP on its loopback, for dsr, and is
+// to answer a nat service that sends from that VIP: it would take the packets
+// for its own and never answer.
+func (d *decoder) checkLoopback(services []*serviceDef) {
+	type place struct{ server, vip netip.Addr }
+	loopback := map[place]string{} // the dsr service
+	for _, s := range services {
+		if s.Forward != lb.DSR || s.backends == nil {
+			continue
+		}
+		for _, server := range s.backends.servers {
+			for _, a := range s.Addresses {
+				loopback[place{server.Address, a.Addr()}] = s.Name
+			}
+		}
+	}
+	for _, s := range services {
+		if s.Forward != lb.NAT || s.backends == nil {
+			continue
+		}
+	sources:
+		for i, source := range s.SourceAddresses {
+			for _, server := range s.backends.servers {
+				dsr, ok := loopback[place{server.Address, source}]
+				if !ok {
+					continue
+				}
+				at := s.nameAt
+				if i < len(s.sources) {
+					at = s.sources[i]
+				}
+				d.errorf(at, "server %v has %v on its loopback for the dsr service %q, so it cannot answer what comes from there: set source_addresses to another VIP",
+					server.Address, source, dsr)
+				continue sources
 			}
 		}
 	}
