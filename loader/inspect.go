@@ -45,9 +45,12 @@ func Inspect(dir string) (Inspection, error) {
 	open := map[string]*ebpf.Map{}
 	defer func() { closeAll(open) }()
 	for name := range spec.Maps {
+		if strings.HasPrefix(name, ".") {
+			continue // constants are not pinned: a BPF file system refuses the name
+		}
 		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // constants are not pinned
+			continue
 		}
 		if err != nil {
 			return in, fmt.Errorf("open the pinned map %s: %w", name, err)

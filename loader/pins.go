@@ -133,7 +133,9 @@ func Detach(dir string) ([]string, error) {
 	}
 	paths := []string{filepath.Join(dir, programPin)}
 	for name := range spec.Maps {
-		paths = append(paths, filepath.Join(dir, name))
+		if !strings.HasPrefix(name, ".") { // constants are not pinned
+			paths = append(paths, filepath.Join(dir, name))
+		}
 	}
 	for _, path := range paths {
 		for _, p := range []string{path, path + freshSuffix} {
