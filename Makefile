@@ -1,6 +1,9 @@
 # Every target does its own set-up on a fresh Debian machine: what is missing is
 # installed by apt-get, and nothing is asked.
 
+SHELL = /bin/bash
+.SHELLFLAGS = -eu -o pipefail -c
+
 GO ?= go
 GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 PREFIX ?= /usr/local
@@ -37,10 +40,11 @@ lab:
 lab-down:
 	$(GO) run ./scripts/lab down
 
-# All tests. As root, one that needs root and is skipped is a failure.
+# All tests, a package at a time, since some measure time. As root, one that needs
+# root and is skipped is a failure.
 test:
 	scripts/setup test
-	SLUICE_REQUIRE_ROOT=$$(test "$$(id -u)" = 0 && echo 1) $(GO) test -race -timeout 30m ./...
+	SLUICE_REQUIRE_ROOT=$$(test "$$(id -u)" = 0 && echo 1) $(GO) test -race -p 1 -timeout 40m ./...
 
 bench:
 	scripts/setup bench
