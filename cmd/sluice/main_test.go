@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"net/netip"
 	"os"
@@ -24,6 +25,11 @@ const actAsSluice = "TEST_BINARY_IS_SLUICE"
 func TestMain(m *testing.M) {
 	if os.Getenv(actAsSluice) != "" {
 		main() // exits
+	}
+	// Parallel tests are those that wait for the clock, not for a processor.
+	flag.Parse()
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		panic(err)
 	}
 	testenv.Main(m)
 }
