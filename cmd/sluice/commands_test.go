@@ -321,8 +321,8 @@ func TestDetach(t *testing.T) {
 	r.wantServing(natService, "b1", "b2", "b3")
 
 	got = r.wantRun(0, "lb1", "detach", "--force")
-	if !strings.Contains(got.stdout, "detached from eth0") {
-		t.Errorf("detach says %q", got.stdout)
+	if want := "removed 192.0.2.100/24, 192.0.2.101/24\ndetached from eth0\n"; got.stdout != want {
+		t.Errorf("detach says %q, want %q", got.stdout, want)
 	}
 	r.wantNothing("lb1")
 	if got := r.wantRun(exitFailed, "lb1", "status"); !strings.Contains(got.stderr, "nothing of it is left") {

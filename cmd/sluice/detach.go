@@ -46,12 +46,13 @@ func detach(c *cli.Context) error {
 		return err
 	}
 	var vips []string
-	if _, err := addresses.Forget(func(iface string, vip netip.Prefix) bool {
+	gone, err := addresses.Forget(func(iface string, vip netip.Prefix) bool {
 		if !c.Bool("force") {
 			vips = append(vips, vip.String()+" on "+iface)
 		}
 		return !c.Bool("force")
-	}); err != nil {
+	})
+	if err != nil {
 		return err
 	}
 	if len(vips) > 0 {
@@ -60,6 +61,9 @@ func detach(c *cli.Context) error {
 	freed, err := loader.Detach(c.String("pin-dir"))
 	if err != nil {
 		return err
+	}
+	if len(gone) > 0 {
+		fmt.Fprintf(c.App.Writer, "removed %s\n", join(gone))
 	}
 	if len(freed) == 0 {
 		fmt.Fprintln(c.App.Writer, "nothing was attached")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -58,6 +59,7 @@ type node struct {
 	log            *slog.Logger
 
 	datapath    *loader.Datapath // nil where there is no service
+	fresh       bool             // nothing was pinned before datapath was made
 	attachments []loader.Attachment
 	loop        *control.Loop
 	routers     []*vrrp.Router
@@ -101,7 +103,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	ready := make(chan struct{})
 	if len(n.cfg.Services) > 0 {
 		if err := n.startDatapath(inside, &goroutines); err != nil {
-			return err
+			return n.undo(err)
 		}
 		goroutines.Go(func() {
 			select {
@@ -114,11 +116,11 @@ func (n *node) run(ctx context.Context) (err error) {
 		close(ready)
 	}
 	if err := n.makeRouters(); err != nil {
-		return err
+		return n.undo(err)
 	}
 	admin, err := control.Listen(socket(n.cfg, n.runDir), n.status, n.log)
 	if err != nil {
-		return err
+		return n.undo(err)
 	}
 	n.closers = append(n.closers, admin.Close)
 
@@ -148,6 +150,16 @@ func (n *node) run(ctx context.Context) (err error) {
 	return nil
 }
 
+// undo takes away the data plane that a start has made before it failed, with
+// err. One that was there before goes on forwarding.
+func (n *node) undo(err error) error {
+	if !n.fresh {
+		return err
+	}
+	_, detachErr := loader.Detach(n.pinDir)
+	return errors.Join(err, detachErr)
+}
+
 // startDatapath loads and attaches the data plane and starts the loop.
 func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) error {
 	slots := 0
@@ -155,7 +167,11 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 		slots += s.TableSize
 	}
 	d := n.cfg.Datapath
-	var err error
+	pins, err := os.ReadDir(n.pinDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("look for a data plane: %w", err)
+	}
+	n.fresh = len(pins) == 0
 	n.datapath, err = loader.Open(loader.Options{
 		PinDir: n.pinDir, MaxFlows: d.MaxFlows, Slots: slots, Log: n.log,
 		Ports: loader.PortRange(n.cfg.PortShare),
