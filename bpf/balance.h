@@ -47,6 +47,30 @@ static __always_inline __u32 slot_owner(struct service *service, __u64 hash)
 	return *(volatile __u64 *)slot & ((1 << SLOT_OWNER_BITS) - 1);
 }
 
+/*
+ * Finds the service, and asks for the slot's word before anything is checked: it
+ * is the one load that is likely to miss the cache, and the checks that decide
+ * whether it counts run meanwhile. The header may be malformed still: what is
+ * found is void unless parse_ipv4 and parse_tcp agree. NULL: no service.
+ */
+static __always_inline struct service *look_ahead(struct packet *p)
+{
+	struct service *service;
+
+	p->tcp = (void *)p->ip + (p->ip->ihl * 4 & 60);
+	p->service = 0;
+	p->owner = 0;
+	if ((void *)(p->tcp + 1) > p->end)
+		return NULL;
+	p->service = find_service(p);
+	if (!p->service)
+		return NULL;
+	service = bpf_map_lookup_elem(&services, &p->service);
+	if (service && service->forward == FORWARD_DSR)
+		p->owner = slot_owner(service, flow_hash(p));
+	return service;
+}
+
 #define COUNT_LOSS(service_number, what)                                        \
 	do {                                                                    \
 		__u32 number = (service_number);                                \
@@ -55,6 +79,7 @@ static __always_inline __u32 slot_owner(struct service *service, __u64 hash)
 			lost->what++;                                           \
 	} while (0)
 
+/* Counts what has been sent: packet pointers may be void by now. */
 static __always_inline void count_forward(struct packet *p, __u32 backend)
 {
 	struct counters *c = bpf_map_lookup_elem(&traffic, &backend);
@@ -63,8 +88,17 @@ static __always_inline void count_forward(struct packet *p, __u32 backend)
 		return;
 	c->packets++;
 	c->bytes += p->length;
-	if (p->tcp->syn && !p->tcp->ack)
-		c->flows++;
+	c->flows += p->opens;
+}
+
+static __always_inline void count_reply(struct packet *p, __u32 backend)
+{
+	struct counters *c = bpf_map_lookup_elem(&traffic, &backend);
+
+	if (!c)
+		return;
+	c->reply_packets++;
+	c->reply_bytes += p->length;
 }
 
 #endif

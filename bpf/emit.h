@@ -14,8 +14,8 @@
 static __always_inline int retag(struct packet *p, struct next_hop *hop)
 {
 	__u32 want = hop->vlans, have = p->vlans;
-	struct ethhdr *eth = p->data;
 	struct vlan_header *tag;
+	struct ethhdr *eth;
 
 	if (want > MAX_VLANS || have > MAX_VLANS)
 		return DROP_INTERNAL;
@@ -49,9 +49,13 @@ static __always_inline int retag(struct packet *p, struct next_hop *hop)
 /* Sends the frame to the next hop; *action is the verdict then. */
 static __always_inline int emit(struct packet *p, struct next_hop *hop, int *action)
 {
+	/* The destination and the first two bytes of the source are one word, the rest
+	 * of the source and the interface are the next. */
+	__u64 first = *(volatile __u64 *)hop, second = *((volatile __u64 *)hop + 1);
+	__u32 interface = second >> 32;
 	int out;
 
-	if (!hop->interface)
+	if (!interface)
 		return DROP_NO_NEXT_HOP;
 	if (hop->vlans | p->vlans) {
 		out = retag(p, hop);
@@ -60,10 +64,9 @@ static __always_inline int emit(struct packet *p, struct next_hop *hop, int *act
 	}
 	if (p->data + ETH_HLEN > p->end)
 		return DROP_INTERNAL;
-	/* The destination and the first two bytes of the source are one word. */
-	*(__u64 *)p->data = *(volatile __u64 *)hop;
-	*(__u32 *)(p->data + 8) = *(__u32 *)hop->source_high;
-	*action = hop->interface == p->interface ? XDP_TX : bpf_redirect(hop->interface, 0);
+	*(__u64 *)p->data = first;
+	*(__u32 *)(p->data + 8) = second;
+	*action = interface == p->interface ? XDP_TX : bpf_redirect(interface, 0);
 	return SENT;
 }
 

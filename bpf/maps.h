@@ -56,7 +56,7 @@ ARRAY(losses, struct service_losses, MAX_SERVICES, BPF_MAP_TYPE_PERCPU_ARRAY, 0)
 ARRAY(outcomes, __u64, OUTCOMES, BPF_MAP_TYPE_PERCPU_ARRAY, 0);
 
 /* NAT: pairs of backend and source address. */
-ARRAY(nat_pairs, struct nat_pair, MAX_PAIRS, BPF_MAP_TYPE_ARRAY, 0);
+ARRAY(nat_pairs, struct nat_pair, MAX_PAIRS, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE);
 
 /* NAT: the numbers of the pairs that a backend may choose from, side by side. */
 ARRAY(nat_choices, __u32, MAX_CHOICES, BPF_MAP_TYPE_ARRAY, 0);
@@ -68,9 +68,9 @@ ARRAY(nat_keys, struct pair_key, MAX_PAIR_KEYS, BPF_MAP_TYPE_ARRAY, 0);
 ARRAY(nat_buckets, struct nat_bucket, 4096, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE);
 
 /* NAT: a pair's flows, by source port; the loader adds one map for each pair. */
-ARRAY_OF(nat_flows, ARRAY_TYPE(struct nat_flow, NAT_PORTS, BPF_MAP_TYPE_ARRAY, 0));
+ARRAY_OF(nat_flows, ARRAY_TYPE(struct nat_flow, NAT_PORTS, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE));
 
-/* NAT: a pair's ring of free ports, then its ring of handshakes; likewise. */
+/* NAT: a pair's ring of free ports, then that of its handshakes; likewise. */
 ARRAY_OF(nat_rings, ARRAY_TYPE(__u64, NAT_RING, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE));
 
 #endif

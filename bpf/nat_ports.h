@@ -2,14 +2,18 @@
 /*
  * NAT: who may use which source port.
  *
- * A port that may be handed out stands in its pair's ring, at most once; who
- * takes it from there owns its flow entry. The ring is a bounded queue for many
- * producers and consumers: a word is ticket << 16 | port, and it is valid for
- * the consumer whose ticket it bears, so nobody waits for anybody.
+ * A port that may be handed out stands in its pair's ring, at most once
+ * (NAT_QUEUED); who takes it from there owns its flow entry, if that is free or
+ * closed. The ring is a bounded queue for many producers and consumers: a word
+ * is ticket << 16 | port, and it is valid for the consumer whose ticket it bears,
+ * so nobody waits for anybody.
  *
  * A flow's port joins the ring when the flow closes, and the entry goes on
  * translating until the port is handed out again: the oldest comes first, so
  * stragglers are served as long as can be.
+ *
+ * Several CPUs may handle one entry at a time. Whoever ends a flow swaps its
+ * state first, and only who has swapped it goes on.
  */
 #ifndef SLUICE_NAT_PORTS_H
 #define SLUICE_NAT_PORTS_H
@@ -28,13 +32,38 @@
 /* Idle time in ticks after which a flow is void, by enum nat_state. */
 volatile const __u32 nat_timeout[NAT_STATES] = {};
 
-/* A pair and its maps. */
+/*
+ * A function that the verifier checks once, for itself, and not for every state
+ * that its callers may be in: all that opens a flow is too much to be inlined.
+ */
+#define SUBPROGRAM __attribute__((noinline))
+
+/* A pair, by its number. */
 struct nat_place {
 	__u32 number;
 	struct nat_pair *pair;
-	void *ring;
-	void *flows;
 };
+
+static __always_inline bool nat_place(struct nat_place *place, __u32 number)
+{
+	place->number = number;
+	place->pair = bpf_map_lookup_elem(&nat_pairs, &number);
+	return place->pair;
+}
+
+static __always_inline struct nat_flow *nat_entry(__u32 pair, __u32 port)
+{
+	void *flows = bpf_map_lookup_elem(&nat_flows, &pair);
+
+	return flows ? bpf_map_lookup_elem(flows, &port) : NULL;
+}
+
+static __always_inline __u64 *ring_word(__u32 pair, __u32 index)
+{
+	void *ring = bpf_map_lookup_elem(&nat_rings, &pair);
+
+	return ring ? bpf_map_lookup_elem(ring, &index) : NULL;
+}
 
 static __always_inline __u32 ticks(void)
 {
@@ -51,46 +80,47 @@ static __always_inline bool nat_expired(struct nat_flow *flow, __u32 now)
 	return (int)(now - flow->last_seen) > (int)nat_timeout[state];
 }
 
-static __always_inline bool nat_place(struct nat_place *place, __u32 number)
+/* Another node's port may have come with its flows; it is not ours to hand out. */
+static __always_inline bool in_share(struct nat_pair *pair, __u32 port)
 {
-	place->number = number;
-	place->pair = bpf_map_lookup_elem(&nat_pairs, &number);
-	place->ring = bpf_map_lookup_elem(&nat_rings, &number);
-	place->flows = bpf_map_lookup_elem(&nat_flows, &number);
-	return place->pair && place->ring && place->flows;
+	return port >= *(volatile __u16 *)&pair->first_port &&
+	       port <= *(volatile __u16 *)&pair->last_port;
 }
 
+/* For a port that is marked as NAT_QUEUED and stands in no ring. */
 static __always_inline void push_port(struct nat_place *place, __u32 port)
 {
-	__u64 ticket;
-	__u32 index;
-	__u64 *word;
+	__u64 ticket = __sync_fetch_and_add(&place->pair->tail, 1);
+	__u64 *word = ring_word(place->number, ticket & (NAT_PORTS - 1));
 
-	/* Another node's port came with its flows; it is not ours to hand out. */
-	if (port < place->pair->first_port || port > place->pair->last_port)
-		return;
-	ticket = __sync_fetch_and_add(&place->pair->tail, 1);
-	index = ticket & (NAT_PORTS - 1);
-	word = bpf_map_lookup_elem(place->ring, &index);
 	if (word)
 		__sync_lock_test_and_set(word, (ticket + 1) << 16 | port);
+}
+
+/* Has a port handed out again, after all older ones. */
+static __always_inline void queue_port(struct nat_place *place, struct nat_flow *flow, __u32 port)
+{
+	if (in_share(place->pair, port) &&
+	    !(__sync_fetch_and_or(&flow->flags, NAT_QUEUED) & NAT_QUEUED))
+		push_port(place, port);
 }
 
 /* The oldest free port; 0 where there is none. */
 static __always_inline __u32 pop_port(struct nat_place *place)
 {
 	for (int i = 0; i < CLAIM_TRIES; i++) {
-		__u64 head = *(volatile __u64 *)&place->pair->head;
-		__u32 index = head & (NAT_PORTS - 1);
-		__u64 *word = bpf_map_lookup_elem(place->ring, &index);
-		__u64 value;
+		__u64 head = *(volatile __u64 *)&place->pair->head, value;
+		__u64 *word = ring_word(place->number, head & (NAT_PORTS - 1));
 
 		if (!word)
 			return 0;
 		value = *(volatile __u64 *)word;
-		/* Empty, or its producer has not stored the word yet. */
-		if (value >> 16 != ((head + 1) & 0xffffffffffffULL))
-			return 0;
+		if (value >> 16 != ((head + 1) & 0xffffffffffffULL)) {
+			/* Empty, or its producer has not stored the word yet. */
+			if (head == *(volatile __u64 *)&place->pair->head)
+				return 0;
+			continue;
+		}
 		if (__sync_val_compare_and_swap(&place->pair->head, head, head + 1) == head)
 			return value & 0xffff;
 	}
@@ -112,96 +142,129 @@ static __always_inline void unlink_flow(struct nat_flow *flow, __u32 id)
 		__sync_val_compare_and_swap(word, value, 0);
 }
 
-/* Ends a flow: its port may be handed out again, after all older ones. */
-static __always_inline void close_flow(struct nat_place *place, struct nat_flow *flow, __u32 port)
+/* Ends a flow that goes on translating, unless its state is another by now. */
+static __always_inline void close_flow(struct nat_place *place, struct nat_flow *flow, __u32 port,
+				       __u32 state)
 {
-	flow->state = NAT_CLOSED;
-	if (!(__sync_fetch_and_or(&flow->flags, NAT_QUEUED) & NAT_QUEUED))
-		push_port(place, port);
+	if (__sync_val_compare_and_swap(&flow->state, state, NAT_CLOSED) == state)
+		queue_port(place, flow, port);
 }
 
-/* Looks at the next entries of the pair and ends what has been idle too long. */
-static __always_inline void sweep(struct nat_place *place, __u32 now, int entries)
+/* Ends a flow, both ways, unless its state is another by now. */
+static __always_inline bool void_flow(struct nat_place *place, struct nat_flow *flow, __u32 port,
+				      __u32 state)
 {
-	__u32 hand = __sync_fetch_and_add(&place->pair->hand, entries);
+	__u32 id = place->number << 16 | port, index = flow->bucket / NAT_WAYS;
+	struct nat_bucket *bucket = bpf_map_lookup_elem(&nat_buckets, &index);
+	__u64 *word = NULL, value = 0;
 
-	for (int i = 0; i < entries; i++) {
-		__u32 port = (hand + i) & (NAT_PORTS - 1);
-		struct nat_flow *flow = bpf_map_lookup_elem(place->flows, &port);
-
-		if (!flow || flow->state == NAT_FREE || !nat_expired(flow, now))
-			continue;
-		unlink_flow(flow, place->number << 16 | port);
-		if (flow->state != NAT_CLOSED)
-			close_flow(place, flow, port);
+	/* Its name is read now: once the state is swapped, the entry may be another's. */
+	if (bucket) {
+		word = &bucket->word[flow->bucket & (NAT_WAYS - 1)];
+		value = *(volatile __u64 *)word;
 	}
+	if (__sync_val_compare_and_swap(&flow->state, state, NAT_FREE) != state)
+		return false;
+	if (word && (__u32)value == id)
+		__sync_val_compare_and_swap(word, value, 0);
+	queue_port(place, flow, port);
+	return true;
 }
 
-/* A port for a new flow, its entry unlinked and owned by the caller; 0 where none is free. */
-static __always_inline __u32 claim_port(struct nat_place *place, __u32 service, __u32 now)
+static __always_inline void sweep_port(struct nat_place *place, __u32 port, __u32 now)
 {
-	__u32 vip_index = place->pair->vip;
-	struct vip *vip = bpf_map_lookup_elem(&vips, &vip_index);
+	struct nat_flow *flow = nat_entry(place->number, port);
+	__u32 state;
 
-	if (!vip)
+	if (!flow)
+		return;
+	state = flow->state;
+	if (state != NAT_FREE && nat_expired(flow, now))
+		void_flow(place, flow, port, state);
+}
+
+/* Looks at the pair's next few entries, whoever's, and ends what was idle too long. */
+static __always_inline void sweep(struct nat_place *place, __u32 now)
+{
+	__u32 hand = __sync_fetch_and_add(&place->pair->hand, SWEEP_STEP);
+
+	for (int i = 0; i < SWEEP_STEP; i++)
+		sweep_port(place, (hand + i) & (NAT_PORTS - 1), now);
+}
+
+/* The same for many of those whose ports are this node's, which needs one now. */
+SUBPROGRAM int sweep_share(__u32 pair, __u32 now)
+{
+	struct nat_place place;
+	__u32 hand, first, ports;
+
+	if (!nat_place(&place, pair))
 		return 0;
-	for (int i = 0; i < CLAIM_TRIES; i++) {
-		__u32 port = pop_port(place);
-		struct nat_flow *flow;
-		__u32 group;
-		__u64 *word;
-
-		if (!port)
-			return 0;
-		flow = bpf_map_lookup_elem(place->flows, &port);
-		if (!flow)
-			return 0;
-		if (flow->state != NAT_FREE && flow->state != NAT_CLOSED) {
-			/* Data came after the close: the flow lives, and queues again when it ends. */
-			__sync_fetch_and_and(&flow->flags, ~NAT_QUEUED);
-			continue;
-		}
-		/* A service that came after the ring was filled: the port is its own now. */
-		group = vip->tcp_ports * PORT_GROUPS + (port >> 2);
-		word = vip->tcp_ports ? bpf_map_lookup_elem(&ports, &group) : NULL;
-		if (word && (*word >> (port & 3) * 16 & 0xffff)) {
-			unlink_flow(flow, place->number << 16 | port);
-			flow->state = NAT_FREE;
-			continue;
-		}
-		if (flow->state == NAT_CLOSED) {
-			if (now - flow->last_seen < REUSE_TICKS)
-				COUNT_LOSS(service, early_reuse);
-			unlink_flow(flow, place->number << 16 | port);
-		}
-		return port;
-	}
+	first = *(volatile __u16 *)&place.pair->first_port;
+	ports = *(volatile __u16 *)&place.pair->last_port - first + 1;
+	hand = __sync_fetch_and_add(&place.pair->share_hand, SWEEP_MANY);
+	for (__u32 i = 0; i < SWEEP_MANY; i++)
+		sweep_port(&place, (first + (hand + i) % ports) & (NAT_PORTS - 1), now);
 	return 0;
 }
 
-/*
- * Remembers a handshake, and gives up the one begun NAT_EMBRYONIC handshakes
- * ago if it never came to anything: a flood of SYNs evicts its own kind only.
- */
-static __always_inline void remember_handshake(struct nat_place *place, __u32 port, __u32 service)
+/* Whether a port of the pair's source address is a service's. */
+static __always_inline bool is_service(struct nat_pair *pair, __u32 port)
 {
-	__u64 turn = __sync_fetch_and_add(&place->pair->embryonic, 1);
-	__u32 index = NAT_PORTS + (turn & (NAT_EMBRYONIC - 1));
-	__u64 *word = bpf_map_lookup_elem(place->ring, &index);
-	struct nat_flow *flow;
-	__u32 old;
+	__u32 index = pair->vip;
+	struct vip *vip = bpf_map_lookup_elem(&vips, &index);
+	__u64 *group;
 
-	if (!word)
-		return;
-	old = __sync_lock_test_and_set(word, port);
-	if (!old || old == port)
-		return;
-	flow = bpf_map_lookup_elem(place->flows, &old);
-	if (!flow || (flow->state != NAT_SYN_SENT && flow->state != NAT_SYN_RECEIVED))
-		return;
-	COUNT_LOSS(service, evicted);
-	unlink_flow(flow, place->number << 16 | old);
-	close_flow(place, flow, old);
+	if (!vip || !vip->tcp_ports)
+		return false;
+	index = vip->tcp_ports * PORT_GROUPS + (port >> 2);
+	group = bpf_map_lookup_elem(&ports, &index);
+	return group && (*group >> (port & 3) * 16 & 0xffff);
+}
+
+/* A port for a new flow, its entry void and owned by the caller; 0 where none is free. */
+SUBPROGRAM int claim_port(__u32 pair, __u32 service, __u32 now)
+{
+	struct nat_place place;
+
+	if (!nat_place(&place, pair))
+		return 0;
+	for (int i = 0; i < CLAIM_TRIES; i++) {
+		__u32 port = pop_port(&place), state;
+		struct nat_flow *flow;
+
+		if (!port)
+			return 0;
+		flow = nat_entry(pair, port);
+		if (!flow)
+			return 0;
+		/* The ring may hold what the share or the services have lost since. */
+		if (!in_share(place.pair, port)) {
+			__sync_fetch_and_and(&flow->flags, ~NAT_QUEUED);
+			continue;
+		}
+		if (is_service(place.pair, port)) {
+			push_port(&place, port);
+			continue;
+		}
+		state = flow->state;
+		if (state == NAT_CLOSED &&
+		    __sync_val_compare_and_swap(&flow->state, NAT_CLOSED, NAT_FREE) == NAT_CLOSED)
+			state = NAT_FREE;
+		if (state != NAT_FREE) {
+			/* Data came after the close: the flow lives, and queues again when it ends. */
+			__sync_fetch_and_and(&flow->flags, ~NAT_QUEUED);
+			state = *(volatile __u32 *)&flow->state;
+			if (state == NAT_FREE || state == NAT_CLOSED)
+				queue_port(&place, flow, port);
+			continue;
+		}
+		if (flow->last_seen && now - flow->last_seen < REUSE_TICKS)
+			COUNT_LOSS(service, early_reuse);
+		unlink_flow(flow, pair << 16 | port);
+		return port;
+	}
+	return 0;
 }
 
 #endif

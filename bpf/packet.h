@@ -26,10 +26,11 @@ struct packet {
 	__be16 vlan[MAX_VLANS]; /* tags as received, outer first */
 	__u32 length; /* of the IP packet */
 	__u32 header_length; /* of IP and TCP */
+	bool opens; /* asks for a new connection: SYN, and none of ACK, RST and FIN */
 	struct vip *vip;
 	__u32 vip_index;
-	__u32 service;
-	__u32 backend;
+	__u32 service; /* its number, 0: none */
+	__u32 owner; /* dsr: number of the slot's backend, 0: none */
 };
 
 /* An IPv4 address, network byte order, as the second word of a mapped one. */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Parsing. What may not be for a VIP passes untouched; only when the
- * destination is known to be a VIP on this NIC does malformed mean dropped.
+ * Parsing. What may not be for a VIP passes untouched: a frame too short to tell,
+ * one to another address, one to another NIC. Only a packet that is known to be
+ * for a VIP, through this NIC, is dropped when it is malformed.
  */
 #ifndef SLUICE_PARSE_H
 #define SLUICE_PARSE_H
@@ -10,6 +11,12 @@
 
 #define FRAGMENT_MORE bpf_htons(0x2000)
 #define FRAGMENT_OFFSET bpf_htons(0x1fff)
+
+/* The flags' bits in the 14th byte of a TCP header (RFC 9293, section 3.1). */
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
 
 struct vlan_header {
 	__be16 tci;
@@ -50,7 +57,7 @@ static __always_inline int parse_ethernet(struct packet *p)
 static __always_inline int find_vip(struct packet *p)
 {
 	__u64 address = mapped(p->ip->daddr);
-	__u32 hash = address * GOLDEN >> 32;
+	__u32 hash = address * GOLDEN >> (64 - VIP_BITS);
 
 	for (int i = 0; i < PROBES; i++) {
 		__u32 index = (hash + i) & (MAX_VIPS - 1);
@@ -109,7 +116,6 @@ static __always_inline int parse_ipv4(struct packet *p)
 		return PASS_PROTOCOL;
 	if (ip->frag_off & FRAGMENT_OFFSET)
 		return PASS_FRAGMENT;
-	p->tcp = (void *)ip + header;
 	p->header_length = header;
 	return NEXT;
 }
@@ -125,6 +131,7 @@ static __always_inline int parse_tcp(struct packet *p)
 	p->header_length += tcp->doff * 4;
 	if (p->header_length > p->length)
 		return DROP_MALFORMED_TCP;
+	p->opens = (((__u8 *)tcp)[13] & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) == TCP_SYN;
 	return NEXT;
 }
 

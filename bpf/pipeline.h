@@ -8,17 +8,29 @@
 #include "nat.h"
 #include "parse.h"
 
-static __always_inline int forward_dsr(struct packet *p, struct service *service, int *action)
+static __always_inline int forward_dsr(struct packet *p, int *action)
 {
-	__u32 number = slot_owner(service, flow_hash(p));
-	struct backend *backend = bpf_map_lookup_elem(&backends, &number);
+	struct backend *backend = bpf_map_lookup_elem(&backends, &p->owner);
+	int out;
 
-	if (!number || !backend) {
+	if (!p->owner || !backend) {
 		COUNT_LOSS(p->service, no_backend);
 		return DROP_NO_BACKEND;
 	}
-	count_forward(p, number);
-	return emit(p, &backend->next_hop, action);
+	out = emit(p, &backend->next_hop, action);
+	if (out == SENT)
+		count_forward(p, p->owner);
+	return out;
+}
+
+/* Whether the frame is this NIC's and a well-formed TCP segment. */
+static __always_inline int check(struct packet *p)
+{
+	int out;
+
+	if ((out = check_mac(p)) || (out = parse_ipv4(p)))
+		return out;
+	return parse_tcp(p);
 }
 
 static __always_inline int balance(struct packet *p, int *action)
@@ -26,22 +38,21 @@ static __always_inline int balance(struct packet *p, int *action)
 	struct service *service;
 	int out;
 
-	if ((out = parse_ethernet(p)) || (out = find_vip(p)) || (out = check_mac(p)) ||
-	    (out = parse_ipv4(p)) || (out = parse_tcp(p)))
+	if ((out = parse_ethernet(p)) || (out = find_vip(p)))
 		return out;
-
-	p->service = find_service(p);
-	if (!p->service)
-		return nat_reply(p, action);
-	service = bpf_map_lookup_elem(&services, &p->service);
-	if (!service)
-		return DROP_INTERNAL;
+	service = look_ahead(p);
+	if (!service) {
+		out = check(p);
+		return out ? out : nat_reply(p, action);
+	}
+	if ((out = check(p)))
+		return out;
 	if (p->ip->frag_off & FRAGMENT_MORE)
 		return DROP_FRAGMENT;
 
 	switch (service->forward) {
 	case FORWARD_DSR:
-		return forward_dsr(p, service, action);
+		return forward_dsr(p, action);
 	case FORWARD_NAT:
 		return nat_forward(p, service, action);
 	}
@@ -51,15 +62,14 @@ static __always_inline int balance(struct packet *p, int *action)
 /* The verdict on one frame. What was not forwarded is counted here and nowhere else. */
 static __always_inline int process(struct xdp_md *ctx)
 {
-	struct packet p = {
-		.ctx = ctx,
-		.data = (void *)(long)ctx->data,
-		.end = (void *)(long)ctx->data_end,
-		.interface = ctx->ingress_ifindex,
-	};
-	int action = XDP_ABORTED;
-	int out = balance(&p, &action);
+	int action = XDP_ABORTED, out;
+	struct packet p;
 
+	p.ctx = ctx;
+	p.data = (void *)(long)ctx->data;
+	p.end = (void *)(long)ctx->data_end;
+	p.interface = ctx->ingress_ifindex;
+	out = balance(&p, &action);
 	if (out == SENT)
 		return action;
 	count_outcome(out);

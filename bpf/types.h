@@ -19,17 +19,19 @@ enum layout {
 
 enum limits {
 	MAX_INTERFACES = 1024,	/* index: ifindex modulo this */
-	MAX_VIPS = 4096,	/* open addressing, so fill it to half at most */
+	VIP_BITS = 12,
+	MAX_VIPS = 4096,	/* open addressing: filled to a quarter, there is room for any */
 	MAX_PORT_TABLES = 256,	/* one per VIP and protocol */
 	PORT_GROUPS = 16384,	/* 64-bit words in a port table */
 	MAX_SERVICES = 4096,
 	MAX_BACKENDS = 16384,
 	MAX_PAIRS = 8192,	/* NAT: backend and source address */
 	MAX_CHOICES = 65536,	/* NAT: pairs that backends may choose from */
+	PAIR_KEY_BITS = 15,
 	MAX_PAIR_KEYS = 32768,
 	PROBES = 16,		/* steps of open addressing */
 	NAT_PORTS = 65536,	/* entries of one pair */
-	NAT_EMBRYONIC = 16384,	/* handshakes that one pair remembers */
+	NAT_EMBRYONIC = 16384,	/* handshakes that one pair remembers, at most */
 	NAT_RING = 81920,	/* NAT_PORTS + NAT_EMBRYONIC words */
 	NAT_WAYS = 8,		/* words in a bucket: one cache line */
 	MAX_VLANS = 2,
@@ -46,9 +48,9 @@ enum forward {
  * PASS_ goes to the kernel's stack, DROP_ is dropped.
  */
 enum outcome {
-	NEXT = 0,		/* the next stage goes on */
+	NEXT = 0,		/* none yet: the next stage goes on */
 	SENT,			/* forwarded; counted per backend, not here */
-	PASS_NOT_IP,		/* neither IPv4 nor, later, IPv6 */
+	PASS_NOT_IP,		/* not IPv4 */
 	PASS_NOT_VIP,		/* destination address is no VIP */
 	PASS_OTHER_MAC,		/* destination MAC is not this NIC's */
 	PASS_PROTOCOL,		/* to a VIP, not TCP */
@@ -57,7 +59,7 @@ enum outcome {
 	PASS_NO_FLOW,		/* nat, no SYN and no flow: the kernel answers RST */
 	DROP_MALFORMED_IP,
 	DROP_MALFORMED_TCP,
-	DROP_FRAGMENT,		/* first fragment of a TCP segment to a service */
+	DROP_FRAGMENT,		/* first fragment of a TCP segment to a service, or of a reply */
 	DROP_TTL,		/* nat, time to live used up */
 	DROP_NO_BACKEND,	/* service has no healthy backend */
 	DROP_NO_PORT,		/* nat, every source port towards the backend is taken */
@@ -139,7 +141,7 @@ struct backend {
 struct counters {
 	__u64 packets; /* towards the backend */
 	__u64 bytes; /* IP length */
-	__u64 flows; /* new ones: SYN without ACK */
+	__u64 flows; /* SYNs that ask for a new one */
 	__u64 reply_packets; /* nat only: the others answer the client themselves */
 	__u64 reply_bytes;
 };
@@ -163,15 +165,19 @@ struct nat_pair {
 	__u32 vip; /* of the source address */
 	__be16 port; /* backend's */
 	__u16 protocol;
-	__u16 first_port; /* this node's share, inclusive, host byte order */
+	/* This node's share, one word: it changes while packets come. */
+	__u16 first_port; /* inclusive, host byte order */
 	__u16 last_port;
-	__u32 pad[5];
+	__u32 handshakes; /* that are remembered, less 1: a mask */
+	__u64 pad[2];
 	/* The ring of free ports, oldest first; a cache line of its own. */
 	__u64 head;
 	__u64 tail;
 	__u64 embryonic; /* handshakes begun */
+	__u64 given_up; /* handshakes that were the oldest when no port was free */
 	__u32 hand; /* where the search for idle flows goes on */
-	__u32 pad2[9];
+	__u32 share_hand; /* and that among the ports of this node */
+	__u32 pad2[6];
 };
 
 /* NAT: finds a reply's pair. */
@@ -198,6 +204,7 @@ enum nat_flags {
 	NAT_FIN_CLIENT = 1,
 	NAT_FIN_BACKEND = 2,
 	NAT_QUEUED = 4, /* its port stands in the ring */
+	NAT_OPENED = 8, /* the client has answered the backend's SYN */
 };
 
 /* NAT: a translated flow. Its place is its source port. One cache line. */

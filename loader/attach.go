@@ -3,13 +3,14 @@ package loader
 import (
 	"errors"
 	"fmt"
-	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,7 +35,8 @@ type Attachment struct {
 // Attach puts the program on the interfaces, and takes it off those that it is
 // on but that are not named. A program of sluice that is there already is
 // replaced without losing a packet; one of somebody else is left alone, and is
-// an error.
+// an error. An interface that was deleted and made anew is attached again by
+// another call.
 func (d *Datapath) Attach(interfaces []string, mode Mode) ([]Attachment, error) {
 	var done []Attachment
 	for _, name := range interfaces {
@@ -54,22 +56,26 @@ func (d *Datapath) Attach(interfaces []string, mode Mode) ([]Attachment, error) 
 	if err := d.detachOthers(interfaces); err != nil {
 		return done, err
 	}
-	return done, nil
+	return done, d.forgetInterfaces(done)
 }
 
 // RefreshInterfaces writes the MAC addresses that the attached interfaces have
-// now.
+// now. An interface that is gone, or was made anew, is part of the error.
 func (d *Datapath) RefreshInterfaces() error {
-	for name := range d.links {
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(d.links)) {
 		nic, err := net.InterfaceByName(name)
-		if err != nil {
-			return fmt.Errorf("look at interface %s: %w", name, err)
+		if err == nil && !d.holds(d.links[name], nic) {
+			err = errors.New("it was made anew, and sluice is not on it")
 		}
-		if err := d.setInterface(nic); err != nil {
-			return err
+		if err == nil {
+			err = d.setInterface(nic)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("look at interface %s: %w", name, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (d *Datapath) setInterface(nic *net.Interface) error {
@@ -93,14 +99,37 @@ func (d *Datapath) setInterface(nic *net.Interface) error {
 	return put(d.objects.Interfaces, place, &want)
 }
 
+// forgetInterfaces takes those out of the table that the program is not on.
+func (d *Datapath) forgetInterfaces(attached []Attachment) error {
+	table, err := readAll[lbInterface](d.objects.Interfaces)
+	if err != nil {
+		return err
+	}
+	for i, nic := range table {
+		on := slices.ContainsFunc(attached, func(a Attachment) bool { return a.Index == int(nic.Index) })
+		if nic.Index == 0 || on {
+			continue
+		}
+		if err := put(d.objects.Interfaces, uint32(i), &lbInterface{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (d *Datapath) attach(nic *net.Interface, mode Mode) (Attachment, error) {
 	a := Attachment{Interface: nic.Name, Index: nic.Index}
 	if l, err := d.adopt(nic, mode); err != nil {
 		return a, err
 	} else if l != nil {
 		d.links[nic.Name] = l
-		a.Mode, err = attachedMode(nic)
-		return a, err
+		if a.Mode, err = attachedMode(nic); err != nil {
+			return a, err
+		}
+		if a.Mode == Generic && mode == Auto {
+			a.Warning = genericWarning(nic, "as when the program was attached first")
+		}
+		return a, nil
 	}
 	l, got, err := attachNew(d.program, nic, mode)
 	if err != nil {
@@ -108,7 +137,7 @@ func (d *Datapath) attach(nic *net.Interface, mode Mode) (Attachment, error) {
 	}
 	a.Mode = got.mode
 	if got.refused != nil {
-		a.Warning = fmt.Sprintf("%s: no native XDP (%v): generic mode, which is several times slower", nic.Name, got.refused)
+		a.Warning = genericWarning(nic, got.refused.Error())
 		d.log.Warn("generic XDP", "interface", nic.Name, "why", got.refused)
 	}
 	if d.pinDir != "" {
@@ -120,41 +149,52 @@ func (d *Datapath) attach(nic *net.Interface, mode Mode) (Attachment, error) {
 	return a, nil
 }
 
-// adopt takes over the pinned link of an interface and gives it the program;
-// nil where there is none that fits.
+func genericWarning(nic *net.Interface, why string) string {
+	return fmt.Sprintf("%s: no native XDP (%s): generic mode, which is several times slower", nic.Name, why)
+}
+
+// adopt returns the link of an interface that is there already, of this process
+// or pinned, with the program on it; nil where there is none that fits.
 func (d *Datapath) adopt(nic *net.Interface, mode Mode) (link.Link, error) {
-	if l := d.links[nic.Name]; l != nil {
-		return l, nil
-	}
-	if d.pinDir == "" {
-		return nil, nil
-	}
-	path := linkPath(d.pinDir, nic.Name)
-	l, err := link.LoadPinnedLink(path, nil)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open its pinned link: %w", err)
-	}
-	info, err := l.Info()
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("look at its pinned link: %w", err), l.Close())
+	l := d.links[nic.Name]
+	if l == nil {
+		if d.pinDir == "" {
+			return nil, nil
+		}
+		var err error
+		l, err = link.LoadPinnedLink(linkPath(d.pinDir, nic.Name), nil)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open its pinned link: %w", err)
+		}
 	}
 	is, err := attachedMode(nic)
-	stale := info.XDP() == nil || int(info.XDP().Ifindex) != nic.Index || err != nil
-	if stale || mode != Auto && is != mode {
+	if err != nil || !d.holds(l, nic) || mode != Auto && is != mode {
 		// The interface was made anew, or another mode is wanted.
 		d.log.Info("attach anew", "interface", nic.Name)
-		if err := os.Remove(path); err != nil {
-			return nil, errors.Join(err, l.Close())
+		delete(d.links, nic.Name)
+		if d.pinDir != "" {
+			if err := os.Remove(linkPath(d.pinDir, nic.Name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return nil, errors.Join(err, l.Close())
+			}
 		}
 		return nil, l.Close()
+	}
+	if d.links[nic.Name] == l {
+		return l, nil
 	}
 	if err := l.Update(d.program); err != nil {
 		return nil, errors.Join(fmt.Errorf("replace the program: %w", err), l.Close())
 	}
 	return l, nil
+}
+
+// holds tells whether a link is one to this very interface.
+func (d *Datapath) holds(l link.Link, nic *net.Interface) bool {
+	info, err := l.Info()
+	return err == nil && info.XDP() != nil && int(info.XDP().Ifindex) == nic.Index
 }
 
 type attached struct {
@@ -189,10 +229,7 @@ func attachNew(program *ebpf.Program, nic *net.Interface, mode Mode) (link.Link,
 }
 
 func (d *Datapath) detachOthers(keep []string) error {
-	names := make([]string, 0, len(d.links))
-	for name := range d.links {
-		names = append(names, name)
-	}
+	names := slices.Collect(maps.Keys(d.links))
 	if d.pinDir != "" {
 		pinned, err := pinnedLinks(d.pinDir)
 		if err != nil {
@@ -200,7 +237,8 @@ func (d *Datapath) detachOthers(keep []string) error {
 		}
 		names = append(names, pinned...)
 	}
-	for _, name := range names {
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
 		if slices.Contains(keep, name) {
 			continue
 		}
@@ -215,7 +253,25 @@ func (d *Datapath) detachOthers(keep []string) error {
 				return err
 			}
 		}
-		d.log.Info("detached", slog.String("interface", name))
+		d.log.Info("detached", "interface", name)
 	}
 	return nil
 }
+
+// attachedMode tells how the program that is on an interface is attached.
+func attachedMode(nic *net.Interface) (Mode, error) {
+	l, err := netlink.LinkByIndex(nic.Index)
+	if err != nil {
+		return "", fmt.Errorf("look at interface %s: %w", nic.Name, err)
+	}
+	x := l.Attrs().Xdp
+	if x == nil || !x.Attached {
+		return "", fmt.Errorf("look at interface %s: %w", nic.Name, os.ErrNotExist)
+	}
+	if x.AttachMode == xdpAttachedGeneric {
+		return Generic, nil
+	}
+	return Native, nil
+}
+
+const xdpAttachedGeneric = 2 // XDP_ATTACHED_SKB of linux/if_link.h

@@ -121,20 +121,23 @@ type benchNatBucket struct {
 }
 
 type benchNatPair struct {
-	_         structs.HostLayout
-	Source    [2]uint64
-	Address   [2]uint64
-	Vip       uint32
-	Port      uint16
-	Protocol  uint16
-	FirstPort uint16
-	LastPort  uint16
-	Pad       [5]uint32
-	Head      uint64
-	Tail      uint64
-	Embryonic uint64
-	Hand      uint32
-	Pad2      [9]uint32
+	_          structs.HostLayout
+	Source     [2]uint64
+	Address    [2]uint64
+	Vip        uint32
+	Port       uint16
+	Protocol   uint16
+	FirstPort  uint16
+	LastPort   uint16
+	Handshakes uint32
+	Pad        [2]uint64
+	Head       uint64
+	Tail       uint64
+	Embryonic  uint64
+	GivenUp    uint64
+	Hand       uint32
+	ShareHand  uint32
+	Pad2       [6]uint32
 }
 
 type benchPairKey struct {

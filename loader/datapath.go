@@ -11,9 +11,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"math/bits"
-	"net"
-	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -21,7 +20,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
-	"github.com/vishvananda/netlink"
 
 	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/internal/maglev"
@@ -36,16 +34,17 @@ type Options struct {
 	Log      *slog.Logger
 }
 
-// A Datapath is the XDP program with its maps. Its methods may be called from
-// one goroutine at a time, Traffic and the other readers from any.
+// A Datapath is the XDP program with its maps. Stats may be called at any time,
+// the other methods from one goroutine at a time.
 type Datapath struct {
 	pinDir  string
+	share   PortRange
 	log     *slog.Logger
 	objects *lbMaps
 	program *ebpf.Program
 	tables  *tables
 	links   map[string]link.Link
-	cache   tableCache
+	cache   *tableCache
 
 	mu    sync.Mutex
 	state *State
@@ -61,10 +60,15 @@ var natTimeouts = map[lbNatState]time.Duration{
 	lbNatStateNAT_CLOSED:       time.Minute,
 }
 
+// MaxFlows is the most that Options.MaxFlows may be: 4 GiB of names.
+const MaxFlows = 1 << 27
+
 const tick = time.Duration(1 << 27) // TICK_SHIFT of bpf/nat_ports.h
 
 // Open loads the data plane, or adopts the one that is pinned: its tables and
-// flows go on. Nothing is attached yet.
+// flows go on. Nothing is attached yet: Apply comes before Attach, or a program
+// with empty tables would hand the VIPs' packets to the kernel, which knows
+// nothing of their connections.
 func Open(o Options) (*Datapath, error) {
 	return open(o, natTimeouts)
 }
@@ -103,8 +107,8 @@ func open(o Options, timeouts map[lbNatState]time.Duration) (*Datapath, error) {
 		return nil, fmt.Errorf("read the program: %w", err)
 	}
 	d := &Datapath{
-		pinDir: o.PinDir, log: o.Log, objects: &objects.lbMaps, program: objects.Sluice,
-		links: map[string]link.Link{}, names: map[uint16]string{}, cache: tableCache{},
+		pinDir: o.PinDir, share: o.Ports, log: o.Log, objects: &objects.lbMaps, program: objects.Sluice,
+		links: map[string]link.Link{}, names: map[uint16]string{}, cache: &tableCache{},
 	}
 	if err := d.start(o, meta); err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -118,7 +122,7 @@ func (d *Datapath) start(o Options, meta lbMeta) error {
 		return err
 	}
 	var err error
-	if d.tables, err = openTables(*d.objects, o.Ports); err != nil {
+	if d.tables, err = openTables(*d.objects); err != nil {
 		return err
 	}
 	if d.state, err = d.tables.readState(); err != nil {
@@ -127,10 +131,9 @@ func (d *Datapath) start(o Options, meta lbMeta) error {
 	if d.pinDir == "" {
 		return nil
 	}
-	for _, m := range d.mapsByName() {
-		if m.m.IsPinned() {
-			continue
-		}
+	// The map that says what the others are comes last: a daemon that is killed
+	// here leaves nothing that the next one takes for what it is not.
+	for _, m := range slices.Backward(d.mapsByName()) {
 		if err := repin(m.m, filepath.Join(d.pinDir, m.name)); err != nil {
 			return err
 		}
@@ -156,8 +159,11 @@ func (d *Datapath) mapsByName() []namedMap {
 // size gives the maps their sizes and finds the pinned ones that can be taken
 // over.
 func size(spec *ebpf.CollectionSpec, o Options) (lbMeta, map[string]*ebpf.Map, error) {
-	// Four words a flow: buckets are filled to a quarter, so that of a million
-	// flows not one in ten tries finds both of its buckets full.
+	if o.MaxFlows > MaxFlows {
+		return lbMeta{}, nil, fmt.Errorf("max_flows is %d: no more than %d fit", o.MaxFlows, MaxFlows)
+	}
+	// Four words a flow: most names stand in the first of their two buckets, and
+	// what is over may linger.
 	buckets := uint32(1) << bits.Len32(uint32(max(o.MaxFlows, 1024)*4/int(lbLimitsNAT_WAYS)-1))
 	meta := lbMeta{Layout: uint32(lbLayoutLAYOUT_VERSION), BucketMask: buckets - 1}
 	var seed [8]byte
@@ -203,7 +209,7 @@ func size(spec *ebpf.CollectionSpec, o Options) (lbMeta, map[string]*ebpf.Map, e
 			return meta, nil, fmt.Errorf("open the pinned map %s: %w", name, err)
 		}
 		if name == "slots" && m.MaxEntries() != ms.MaxEntries {
-			if int(m.MaxEntries()) < o.Slots {
+			if m.MaxEntries() < slots {
 				err := growSlots(spec, m, slots, adopted)
 				m.Close()
 				if err != nil {
@@ -300,10 +306,12 @@ func (d *Datapath) Close() error {
 func (d *Datapath) Apply(want lb.Snapshot) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	steps, next, err := plan(d.state, want, limits{slots: d.objects.Slots.MaxEntries()}, d.cache.table)
+	lim := limits{slots: d.objects.Slots.MaxEntries(), share: d.share}
+	steps, next, err := plan(d.state, want, lim, d.cache.table)
 	if err != nil {
 		return err
 	}
+	d.cache.turn()
 	for _, s := range steps {
 		d.log.Debug("apply", "step", s.String())
 		if err := s.apply(d.tables); err != nil {
@@ -331,46 +339,33 @@ func (d *Datapath) nameServices(want lb.Snapshot) {
 	}
 }
 
-// tableCache remembers the last Maglev table of each set of backends' weights
-// that is in use, since most changes touch one service only.
-type tableCache map[string][]int32
+// tableCache remembers the Maglev tables of the last snapshot, since most changes
+// touch one service only.
+type tableCache struct{ last, now map[string][]int32 }
 
-func (c tableCache) table(size int, backends []lb.Backend) ([]int32, error) {
-	var key strings.Builder
-	fmt.Fprint(&key, size)
+// turn forgets the tables that have not been asked for since the last turn.
+func (c *tableCache) turn() { c.last, c.now = c.now, nil }
+
+func (c *tableCache) table(size int, backends []lb.Backend) ([]int32, error) {
+	var b strings.Builder
+	fmt.Fprint(&b, size)
 	members := make([]maglev.Backend, len(backends))
-	for i, b := range backends {
-		fmt.Fprintf(&key, " %v/%d", b.Address, b.Weight)
-		members[i] = maglev.Backend{Key: b.Address.String(), Weight: b.Weight}
+	for i, m := range backends {
+		fmt.Fprintf(&b, " %v/%d", m.Address, m.Weight)
+		members[i] = maglev.Backend{Key: m.Address.String(), Weight: m.Weight}
 	}
-	if t, ok := c[key.String()]; ok {
-		return t, nil
+	key := b.String()
+	slots, ok := c.last[key]
+	if !ok {
+		t, err := maglev.Build(size, members)
+		if err != nil {
+			return nil, err
+		}
+		slots = t.Slots
 	}
-	t, err := maglev.Build(size, members)
-	if err != nil {
-		return nil, err
+	if c.now == nil {
+		c.now = map[string][]int32{}
 	}
-	if len(c) > 256 {
-		clear(c)
-	}
-	c[key.String()] = t.Slots
-	return t.Slots, nil
+	c.now[key] = slots
+	return slots, nil
 }
-
-// attachedMode tells how the program that is on an interface is attached.
-func attachedMode(nic *net.Interface) (Mode, error) {
-	l, err := netlink.LinkByIndex(nic.Index)
-	if err != nil {
-		return "", fmt.Errorf("look at interface %s: %w", nic.Name, err)
-	}
-	x := l.Attrs().Xdp
-	if x == nil || !x.Attached {
-		return "", fmt.Errorf("look at interface %s: %w", nic.Name, os.ErrNotExist)
-	}
-	if x.AttachMode == xdpAttachedGeneric {
-		return Generic, nil
-	}
-	return Native, nil
-}
-
-const xdpAttachedGeneric = 2 // XDP_ATTACHED_SKB of linux/if_link.h

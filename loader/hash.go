@@ -46,9 +46,11 @@ func Slot(hash uint64, size uint32) uint32 {
 	return uint32((hash >> 32) * uint64(size) >> 32)
 }
 
-func vipHash(a netip.Addr) uint32 { return uint32(mapped(a)[1] * golden >> 32) }
+// vipHash is where find_vip of bpf/parse.h begins to look for an address.
+func vipHash(a netip.Addr) uint32 { return uint32(mapped(a)[1] * golden >> (64 - lbLimitsVIP_BITS)) }
 
+// pairHash is where find_pair of bpf/nat.h begins to look for a pair.
 func pairHash(backend netip.AddrPort, vip uint32) uint32 {
 	h := mapped(backend.Addr())[1] + uint64(bigEndian16(backend.Port())) + uint64(vip)<<16
-	return uint32(h * golden >> 32)
+	return uint32(h * golden >> (64 - lbLimitsPAIR_KEY_BITS))
 }

@@ -79,7 +79,7 @@ func Inspect(dir string) (Inspection, error) {
 		Losses: open["losses"], Outcomes: open["outcomes"], NatPairs: open["nat_pairs"],
 		NatChoices: open["nat_choices"], NatKeys: open["nat_keys"], NatBuckets: open["nat_buckets"],
 	}
-	t, err := openTables(m, PortRange{})
+	t, err := openTables(m)
 	if err != nil {
 		return in, err
 	}

@@ -99,6 +99,7 @@ type lbLimits uint32
 
 const (
 	lbLimitsMAX_INTERFACES  lbLimits = 1024
+	lbLimitsVIP_BITS        lbLimits = 12
 	lbLimitsMAX_VIPS        lbLimits = 4096
 	lbLimitsMAX_PORT_TABLES lbLimits = 256
 	lbLimitsPORT_GROUPS     lbLimits = 16384
@@ -106,6 +107,7 @@ const (
 	lbLimitsMAX_BACKENDS    lbLimits = 16384
 	lbLimitsMAX_PAIRS       lbLimits = 8192
 	lbLimitsMAX_CHOICES     lbLimits = 65536
+	lbLimitsPAIR_KEY_BITS   lbLimits = 15
 	lbLimitsMAX_PAIR_KEYS   lbLimits = 32768
 	lbLimitsPROBES          lbLimits = 16
 	lbLimitsNAT_PORTS       lbLimits = 65536
@@ -133,6 +135,7 @@ const (
 	lbNatFlagsNAT_FIN_CLIENT  lbNatFlags = 1
 	lbNatFlagsNAT_FIN_BACKEND lbNatFlags = 2
 	lbNatFlagsNAT_QUEUED      lbNatFlags = 4
+	lbNatFlagsNAT_OPENED      lbNatFlags = 8
 )
 
 type lbNatFlow struct {
@@ -155,20 +158,23 @@ type lbNatFlow struct {
 }
 
 type lbNatPair struct {
-	_         structs.HostLayout
-	Source    [2]uint64
-	Address   [2]uint64
-	Vip       uint32
-	Port      uint16
-	Protocol  uint16
-	FirstPort uint16
-	LastPort  uint16
-	Pad       [5]uint32
-	Head      uint64
-	Tail      uint64
-	Embryonic uint64
-	Hand      uint32
-	Pad2      [9]uint32
+	_          structs.HostLayout
+	Source     [2]uint64
+	Address    [2]uint64
+	Vip        uint32
+	Port       uint16
+	Protocol   uint16
+	FirstPort  uint16
+	LastPort   uint16
+	Handshakes uint32
+	Pad        [2]uint64
+	Head       uint64
+	Tail       uint64
+	Embryonic  uint64
+	GivenUp    uint64
+	Hand       uint32
+	ShareHand  uint32
+	Pad2       [6]uint32
 }
 
 type lbNatState uint32

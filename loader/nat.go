@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/bits"
 	"math/rand/v2"
 	"os"
 	"strconv"
@@ -38,7 +39,7 @@ func (t *tables) makePair(n uint32, p pairEntry) error {
 	}
 	defer memory.close()
 
-	ports, err := t.freePorts()
+	ports, err := freePorts(p.Share)
 	if err != nil {
 		return err
 	}
@@ -54,19 +55,27 @@ func (t *tables) makePair(n uint32, p pairEntry) error {
 	return put(t.objects.NatPairs, n, &lbNatPair{
 		Source: mapped(p.Source), Address: mapped(p.Address.Addr()), Vip: p.VIP,
 		Port: bigEndian16(p.Address.Port()), Protocol: uint16(lb.TCP),
-		FirstPort: t.share.First, LastPort: t.share.Last, Tail: uint64(len(ports)),
+		FirstPort: p.Share.First, LastPort: p.Share.Last, Handshakes: handshakes(p.Share) - 1,
+		Tail: uint64(len(ports)),
 	})
 }
 
-// freePorts returns this node's share of ports, shuffled, without those that
-// the node itself listens on.
-func (t *tables) freePorts() ([]uint16, error) {
+// handshakes returns how many handshakes a pair remembers, a power of two: a
+// flood of them must leave ports free for those who mean it.
+func handshakes(share PortRange) uint32 {
+	half := (uint32(share.Last) - uint32(share.First) + 1) / 2
+	return 1 << (bits.Len32(max(min(half, uint32(lbLimitsNAT_EMBRYONIC)), 1)) - 1)
+}
+
+// freePorts returns the ports of a share, shuffled, without those that the node
+// itself listens on.
+func freePorts(share PortRange) ([]uint16, error) {
 	taken, err := listeners()
 	if err != nil {
 		return nil, err
 	}
 	var ports []uint16
-	for port := int(t.share.First); port <= int(t.share.Last); port++ {
+	for port := int(share.First); port <= int(share.Last); port++ {
 		if port != 0 && !taken[uint16(port)] {
 			ports = append(ports, uint16(port))
 		}

@@ -43,7 +43,7 @@ type Resolver struct {
 	mu   sync.Mutex
 	want []netip.Addr
 	hops map[netip.Addr]hop
-	kept map[neighbourKey]bool // neighbours that the kernel keeps for us
+	kept map[neighbourKey]neighbour // those that hops go to
 }
 
 type hop struct {
@@ -56,13 +56,28 @@ type neighbourKey struct {
 	addr netip.Addr
 }
 
+// A neighbour is what is known of one.
+type neighbour struct {
+	mac     [6]byte
+	valid   bool // mac may be used
+	managed bool // the kernel keeps it resolved for us
+}
+
+func parseNeighbour(n *netlink.Neigh) neighbour {
+	out := neighbour{managed: n.FlagsExt&netlink.NTF_EXT_MANAGED != 0}
+	if n.State&neighbourValid != 0 && len(n.HardwareAddr) == 6 {
+		out.mac, out.valid = [6]byte(n.HardwareAddr), true
+	}
+	return out
+}
+
 // NewResolver starts a resolver. The interfaces are those that the XDP program
 // is on: a VLAN interface on top of one of them is left through it, tagged.
 func NewResolver(interfaces []string, log *slog.Logger, changed func()) (*Resolver, error) {
 	r := &Resolver{
 		log: log, changed: changed, datapath: map[string]bool{},
 		kick: make(chan struct{}, 1), stop: make(chan struct{}),
-		hops: map[netip.Addr]hop{}, kept: map[neighbourKey]bool{},
+		hops: map[netip.Addr]hop{}, kept: map[neighbourKey]neighbour{},
 	}
 	for _, name := range interfaces {
 		r.datapath[name] = true
@@ -137,8 +152,9 @@ func (r *Resolver) poke() {
 	}
 }
 
-// concerns tells whether a neighbour event is about one of our next hops: an
-// on-link network may have thousands of others.
+// concerns tells whether a neighbour event has news about one of our next hops: an
+// on-link network may have thousands of others, and a managed neighbour is
+// confirmed every few seconds.
 func (r *Resolver) concerns(u netlink.NeighUpdate) bool {
 	addr, ok := netip.AddrFromSlice(u.IP)
 	if !ok {
@@ -146,7 +162,9 @@ func (r *Resolver) concerns(u netlink.NeighUpdate) bool {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.kept[neighbourKey{u.LinkIndex, addr.Unmap()}]
+	known, ok := r.kept[neighbourKey{u.LinkIndex, addr.Unmap()}]
+	now := parseNeighbour(&u.Neigh)
+	return ok && (u.Type == unix.RTM_DELNEIGH || now.valid != known.valid || now.mac != known.mac)
 }
 
 // Set replaces the set of addresses that are followed, and resolves the new
@@ -199,7 +217,10 @@ func (r *Resolver) run() {
 func (r *Resolver) resolveAll() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	pass := &resolution{r: r, neighbours: map[int]map[netip.Addr]netlink.Neigh{}, keep: map[neighbourKey]bool{}}
+	pass := &resolution{
+		r: r, links: map[int]netlink.Link{}, neighbours: map[listKey]map[netip.Addr]netlink.Neigh{},
+		keep: map[neighbourKey]neighbour{},
+	}
 	hops := make(map[netip.Addr]hop, len(r.want))
 	changed := false
 	for _, a := range r.want {
@@ -220,122 +241,13 @@ func (r *Resolver) resolveAll() bool {
 			r.log.Info("next hop", "backend", a, "mac", net.HardwareAddr(h.Destination[:]).String(), "interface", h.Interface)
 		}
 	}
-	for k := range r.kept {
-		if !pass.keep[k] {
+	for k, n := range r.kept {
+		if _, ok := pass.keep[k]; !ok && n.managed {
 			r.release(k)
 		}
 	}
 	r.hops, r.kept = hops, pass.keep
 	return changed
-}
-
-// resolution is one pass over all addresses.
-type resolution struct {
-	r          *Resolver
-	neighbours map[int]map[netip.Addr]netlink.Neigh // by link, listed once
-	keep       map[neighbourKey]bool
-}
-
-func (p *resolution) resolve(a netip.Addr) (lb.NextHop, error) {
-	routes, err := p.r.netlink.RouteGet(a.AsSlice())
-	if err != nil || len(routes) == 0 {
-		return lb.NextHop{}, fmt.Errorf("no route to %v: %w", a, err)
-	}
-	route := routes[0]
-	if route.Type == unix.RTN_LOCAL {
-		return lb.NextHop{}, fmt.Errorf("%v is this node's own address: a backend must be another machine", a)
-	}
-	if route.Type != unix.RTN_UNICAST {
-		return lb.NextHop{}, fmt.Errorf("no route to %v: the routing table rejects it", a)
-	}
-	via := a
-	if gw, ok := netip.AddrFromSlice(route.Gw); ok {
-		via = gw.Unmap()
-	}
-	out, err := p.r.netlink.LinkByIndex(route.LinkIndex)
-	if err != nil {
-		return lb.NextHop{}, fmt.Errorf("look at the interface towards %v: %w", a, err)
-	}
-	h, err := p.out(out)
-	if err != nil {
-		return lb.NextHop{}, err
-	}
-	mac, err := p.neighbour(out, via)
-	if err != nil {
-		return lb.NextHop{}, err
-	}
-	h.Destination = mac
-	return h, nil
-}
-
-// out says how a frame leaves by a link: through it, or tagged through the
-// interface below it where that has the program.
-func (p *resolution) out(l netlink.Link) (lb.NextHop, error) {
-	var h lb.NextHop
-	name := l.Attrs().Name
-	if len(l.Attrs().HardwareAddr) != 6 {
-		return h, fmt.Errorf("interface %s has no Ethernet address", name)
-	}
-	h.Source = [6]byte(l.Attrs().HardwareAddr)
-	if l.Attrs().Flags&net.FlagUp == 0 {
-		return h, fmt.Errorf("interface %s is down", name)
-	}
-	var tags []uint16
-	for !p.r.datapath[l.Attrs().Name] {
-		v, ok := l.(*netlink.Vlan)
-		if !ok {
-			return h, fmt.Errorf("the way leads through %s, where sluice is not: add it to datapath.interfaces", name)
-		}
-		tags = append([]uint16{uint16(v.VlanId)}, tags...)
-		below, err := p.r.netlink.LinkByIndex(v.ParentIndex)
-		if err != nil {
-			return h, fmt.Errorf("look at the interface below %s: %w", v.Name, err)
-		}
-		l = below
-	}
-	if len(tags) > len(h.VLANs) {
-		return h, fmt.Errorf("interface %s has more than %d VLAN tags", name, len(h.VLANs))
-	}
-	h.Tags = copy(h.VLANs[:], tags)
-	h.Interface = l.Attrs().Index
-	return h, nil
-}
-
-// neighbour returns the MAC address of a neighbour, and has the kernel keep it.
-func (p *resolution) neighbour(l netlink.Link, via netip.Addr) ([6]byte, error) {
-	index := l.Attrs().Index
-	known, ok := p.neighbours[index]
-	if !ok {
-		family := netlink.FAMILY_V4
-		if via.Is6() {
-			family = netlink.FAMILY_V6
-		}
-		list, err := p.r.netlink.NeighList(index, family)
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return [6]byte{}, fmt.Errorf("list the neighbours on %s: %w", l.Attrs().Name, err)
-		}
-		known = make(map[netip.Addr]netlink.Neigh, len(list))
-		for _, n := range list {
-			if a, ok := netip.AddrFromSlice(n.IP); ok {
-				known[a.Unmap()] = n
-			}
-		}
-		p.neighbours[index] = known
-	}
-	key := neighbourKey{index, via}
-	n, ok := known[via]
-	if !p.keep[key] {
-		p.keep[key] = true
-		if (!ok || n.FlagsExt&netlink.NTF_EXT_MANAGED == 0) && n.State&netlink.NUD_PERMANENT == 0 {
-			if err := p.r.manage(index, via); err != nil {
-				return [6]byte{}, fmt.Errorf("resolve %v on %s: %w", via, l.Attrs().Name, err)
-			}
-		}
-	}
-	if !ok || n.State&neighbourValid == 0 || len(n.HardwareAddr) != 6 {
-		return [6]byte{}, fmt.Errorf("%v does not answer ARP on %s", via, l.Attrs().Name)
-	}
-	return [6]byte(n.HardwareAddr), nil
 }
 
 // manage has the kernel resolve a neighbour and keep it resolved.
@@ -348,6 +260,6 @@ func (r *Resolver) manage(link int, via netip.Addr) error {
 
 // release lets a neighbour age again that nobody needs kept.
 func (r *Resolver) release(k neighbourKey) {
-	// It is gone already, or the link is: either is as good.
+	// The entry comes anew when somebody asks for it. It is gone already, or the link is: either is as good.
 	_ = r.netlink.NeighDel(&netlink.Neigh{LinkIndex: k.link, IP: k.addr.AsSlice()})
 }

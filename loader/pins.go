@@ -24,7 +24,7 @@ var (
 
 const (
 	linkPrefix  = "link-"
-	freshSuffix = "-new"
+	freshPrefix = "new-" // of a pin that is not in its place yet
 	programPin  = "program"
 	bpffsParent = "/sys/fs/bpf"
 )
@@ -43,18 +43,30 @@ func preparePinDir(dir string) error {
 		return err
 	}
 	if !on {
-		// The parent may be the file system where dir is one of its folders.
-		if on, err = onBPFFS(filepath.Dir(mount)); err != nil {
-			return err
-		}
-	}
-	if !on {
 		if err := unix.Mount("bpf", mount, "bpf", 0, "mode=0700"); err != nil {
 			return fmt.Errorf("mount a BPF file system on %s: %w", mount, err)
 		}
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make the pin directory: %w", err)
+	}
+	return removeFresh(dir)
+}
+
+// removeFresh removes pins that a killed daemon has not brought to their place.
+// A link among them would keep a program on its interface that nobody knows of.
+func removeFresh(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read the pin directory: %w", err)
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), freshPrefix) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+			return fmt.Errorf("remove the pin: %w", err)
+		}
 	}
 	return nil
 }
@@ -73,10 +85,7 @@ func onBPFFS(dir string) (bool, error) {
 
 // repin pins what p pins at path, in place of what is pinned there.
 func repin(p interface{ Pin(string) error }, path string) error {
-	fresh := path + freshSuffix
-	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("pin %s: %w", path, err)
-	}
+	fresh := filepath.Join(filepath.Dir(path), freshPrefix+filepath.Base(path))
 	if err := p.Pin(fresh); err != nil {
 		return fmt.Errorf("pin %s: %w", path, err)
 	}
@@ -102,7 +111,7 @@ func pinnedLinks(dir string) ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if name, ok := strings.CutPrefix(e.Name(), linkPrefix); ok && !strings.HasSuffix(name, freshSuffix) {
+		if name, ok := strings.CutPrefix(e.Name(), linkPrefix); ok {
 			names = append(names, unescape.Replace(name))
 		}
 	}
@@ -111,7 +120,7 @@ func pinnedLinks(dir string) ([]string, error) {
 
 // Detach removes the links, programs and maps that are pinned in dir:
 // forwarding stops. It returns the interfaces that it freed. Nothing pinned is
-// not an error.
+// no error. A BPF file system that is mounted on dir itself stays.
 func Detach(dir string) ([]string, error) {
 	names, err := pinnedLinks(dir)
 	if err != nil {
@@ -138,11 +147,12 @@ func Detach(dir string) ([]string, error) {
 		}
 	}
 	for _, path := range paths {
-		for _, p := range []string{path, path + freshSuffix} {
-			if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return freed, fmt.Errorf("remove the pin: %w", err)
-			}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return freed, fmt.Errorf("remove the pin: %w", err)
 		}
+	}
+	if err := removeFresh(dir); err != nil {
+		return freed, err
 	}
 	// Only our own, empty folder goes; a file system's root can't be removed.
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) &&
@@ -152,7 +162,8 @@ func Detach(dir string) ([]string, error) {
 	return freed, nil
 }
 
-// detachLink frees one interface; it tells whether the program was on it.
+// detachLink frees one interface; it tells whether there was one: an interface that
+// is gone has taken the program along.
 func detachLink(dir, name string) (bool, error) {
 	path := linkPath(dir, name)
 	l, err := link.LoadPinnedLink(path, nil)
@@ -160,6 +171,10 @@ func detachLink(dir, name string) (bool, error) {
 		return false, fmt.Errorf("open the pinned link of %s: %w", name, err)
 	}
 	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return false, fmt.Errorf("look at the link of %s: %w", name, err)
+	}
 	// The pin goes first: should the daemon die here, the link dies with it.
 	if err := os.Remove(path); err != nil {
 		return false, fmt.Errorf("unpin the link of %s: %w", name, err)
@@ -167,5 +182,5 @@ func detachLink(dir, name string) (bool, error) {
 	if err := l.Detach(); err != nil && !errors.Is(err, ebpf.ErrNotSupported) && !errors.Is(err, unix.ENOLINK) {
 		return false, fmt.Errorf("detach from %s: %w", name, err)
 	}
-	return true, nil
+	return info.XDP() != nil && info.XDP().Ifindex != 0, nil
 }

@@ -2,6 +2,7 @@ package loader
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -18,7 +19,8 @@ type step interface {
 
 // limits are what the maps were made for.
 type limits struct {
-	slots uint32 // of all services together
+	slots uint32    // of all services together
+	share PortRange // of nat's source ports
 }
 
 // tableFunc returns the owner of each slot as an index into backends, or -1.
@@ -164,9 +166,10 @@ func (p *planner) vips(want lb.Snapshot, numbers []uint16) error {
 	for a := range wantPort {
 		serving[a.Addr()] = true
 	}
-	var setVIPs, setPorts, clearPorts, clearVIPs []step
+	var setVIPs, setPorts, clearPorts, narrowVIPs, clearVIPs []step
 	for _, a := range slices.SortedFunc(maps.Keys(addresses), netip.Addr.Compare) {
-		v, ok := p.have.VIPs[a]
+		old, ok := p.have.VIPs[a]
+		v := old
 		if !ok {
 			index, err := place("address "+a.String(), vipHash(a), uint32(lbLimitsMAX_VIPS),
 				func(i uint32) bool { return places[i] })
@@ -185,9 +188,15 @@ func (p *planner) vips(want lb.Snapshot, numbers []uint16) error {
 			tables[t] = true
 			v.Table = t
 		}
-		if v != p.have.VIPs[a] || !ok {
-			p.next.VIPs[a] = v
-			setVIPs = append(setVIPs, setVIP{a, v})
+		p.next.VIPs[a] = v
+		// Replies come to a source address as long as its services are there.
+		wide := v
+		wide.Source = v.Source || old.Source
+		if !ok || wide != old {
+			setVIPs = append(setVIPs, setVIP{a, wide})
+		}
+		if wide != v {
+			narrowVIPs = append(narrowVIPs, setVIP{a, v})
 		}
 	}
 	for _, a := range slices.SortedFunc(maps.Keys(wantPort), netip.AddrPort.Compare) {
@@ -215,7 +224,7 @@ func (p *planner) vips(want lb.Snapshot, numbers []uint16) error {
 	}
 	p.add = append(p.add, setVIPs...)
 	p.open = append(p.open, setPorts...)
-	p.close = slices.Concat(p.close, clearPorts, clearVIPs)
+	p.close = slices.Concat(p.close, clearPorts, narrowVIPs, clearVIPs)
 	return nil
 }
 
@@ -302,6 +311,9 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 
 // pairs gives a nat backend its pairs, one for each source address.
 func (p *planner) pairs(e *backendEntry, sources []netip.Addr, keep map[uint32]bool) error {
+	if len(sources) == 0 {
+		return errors.New("nat needs a source address")
+	}
 	var pairs []uint32
 	for _, source := range sources {
 		n, err := p.pair(e.Address, source)
@@ -330,6 +342,11 @@ func (p *planner) pairs(e *backendEntry, sources []netip.Addr, keep map[uint32]b
 func (p *planner) pair(address netip.AddrPort, source netip.Addr) (uint32, error) {
 	id := pairID{address, source}
 	if n, ok := p.known[id]; ok {
+		if e := p.next.Pairs[n]; e.Share != p.lim.share {
+			e.Share = p.lim.share
+			p.next.Pairs[n] = e
+			p.add = append(p.add, sharePair{n, e})
+		}
 		return n, nil
 	}
 	n, err := freeNumber[uint32]("pair of backend and source address", uint32(lbLimitsMAX_PAIRS), p.next.Pairs)
@@ -342,7 +359,7 @@ func (p *planner) pair(address netip.AddrPort, source netip.Addr) (uint32, error
 	if err != nil {
 		return 0, err
 	}
-	pair := pairEntry{Source: source, Address: address, VIP: vip, Key: key}
+	pair := pairEntry{Source: source, Address: address, VIP: vip, Key: key, Share: p.lim.share}
 	p.next.Pairs[n] = pair
 	p.known[id] = n
 	p.keys[key] = true

@@ -36,7 +36,7 @@ type clearVIP struct {
 func (s clearVIP) String() string { return fmt.Sprintf("clear vip %v place %d", s.Address, s.Index) }
 
 func (s clearVIP) apply(t *tables) error {
-	return put(t.objects.Vips, s.Index, &lbVip{State: uint32(lbEntryENTRY_GONE)})
+	return clearEntry(t.objects.Vips, s.Index, func(v *lbVip) *uint32 { return &v.State })
 }
 
 type setPort struct {
@@ -68,6 +68,16 @@ func (s setService) String() string {
 }
 
 func (s setService) apply(t *tables) error {
+	var old lbService
+	if err := t.objects.Services.Lookup(uint32(s.Number), &old); err != nil {
+		return fmt.Errorf("read service %d: %w", s.Number, err)
+	}
+	if old.Forward == 0 {
+		// The number was another service's once.
+		if err := clearCounters[lbServiceLosses](t.objects.Losses, uint32(s.Number)); err != nil {
+			return err
+		}
+	}
 	e := lbService{Slots: s.Entry.First, SlotCount: s.Entry.Count, Forward: uint32(s.Entry.Forward)}
 	return put(t.objects.Services, uint32(s.Number), &e)
 }
@@ -118,7 +128,7 @@ func (s setBackend) apply(t *tables) error {
 			NextHop: nextHopEntry(e.NextHop),
 		}
 		if t.fresh(s.Number) {
-			if err := t.clearTraffic(s.Number); err != nil {
+			if err := clearCounters[lbCounters](t.objects.Traffic, s.Number); err != nil {
 				return err
 			}
 		}
@@ -178,7 +188,7 @@ type addPair struct {
 }
 
 func (s addPair) String() string {
-	return fmt.Sprintf("add pair %d from %v to %v", s.Number, s.Pair.Source, s.Pair.Address)
+	return fmt.Sprintf("add pair %d from %v to %v ports %v", s.Number, s.Pair.Source, s.Pair.Address, s.Pair.Share)
 }
 
 func (s addPair) apply(t *tables) error {
@@ -191,6 +201,17 @@ func (s addPair) apply(t *tables) error {
 	})
 }
 
+type sharePair struct {
+	Number uint32
+	Pair   pairEntry
+}
+
+func (s sharePair) String() string {
+	return fmt.Sprintf("give pair %d ports %v", s.Number, s.Pair.Share)
+}
+
+func (s sharePair) apply(t *tables) error { return t.setShare(s.Number, s.Pair.Share) }
+
 type removePair struct {
 	Number uint32
 	Pair   pairEntry
@@ -201,7 +222,7 @@ func (s removePair) String() string {
 }
 
 func (s removePair) apply(t *tables) error {
-	if err := put(t.objects.NatKeys, s.Pair.Key, &lbPairKey{State: uint32(lbEntryENTRY_GONE)}); err != nil {
+	if err := clearEntry(t.objects.NatKeys, s.Pair.Key, func(k *lbPairKey) *uint32 { return &k.State }); err != nil {
 		return err
 	}
 	return t.dropPair(s.Number)
@@ -212,6 +233,47 @@ func boolWord(b bool) uint32 {
 		return 1
 	}
 	return 0
+}
+
+// clearEntry takes an entry out of a table with open addressing. It leaves ENTRY_GONE
+// behind only where a later entry may have been placed past it: what is past the
+// last entry of a run is empty, so that a search ends there.
+func clearEntry[T any](m *ebpf.Map, index uint32, state func(*T) *uint32) error {
+	size := m.MaxEntries()
+	read := func(i uint32) (uint32, error) {
+		var e T
+		if err := m.Lookup(i, &e); err != nil {
+			return 0, fmt.Errorf("read entry %d of %v: %w", i, m, err)
+		}
+		return *state(&e), nil
+	}
+	after, err := read((index + 1) % size)
+	if err != nil {
+		return err
+	}
+	var e T
+	*state(&e) = uint32(lbEntryENTRY_GONE)
+	if after != uint32(lbEntryENTRY_EMPTY) {
+		return put(m, index, &e)
+	}
+	*state(&e) = uint32(lbEntryENTRY_EMPTY)
+	for {
+		if err := put(m, index, &e); err != nil {
+			return err
+		}
+		index = (index + size - 1) % size
+		if before, err := read(index); err != nil || before != uint32(lbEntryENTRY_GONE) {
+			return err
+		}
+	}
+}
+
+// clearCounters sets an entry of a per-CPU map to zero.
+func clearCounters[T any](m *ebpf.Map, index uint32) error {
+	if err := m.Put(index, make([]T, ebpf.MustPossibleCPU())); err != nil {
+		return fmt.Errorf("clear the counters of entry %d of %v: %w", index, m, err)
+	}
+	return nil
 }
 
 func put(m *ebpf.Map, index uint32, value any) error {

@@ -47,18 +47,20 @@ type tables struct {
 	slots   words
 	backs   words
 	buckets words
-	share   PortRange // this node's source ports
+	pairs   words
 }
 
 // PortRange is a range of ports, both ends included.
 type PortRange struct{ First, Last uint16 }
 
-func openTables(m lbMaps, share PortRange) (*tables, error) {
-	t := &tables{objects: m, share: share}
+func (r PortRange) String() string { return fmt.Sprintf("%d-%d", r.First, r.Last) }
+
+func openTables(m lbMaps) (*tables, error) {
+	t := &tables{objects: m}
 	for _, w := range []struct {
 		into *words
 		from *ebpf.Map
-	}{{&t.ports, m.Ports}, {&t.slots, m.Slots}, {&t.backs, m.Backends}, {&t.buckets, m.NatBuckets}} {
+	}{{&t.ports, m.Ports}, {&t.slots, m.Slots}, {&t.backs, m.Backends}, {&t.buckets, m.NatBuckets}, {&t.pairs, m.NatPairs}} {
 		var err error
 		if *w.into, err = mapWords(w.from); err != nil {
 			return nil, errors.Join(err, t.close())
@@ -68,7 +70,7 @@ func openTables(m lbMaps, share PortRange) (*tables, error) {
 }
 
 func (t *tables) close() error {
-	return errors.Join(t.ports.close(), t.slots.close(), t.backs.close(), t.buckets.close())
+	return errors.Join(t.ports.close(), t.slots.close(), t.backs.close(), t.buckets.close(), t.pairs.close())
 }
 
 const backendWords = int(unsafe.Sizeof(lbBackend{}) / 8)
@@ -82,13 +84,20 @@ func (t *tables) backend(n uint32) lbBackend {
 }
 
 // storeBackend writes a backend word by word; a new next hop's MAC address is
-// one word and so never half old.
+// one word and so never half old. The last word says whether the backend is
+// alive: it comes last for one that is, and first for one that is not.
 func (t *tables) storeBackend(n uint32, b lbBackend) {
 	raw := *(*[backendWords]uint64)(unsafe.Pointer(&b))
-	for i, w := range raw {
-		if at := int(n)*backendWords + i; t.backs.load(at) != w {
-			t.backs.store(at, w)
+	store := func(i int) {
+		if at := int(n)*backendWords + i; t.backs.load(at) != raw[i] {
+			t.backs.store(at, raw[i])
 		}
+	}
+	if b.Alive == 0 {
+		store(backendWords - 1)
+	}
+	for i := range raw {
+		store(i)
 	}
 }
 
@@ -97,40 +106,20 @@ func (t *tables) fresh(n uint32) bool {
 	return t.backend(n).Address == [2]uint64{}
 }
 
-func (t *tables) clearTraffic(n uint32) error {
-	zero := make([]lbCounters, ebpf.MustPossibleCPU())
-	if err := t.objects.Traffic.Put(n, zero); err != nil {
-		return fmt.Errorf("clear the counters of backend %d: %w", n, err)
-	}
-	return nil
-}
-
 // readState reads back what the maps hold.
 func (t *tables) readState() (*State, error) {
 	s := newState()
 	if err := t.readVIPs(s); err != nil {
 		return nil, err
 	}
-	var service lbService
-	for n := range uint32(lbLimitsMAX_SERVICES) {
-		if err := t.objects.Services.Lookup(n, &service); err != nil {
-			return nil, fmt.Errorf("read service %d: %w", n, err)
-		}
-		if service.Forward == 0 {
-			continue
-		}
-		e := serviceEntry{service.Slots, service.SlotCount, lb.Forward(service.Forward)}
-		if uint64(e.First)+uint64(e.Count) > uint64(t.objects.Slots.MaxEntries()) {
-			return nil, fmt.Errorf("read service %d: its slots lie outside of the table", n)
-		}
-		owners := make([]uint32, e.Count)
-		for i := range owners {
-			owners[i] = uint32(t.slots.load(int(e.First)+i) & (1<<lbSlotBitsSLOT_OWNER_BITS - 1))
-		}
-		s.Services[uint16(n)] = e
-		s.Slots[uint16(n)] = owners
+	if err := t.readServices(s); err != nil {
+		return nil, err
 	}
 	if err := t.readPairs(s); err != nil {
+		return nil, err
+	}
+	choices, err := readAll[uint32](t.objects.NatChoices)
+	if err != nil {
 		return nil, err
 	}
 	for n := range uint32(lbLimitsMAX_BACKENDS) {
@@ -139,36 +128,46 @@ func (t *tables) readState() (*State, error) {
 		if b.Address == [2]uint64{} {
 			continue
 		}
-		e := backendEntry{
+		if uint64(b.Choice)+uint64(b.Choices) > uint64(len(choices)) {
+			return nil, fmt.Errorf("read backend %d: its pairs lie outside of the table", n)
+		}
+		s.Backends[n] = backendEntry{
 			Service:    b.Service,
 			Address:    netip.AddrPortFrom(unmapped(b.Address), bigEndian16(b.Port)),
 			NextHop:    nextHop(b.NextHop),
 			Generation: b.Generation,
 			Choice:     b.Choice,
+			Pairs:      slices.Clone(choices[b.Choice : b.Choice+b.Choices]),
 			Alive:      b.Alive != 0,
 		}
-		for i := range b.Choices {
-			var pair uint32
-			if err := t.objects.NatChoices.Lookup(b.Choice+i, &pair); err != nil {
-				return nil, fmt.Errorf("read the pairs of backend %d: %w", n, err)
-			}
-			e.Pairs = append(e.Pairs, pair)
-		}
-		s.Backends[n] = e
 	}
 	return s, nil
 }
 
+// readAll reads a whole array in one call.
+func readAll[T any](m *ebpf.Map) ([]T, error) {
+	keys, values := make([]uint32, m.MaxEntries()), make([]T, m.MaxEntries())
+	var cursor ebpf.MapBatchCursor
+	n, err := m.BatchLookup(&cursor, keys, values, nil)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, fmt.Errorf("read %v: %w", m, err)
+	}
+	if n != len(keys) {
+		return nil, fmt.Errorf("read %v: it gave %d of %d entries", m, n, len(keys))
+	}
+	return values, nil
+}
+
 func (t *tables) readVIPs(s *State) error {
-	var v lbVip
-	for n := range uint32(lbLimitsMAX_VIPS) {
-		if err := t.objects.Vips.Lookup(n, &v); err != nil {
-			return fmt.Errorf("read vip %d: %w", n, err)
-		}
+	vips, err := readAll[lbVip](t.objects.Vips)
+	if err != nil {
+		return err
+	}
+	for n, v := range vips {
 		if v.State != uint32(lbEntryENTRY_USED) {
 			continue
 		}
-		s.VIPs[unmapped(v.Address)] = vipEntry{Index: n, Table: v.TcpPorts, Source: v.Source != 0}
+		s.VIPs[unmapped(v.Address)] = vipEntry{Index: uint32(n), Table: v.TcpPorts, Source: v.Source != 0}
 		if v.TcpPorts == 0 {
 			continue
 		}
@@ -184,12 +183,35 @@ func (t *tables) readVIPs(s *State) error {
 	return nil
 }
 
-func (t *tables) readPairs(s *State) error {
-	var key lbPairKey
-	for k := range uint32(lbLimitsMAX_PAIR_KEYS) {
-		if err := t.objects.NatKeys.Lookup(k, &key); err != nil {
-			return fmt.Errorf("read pair key %d: %w", k, err)
+func (t *tables) readServices(s *State) error {
+	services, err := readAll[lbService](t.objects.Services)
+	if err != nil {
+		return err
+	}
+	for n, service := range services {
+		if service.Forward == 0 {
+			continue
 		}
+		e := serviceEntry{service.Slots, service.SlotCount, lb.Forward(service.Forward)}
+		if uint64(e.First)+uint64(e.Count) > uint64(t.objects.Slots.MaxEntries()) {
+			return fmt.Errorf("read service %d: its slots lie outside of the table", n)
+		}
+		owners := make([]uint32, e.Count)
+		for i := range owners {
+			owners[i] = uint32(t.slots.load(int(e.First)+i) & (1<<lbSlotBitsSLOT_OWNER_BITS - 1))
+		}
+		s.Services[uint16(n)] = e
+		s.Slots[uint16(n)] = owners
+	}
+	return nil
+}
+
+func (t *tables) readPairs(s *State) error {
+	keys, err := readAll[lbPairKey](t.objects.NatKeys)
+	if err != nil {
+		return err
+	}
+	for k, key := range keys {
 		if key.State != uint32(lbEntryENTRY_USED) {
 			continue
 		}
@@ -201,13 +223,14 @@ func (t *tables) readPairs(s *State) error {
 			Source:  unmapped(pair.Source),
 			Address: netip.AddrPortFrom(unmapped(key.Address), bigEndian16(key.Port)),
 			VIP:     key.Vip,
-			Key:     k,
+			Key:     uint32(k),
+			Share:   PortRange{pair.FirstPort, pair.LastPort},
 		}
 	}
 	return nil
 }
 
-// services lists the backends of each service, for reports.
+// byService lists the backends of each service, for reports.
 func (s *State) byService() map[uint16][]uint32 {
 	by := map[uint16][]uint32{}
 	for _, n := range slices.Sorted(maps.Keys(s.Backends)) {
