@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/sluice-lb/sluice/internal/lb"
+	"github.com/sluice-lb/sluice/internal/testenv"
 )
 
 var figures = flag.Bool("figures", false, "measure, and print a line for each figure")
@@ -43,7 +44,7 @@ func TestFigures(t *testing.T) {
 	if !*figures {
 		t.Skip("measures only with -figures")
 	}
-	requireRoot(t)
+	testenv.RequireRoot(t)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 

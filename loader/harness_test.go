@@ -3,24 +3,29 @@ package loader
 import (
 	"errors"
 	"log/slog"
+	"net"
 	"net/netip"
-	"os"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/sluice-lb/sluice/internal/lb"
+	"github.com/sluice-lb/sluice/internal/testenv"
 )
 
 // The NIC that test packets come in by: lo, which BPF_PROG_TEST_RUN uses.
 const nicIndex = 1
 
 var (
-	nicMAC    = [6]byte{2, 0, 0, 0, 0, 1}
-	clientMAC = [6]byte{2, 0, 0, 0, 0, 0xc1}
-	clientIP  = netip.MustParseAddr("198.51.100.7")
-	vipIP     = netip.MustParseAddr("192.0.2.100")
+	nicMAC     = [6]byte{2, 0, 0, 0, 0, 1}
+	clientMAC  = [6]byte{2, 0, 0, 0, 0, 0xc1}
+	clientIP   = netip.MustParseAddr("198.51.100.7")
+	clientPort = netip.AddrPortFrom(clientIP, 40000)
+	vipIP      = netip.MustParseAddr("192.0.2.100")
+	vipPort    = netip.AddrPortFrom(vipIP, 80)
 )
 
 func backendMAC(i int) [6]byte { return [6]byte{2, 0, 0, 0, 1, byte(i)} }
@@ -50,25 +55,17 @@ func service(name string, forward lb.Forward, port uint16, bs []lb.Backend) lb.S
 	}
 }
 
-func requireRoot(t testing.TB) {
-	t.Helper()
-	if os.Getuid() == 0 {
-		return
-	}
-	if os.Getenv("SLUICE_REQUIRE_ROOT") != "" {
-		t.Fatal("this test needs root, and SLUICE_REQUIRE_ROOT is set")
-	}
-	t.Skip("this test needs root")
-}
+// allPorts is the share of a node that is alone.
+var allPorts = PortRange{1024, 65535}
 
 // newDatapath loads a data plane without pins and applies the services.
 func newDatapath(t testing.TB, services ...lb.ServiceState) *Datapath {
-	return newDatapathWith(t, Options{MaxFlows: 100000, Ports: PortRange{1024, 65535}}, natTimeouts, services...)
+	return newDatapathWith(t, Options{MaxFlows: 100000, Ports: allPorts}, natTimeouts, services...)
 }
 
 func newDatapathWith(t testing.TB, o Options, timeouts map[lbNatState]time.Duration, services ...lb.ServiceState) *Datapath {
 	t.Helper()
-	requireRoot(t)
+	testenv.RequireRoot(t)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -114,20 +111,130 @@ func send(t testing.TB, d *Datapath, frame []byte) (verdict uint32, out []byte) 
 	return verdict, opts.DataOut
 }
 
-// outcomes returns how often each outcome was counted.
-func outcomes(t testing.TB, d *Datapath) map[string]uint64 {
+// A result is what became of a frame. Of one that was forwarded the outcome is
+// "sent", its checksums are right, and Frame is how it left.
+type result struct {
+	Verdict uint32
+	Outcome string
+	Frame   testenv.Frame
+}
+
+// try runs one frame through the program and checks what must hold for every
+// frame: one outcome is counted unless it was sent, verdict and outcome agree,
+// and what does not leave is untouched.
+func try(t testing.TB, d *Datapath, frame []byte) result {
 	t.Helper()
-	s, err := d.Stats()
+	before := outcomes(t, d)
+	verdict, out := send(t, d, frame)
+	r := result{Verdict: verdict, Outcome: "sent"}
+	counted := uint64(0)
+	for name, n := range outcomes(t, d) {
+		if n > before[name] {
+			counted += n - before[name]
+			r.Outcome = name
+		}
+	}
+	forwarded := verdict == xdpTX || verdict == xdpRedirect
+	want := uint64(1)
+	if forwarded {
+		want = 0
+	}
+	if counted != want {
+		t.Errorf("a frame with verdict %d counted %d outcomes, want %d", verdict, counted, want)
+	}
+	if verdict == xdpPass || verdict == xdpDrop {
+		if dropped[r.Outcome] != (verdict == xdpDrop) {
+			t.Errorf("outcome %s has verdict %d", r.Outcome, verdict)
+		}
+		if diff := cmp.Diff(frame, out); verdict == xdpPass && diff != "" {
+			t.Errorf("a frame that passes was changed (-in +out):\n%s", diff)
+		}
+		return r
+	}
+	if !forwarded {
+		t.Fatalf("verdict %d", verdict)
+	}
+	if err := testenv.VerifyChecksums(out); err != nil {
+		t.Errorf("checksum of the frame that left: %v", err)
+	}
+	r.Frame = parse(t, out)
+	return r
+}
+
+// dropped tells the outcomes that drop.
+var dropped = func() map[string]bool {
+	m := map[string]bool{}
+	for o, name := range outcomeNames {
+		m[name] = o >= lbOutcomeDROP_MALFORMED_IP
+	}
+	return m
+}()
+
+func parse(t testing.TB, frame []byte) testenv.Frame {
+	t.Helper()
+	f, err := testenv.ParseFrame(frame)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return f
+}
+
+// outcomes returns how often each outcome was counted.
+func outcomes(t testing.TB, d *Datapath) map[string]uint64 {
+	t.Helper()
 	m := map[string]uint64{}
-	for _, o := range s.Outcomes {
+	for _, o := range stats(t, d).Outcomes {
 		if o.Packets > 0 {
 			m[o.Name] = o.Packets
 		}
 	}
 	return m
+}
+
+func stats(t testing.TB, d *Datapath) Stats {
+	t.Helper()
+	s, err := d.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// losses returns those of the first service.
+func losses(t testing.TB, d *Datapath) Losses {
+	t.Helper()
+	return stats(t, d).Services[0].Losses
+}
+
+// traffic sums up the counters of the first service's backends.
+func traffic(t testing.TB, d *Datapath) BackendStats {
+	t.Helper()
+	var sum BackendStats
+	for _, b := range stats(t, d).Services[0].Backends {
+		sum.Packets += b.Packets
+		sum.Bytes += b.Bytes
+		sum.Flows += b.Flows
+		sum.ReplyPackets += b.ReplyPackets
+		sum.ReplyBytes += b.ReplyBytes
+	}
+	return sum
+}
+
+// equateAddrs lets cmp compare what holds addresses.
+var equateAddrs = cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})
+
+func hardware(mac [6]byte) net.HardwareAddr { return net.HardwareAddr(mac[:]) }
+
+// toVIP returns a data packet of the client, with the changes.
+func toVIP(changes ...func(*testenv.Frame)) testenv.Frame {
+	f := testenv.Frame{
+		DstMAC: hardware(nicMAC), SrcMAC: hardware(clientMAC), Src: clientPort, Dst: vipPort,
+		Flags: testenv.ACK, Seq: 1001, Ack: 5001, Window: 512, Payload: []byte("hello"),
+	}
+	for _, change := range changes {
+		change(&f)
+	}
+	return f
 }
 
 var errNoPair = errors.New("no pair")
