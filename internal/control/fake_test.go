@@ -29,6 +29,7 @@ type fakeWorld struct {
 	tries    int                       // calls of Apply
 	applied  []lb.Snapshot             // those that went well
 	looks    int                       // calls of RefreshInterfaces
+	onApply  func()                    // called by Apply
 }
 
 func newFakeWorld() *fakeWorld {
@@ -42,6 +43,9 @@ func (w *fakeWorld) Apply(s lb.Snapshot) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.tries++
+	if w.onApply != nil {
+		w.onApply()
+	}
 	if w.refused != nil {
 		return w.refused
 	}

@@ -110,14 +110,20 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 		case <-l.dirty:
 		case <-retry.C:
 		}
-		next := l.look()
+		views := l.look()
+		next := snapshot(views)
 		if ok && sameBackends(last, next) {
+			l.publish(views, "")
 			continue
 		}
-		if ok = l.apply(next); !ok {
+		err := l.tables.Apply(next)
+		if ok = err == nil; !ok {
+			l.log.Error("the data plane is not up to date", "error", err, "retry", retryAfter)
+			l.publish(views, "write the data plane: "+err.Error())
 			retry.Reset(retryAfter)
 			continue
 		}
+		l.publish(views, "")
 		last = next
 		select {
 		case <-l.applied:
@@ -127,8 +133,8 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 	}
 }
 
-// look computes the views and says what has changed about services.
-func (l *Loop) look() lb.Snapshot {
+// look computes the views.
+func (l *Loop) look() []View {
 	if err := l.tables.RefreshInterfaces(); err != nil {
 		l.log.Error("read the interfaces", "error", err)
 	}
@@ -136,6 +142,12 @@ func (l *Loop) look() lb.Snapshot {
 	for i, s := range l.services {
 		views[i] = view(s, l)
 	}
+	return views
+}
+
+// publish makes the views known and says what has changed about services. It
+// comes after the write: who reads that a server serves may rely on it.
+func (l *Loop) publish(views []View, problem string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i, v := range views {
@@ -150,21 +162,7 @@ func (l *Loop) look() lb.Snapshot {
 			l.log.Info("service is up again", "service", v.Service.Name, "servers", now)
 		}
 	}
-	l.views = views
-	return snapshot(views)
-}
-
-func (l *Loop) apply(s lb.Snapshot) bool {
-	err := l.tables.Apply(s)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err != nil {
-		l.problem = "write the data plane: " + err.Error()
-		l.log.Error("the data plane is not up to date", "error", err, "retry", retryAfter)
-		return false
-	}
-	l.problem = ""
-	return true
+	l.views, l.problem = views, problem
 }
 
 func (l *Loop) targets() []health.Target {

@@ -190,6 +190,27 @@ func TestLoopRetriesAWriteThatFailed(t *testing.T) {
 	})
 }
 
+// Who reads that a server serves may rely on it.
+func TestLoopWritesBeforeItReports(t *testing.T) {
+	runLoop(t, time.Second, []lb.Service{webService()}, func(t *testing.T, l *Loop, w *fakeWorld) {
+		healthy(w)
+		w.onApply = func() {
+			if views, _ := l.Views(); len(views) > 0 && views[0].Serving() > 0 {
+				t.Errorf("views say that %d servers serve before the write", views[0].Serving())
+			}
+		}
+		w.know("192.0.2.11:80", health.Down)
+		w.know("192.0.2.12:80", health.Down)
+		close(w.ready)
+		wantCounts(t, w, "at start", 1, 1)
+		w.say("192.0.2.12:80", health.Up)
+		wantCounts(t, w, "after a verdict", 2, 2)
+		if views, _ := l.Views(); views[0].Serving() != 1 {
+			t.Errorf("views say that %d servers serve after the write, want 1", views[0].Serving())
+		}
+	})
+}
+
 func TestLoopReportsServicesThatGoDownAndComeBack(t *testing.T) {
 	runLoop(t, time.Second, []lb.Service{webService()}, func(t *testing.T, l *Loop, w *fakeWorld) {
 		healthy(w)
