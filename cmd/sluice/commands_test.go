@@ -287,6 +287,33 @@ func TestStatus(t *testing.T) {
 	})
 }
 
+// Before the first verdicts there is nothing to say about services, and status
+// says so.
+func TestStatusWhileStarting(t *testing.T) {
+	r := newRig(t, lab1())
+	// Nobody has this address: the first probe ends when ARP gives up, after 3 s.
+	r.start("lb1", r.file("sluice.yaml", roster, `
+pools:
+  - {name: web, health: {type: tcp, interval: 5s, timeout: 5s}, servers: [{address: 192.0.2.99}]}
+`, services(dsr), vrrps(pair)))
+	s := r.waitStatus("lb1", atOnce, "an answer", func(control.Status) error { return nil })
+	if len(s.Problems) != 1 || !strings.Contains(s.Problems[0], "starting") || !s.Running {
+		t.Errorf("problems while starting: %v, want one that says so", s.Problems)
+	}
+	if i, err := instanceOf(s, "VI_1"); err != nil || i.State != "initialize" {
+		t.Errorf("vrrp is %s (%v) before the first verdicts", i.State, err)
+	}
+	s = r.waitStatus("lb1", soon, "the VIP although the service is down", func(s control.Status) error {
+		if i, err := instanceOf(s, "VI_1"); err != nil || i.State != "active" {
+			return fmt.Errorf("%s, %w", i.State, err)
+		}
+		return nil
+	})
+	if len(s.Problems) != 1 || !strings.Contains(s.Problems[0], "service dsr is down") {
+		t.Errorf("problems after the start: %v, want one that says that the service is down", s.Problems)
+	}
+}
+
 func TestDetach(t *testing.T) {
 	r := webRig(t, 3)
 	nothing := r.wantRun(0, "lb1", "detach")

@@ -210,8 +210,8 @@ func (r *rig) waitStatus(on string, within time.Duration, what string, f func(co
 	return s
 }
 
-// states waits until the servers of a service are in the given states, in the
-// order of the configuration.
+// waitServers waits until the servers of a service are in the given states, in
+// the order of the configuration.
 func (r *rig) waitServers(on, service string, within time.Duration, want ...control.ServerState) {
 	r.Helper()
 	r.waitStatus(on, within, fmt.Sprintf("service %s with servers %v", service, want), func(s control.Status) error {

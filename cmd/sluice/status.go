@@ -45,6 +45,7 @@ func (n *node) status() control.Status {
 		}
 		if views == nil {
 			views = []control.View{}
+			s.Problems = append(s.Problems, "starting: not every server has been probed yet, the data plane is as the last daemon left it")
 		}
 		s.Services = control.Services(views, stats)
 		s.Outcomes = stats.Outcomes
