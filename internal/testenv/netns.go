@@ -28,10 +28,31 @@ type namespace struct {
 	releaseOnce sync.Once
 }
 
+// shareDirectory makes netnsDir a shared mount point, as `ip netns add` does. It
+// must be one before the first namespace is bound into it: made one later, by an
+// `ip netns add` beside us, it would cover our namespaces, and nobody could
+// remove them.
+func shareDirectory() error {
+	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+		return err
+	}
+	err := unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "")
+	if !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	if err := unix.Mount(netnsDir, netnsDir, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return err
+	}
+	return unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "")
+}
+
 // createNamespace makes a namespace with lo up, and IPv6 off unless asked for.
 func createNamespace(name string, ipv6 bool) (_ *namespace, err error) {
 	if _, err := os.Stat(filepath.Join(netnsDir, name)); err == nil {
 		return nil, fmt.Errorf("create namespace %s: it exists; remove it with: ip netns del %s", name, name)
+	}
+	if err := shareDirectory(); err != nil {
+		return nil, fmt.Errorf("share %s: %w", netnsDir, err)
 	}
 	var handle netns.NsHandle
 	err = onOwnThread(func() error {
