@@ -22,16 +22,18 @@ static __always_inline __u32 find_service(struct packet *p)
 
 /*
  * The hash of a flow, whose high half counts. Every node must compute the same,
- * so neither the NIC's hash nor a secret of this host goes in. Two products that
- * do not wait for each other and one that mixes them: each bit of the flow
- * reaches every bit of the high half. loader.FlowHash is its twin.
+ * so neither the NIC's hash nor a secret of this host goes in. A product carries
+ * bits upwards only, so what stands high is brought down before each: two
+ * products that do not wait for each other, and one that mixes them.
+ * loader.FlowHash is its twin.
  */
 static __always_inline __u64 flow_hash(struct packet *p)
 {
 	__u64 addresses = (__u64)p->ip->saddr << 32 | p->ip->daddr;
 	__u64 rest = (__u64)p->tcp->source << 32 | (__u32)p->tcp->dest << 16 | IPPROTO_TCP;
-	__u64 h = addresses * GOLDEN + rest * 0xff51afd7ed558ccdULL;
+	__u64 h = (addresses ^ addresses >> 29) * GOLDEN;
 
+	h ^= (rest ^ rest >> 32) * 0xff51afd7ed558ccdULL;
 	h ^= h >> 32;
 	return h * 0xc4ceb9fe1a85ec53ULL;
 }

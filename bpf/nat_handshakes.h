@@ -12,6 +12,8 @@
 
 #include "nat_ports.h"
 
+#define PASS_STEP 2
+
 static __always_inline __u64 *handshake_word(struct nat_place *place, __u64 turn)
 {
 	__u32 mask = place->pair->handshakes & (NAT_EMBRYONIC - 1);
@@ -19,21 +21,50 @@ static __always_inline __u64 *handshake_word(struct nat_place *place, __u64 turn
 	return ring_word(place->number, NAT_PORTS + (turn & mask));
 }
 
-/* Gives up a handshake, if nothing has come of it yet. */
-static __always_inline bool give_up(struct nat_place *place, __u64 word, __u32 service)
+/* The turn of the oldest handshake that is remembered and was not passed yet. */
+static __always_inline __u64 oldest_turn(struct nat_place *place, __u64 seen, __u64 begun)
 {
-	__u32 port = word & 0xffff, state;
-	struct nat_flow *flow = nat_entry(place->number, port);
+	__u64 size = (place->pair->handshakes & (NAT_EMBRYONIC - 1)) + 1;
+
+	return begun - seen > size ? begun - size : seen;
+}
+
+/* The flow of a handshake that nothing has come of yet, and its state. */
+static __always_inline struct nat_flow *open_handshake(struct nat_place *place, __u64 word,
+						       __u32 *state)
+{
+	struct nat_flow *flow = nat_entry(place->number, word & 0xffff);
 
 	if (!word || !flow || flow->bucket != word >> 16)
-		return false;
-	state = flow->state;
-	if (state != NAT_SYN_SENT && state != NAT_SYN_RECEIVED)
-		return false;
-	if (!void_flow(place, flow, port, state))
+		return NULL;
+	*state = flow->state;
+	return *state == NAT_SYN_SENT || *state == NAT_SYN_RECEIVED ? flow : NULL;
+}
+
+static __always_inline bool give_up(struct nat_place *place, __u64 word, __u32 service)
+{
+	__u32 state;
+	struct nat_flow *flow = open_handshake(place, word, &state);
+
+	if (!flow || !void_flow(place, flow, word & 0xffff, state))
 		return false;
 	COUNT_LOSS(service, evicted);
 	return true;
+}
+
+/* Passes handshakes that are over by now, so that the oldest is soon found. */
+static __always_inline void pass_finished(struct nat_place *place, __u64 begun)
+{
+	for (int i = 0; i < PASS_STEP; i++) {
+		__u64 seen = *(volatile __u64 *)&place->pair->given_up;
+		__u64 turn = oldest_turn(place, seen, begun);
+		__u64 *word = handshake_word(place, turn);
+		__u32 state;
+
+		if (!word || seen >= begun || open_handshake(place, *(volatile __u64 *)word, &state))
+			return;
+		__sync_val_compare_and_swap(&place->pair->given_up, seen, turn + 1);
+	}
 }
 
 /* Remembers a handshake in place of the one begun a ring's length ago. */
@@ -45,25 +76,22 @@ static __always_inline void remember_handshake(struct nat_place *place, struct n
 
 	if (word)
 		give_up(place, __sync_lock_test_and_set(word, (__u64)flow->bucket << 16 | port), service);
+	pass_finished(place, turn);
 }
 
 /* Gives up a pair's oldest handshake, which frees a port. */
 SUBPROGRAM int give_up_oldest(__u32 pair, __u32 service)
 {
 	struct nat_place place;
-	__u64 size;
 
 	if (!nat_place(&place, pair))
 		return 0;
-	size = (place.pair->handshakes & (NAT_EMBRYONIC - 1)) + 1;
 	for (int i = 0; i < SWEEP_MANY; i++) {
-		__u64 seen = *(volatile __u64 *)&place.pair->given_up, turn = seen;
+		__u64 seen = *(volatile __u64 *)&place.pair->given_up;
 		__u64 begun = *(volatile __u64 *)&place.pair->embryonic;
-		__u64 *word;
+		__u64 turn = oldest_turn(&place, seen, begun), *word;
 
-		if (begun - turn > size)
-			turn = begun - size;
-		if (turn == begun)
+		if (seen == begun)
 			return 0;
 		if (__sync_val_compare_and_swap(&place.pair->given_up, seen, turn + 1) != seen)
 			continue;

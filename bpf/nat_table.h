@@ -79,16 +79,29 @@ static __always_inline bool link_in_bucket(struct nat_flow *flow, __u32 index, _
 	return false;
 }
 
-/* Empties a word that names a flow which is over, or nothing: true if it did. */
-static __always_inline bool end_word(__u64 *word, __u32 where, __u32 now)
+static __always_inline __u64 *name_at(__u32 where)
 {
-	__u64 value = *(volatile __u64 *)word;
-	__u32 pair = (__u32)value >> 16, port = value & 0xffff, state;
-	struct nat_flow *flow = nat_entry(pair, port);
-	struct nat_place place = {};
+	__u32 index = where / NAT_WAYS;
+	struct nat_bucket *bucket = bpf_map_lookup_elem(&nat_buckets, &index);
 
+	return bucket ? &bucket->word[where & (NAT_WAYS - 1)] : NULL;
+}
+
+/* Empties a word that names a flow which is over, or nothing: 1 if it is empty. */
+SUBPROGRAM int end_name(__u32 where, __u32 now)
+{
+	__u64 *word = name_at(where), value;
+	struct nat_place place;
+	struct nat_flow *flow;
+	__u32 pair, state;
+
+	if (!word)
+		return 0;
+	value = *(volatile __u64 *)word;
 	if (!value)
-		return true;
+		return 1;
+	pair = (__u32)value >> 16;
+	flow = nat_entry(pair, value & 0xffff);
 	if (!flow)
 		return __sync_val_compare_and_swap(word, value, 0) == value;
 	state = flow->state;
@@ -97,55 +110,55 @@ static __always_inline bool end_word(__u64 *word, __u32 where, __u32 now)
 		return flow->bucket != where &&
 		       __sync_val_compare_and_swap(word, value, 0) == value;
 	if (flow->bucket != where || !(nat_expired(flow, now) || nat_over(flow)))
-		return false;
-	return nat_place(&place, pair) && void_flow(&place, flow, port, state);
+		return 0;
+	return nat_place(&place, pair) && void_flow(&place, flow, value & 0xffff, state);
 }
 
-/* Moves a name to its other bucket, if there is room: true if it did. */
-static __always_inline bool move_word(__u64 *word, __u32 where)
+/* Moves a name to its other bucket, if there is room: 1 if it did. */
+SUBPROGRAM int move_name(__u32 where, __u32 now)
 {
-	__u64 value = *(volatile __u64 *)word, hash;
-	struct nat_flow *flow = nat_entry((__u32)value >> 16, value & 0xffff);
-	struct nat_bucket *bucket;
-	__u32 index, there;
+	__u64 *word = name_at(where), *other, value, hash;
+	struct nat_flow *flow;
+	__u32 index;
 
+	if (!word)
+		return 0;
+	value = *(volatile __u64 *)word;
+	flow = nat_entry((__u32)value >> 16, value & 0xffff);
 	if (!value || !flow || flow->bucket != where)
-		return false;
+		return 0;
 	hash = nat_hash(flow->client[1] >> 32, flow->client_port, flow->vip, flow->vip_port);
 	index = first_bucket(hash);
 	if (index == where / NAT_WAYS)
 		index = second_bucket(hash);
-	bucket = bpf_map_lookup_elem(&nat_buckets, &index);
-	if (!bucket || index == where / NAT_WAYS)
-		return false;
+	if (index == where / NAT_WAYS)
+		return 0;
 	for (int i = 0; i < NAT_WAYS; i++) {
-		there = index * NAT_WAYS + i;
+		__u32 there = index * NAT_WAYS + i;
+
+		other = name_at(there);
 		/* For a moment the name stands twice, so that it is always found. */
-		if (bucket->word[i] || __sync_val_compare_and_swap(&bucket->word[i], 0, value))
+		if (!other || !end_name(there, now) || __sync_val_compare_and_swap(other, 0, value))
 			continue;
 		if (__sync_val_compare_and_swap(&flow->bucket, where, there) != where) {
-			__sync_val_compare_and_swap(&bucket->word[i], value, 0);
-			return false;
+			__sync_val_compare_and_swap(other, value, 0);
+			return 0;
 		}
 		return __sync_val_compare_and_swap(word, value, 0) == value;
 	}
-	return false;
+	return 0;
 }
 
 /* Makes room in a full bucket: what is over goes, or something moves. */
-SUBPROGRAM int make_room(__u32 index, __u32 now)
+static __always_inline bool make_room(__u32 index, __u32 now)
 {
-	struct nat_bucket *bucket = bpf_map_lookup_elem(&nat_buckets, &index);
-
-	if (!bucket)
-		return 0;
 	for (int i = 0; i < NAT_WAYS; i++)
-		if (end_word(&bucket->word[i], index * NAT_WAYS + i, now))
-			return 1;
+		if (end_name(index * NAT_WAYS + i, now))
+			return true;
 	for (int i = 0; i < NAT_WAYS; i++)
-		if (move_word(&bucket->word[i], index * NAT_WAYS + i))
-			return 1;
-	return 0;
+		if (move_name(index * NAT_WAYS + i, now))
+			return true;
+	return false;
 }
 
 /* Puts the flow's name into one of its buckets. */

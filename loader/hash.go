@@ -35,7 +35,8 @@ func FlowHash(client, vip netip.AddrPort, protocol lb.Protocol) uint64 {
 	c, v := client.Addr().As4(), vip.Addr().As4()
 	addresses := uint64(binary.LittleEndian.Uint32(c[:]))<<32 | uint64(binary.LittleEndian.Uint32(v[:]))
 	rest := uint64(bigEndian16(client.Port()))<<32 | uint64(bigEndian16(vip.Port()))<<16 | uint64(protocol)
-	h := addresses*golden + rest*0xff51afd7ed558ccd
+	h := (addresses ^ addresses>>29) * golden
+	h ^= (rest ^ rest>>32) * 0xff51afd7ed558ccd
 	h ^= h >> 32
 	return h * 0xc4ceb9fe1a85ec53
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 
@@ -33,18 +34,20 @@ func (t *tables) makePair(n uint32, p pairEntry) error {
 		return fmt.Errorf("make the port table towards %v: %w", p.Address, err)
 	}
 	defer ring.Close()
-	memory, err := mapWords(ring)
-	if err != nil {
+	q := &portQueue{pair: make([]byte, unsafe.Sizeof(lbNatPair{}))}
+	defer q.close()
+	if q.ring, err = mapWords(ring); err != nil {
 		return err
 	}
-	defer memory.close()
-
+	if q.flows, err = mapWords(flows); err != nil {
+		return err
+	}
 	ports, err := freePorts(p.Share)
 	if err != nil {
 		return err
 	}
-	for i, port := range ports {
-		memory.store(i, uint64(i+1)<<16|uint64(port))
+	for _, port := range ports {
+		q.add(port)
 	}
 	if err := put(t.objects.NatFlows, n, uint32(flows.FD())); err != nil {
 		return err
