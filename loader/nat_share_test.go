@@ -1,0 +1,131 @@
+package loader
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+	"github.com/sluice-lb/sluice/internal/testenv"
+)
+
+// reshare gives the data plane another share of ports, as a daemon does that
+// starts with another configuration.
+func reshare(t *testing.T, d *Datapath, share PortRange) {
+	t.Helper()
+	d.share = share
+	apply(t, d, service("web", lb.NAT, 80, backends(1, 80)))
+}
+
+// checkRing checks what must always hold of a pair: a port stands in the ring
+// once, exactly if it is marked so, and every port of the share that has no flow
+// is there to be had.
+func checkRing(t *testing.T, view pairView, share PortRange) {
+	t.Helper()
+	queued := view.queued()
+	seen := map[uint16]bool{}
+	for _, p := range queued {
+		if seen[p] {
+			t.Fatalf("port %d stands in the ring twice", p)
+		}
+		seen[p] = true
+	}
+	for p := 1; p < int(lbLimitsNAT_PORTS); p++ {
+		f := view.flow(uint16(p))
+		if marked := f.Flags&uint32(lbNatFlagsNAT_QUEUED) != 0; marked != seen[uint16(p)] {
+			t.Fatalf("port %d: marked as queued %v, in the ring %v, state %d", p, marked, seen[uint16(p)], f.State)
+		}
+		inShare := p >= int(share.First) && p <= int(share.Last)
+		over := f.State == uint32(lbNatStateNAT_FREE) || f.State == uint32(lbNatStateNAT_CLOSED)
+		if inShare && over && !seen[uint16(p)] {
+			t.Fatalf("port %d is lost: state %d, flags %#x", p, f.State, f.Flags)
+		}
+		if !inShare && seen[uint16(p)] {
+			t.Fatalf("port %d of another node is in the ring", p)
+		}
+	}
+}
+
+func TestNATShareChanges(t *testing.T) {
+	all := freeShare(t, 40)
+	lower, upper := PortRange{all.First, all.First + 19}, PortRange{all.First + 20, all.Last}
+	d, view := newNAT(t, lower)
+	var conns []*conn
+	for i := range 10 {
+		conns = append(conns, openConn(t, d, clientAddr(i)))
+	}
+	conns[0].close(t)
+
+	reshare(t, d, upper)
+	checkRing(t, view, upper)
+	if diff := cmp.Diff(PortRange{view.words().FirstPort, view.words().LastPort}, upper); diff != "" {
+		t.Errorf("share (-got +want):\n%s", diff)
+	}
+	if got := len(view.queued()); got != 20 {
+		t.Errorf("%d ports are in the ring, want 20", got)
+	}
+	for _, c := range conns {
+		c.translates(t, testenv.ACK)
+	}
+	conns[1].close(t)
+	for i := range 20 {
+		c := openConn(t, d, clientAddr(100+i))
+		if p := c.source.Port(); p < upper.First || p > upper.Last {
+			t.Fatalf("port %d was handed out, which is not of %v", p, upper)
+		}
+	}
+	if c := newConn(d, clientAddr(200)); c.tryOpen(t) {
+		t.Errorf("one more connection than there are ports comes from %v", c.source)
+	}
+	checkRing(t, view, upper)
+
+	// Back: the flows that live keep their ports, all others are free.
+	reshare(t, d, lower)
+	checkRing(t, view, lower)
+	if got := len(view.queued()); got != 12 {
+		t.Errorf("%d ports are in the ring, want the 20 but for 8 live flows", got)
+	}
+	conns[2].close(t)
+	if got := view.queued(); !slices.Contains(got, conns[2].source.Port()) {
+		t.Errorf("port %d of a closed flow is not in the ring", conns[2].source.Port())
+	}
+	reshare(t, d, all)
+	checkRing(t, view, all)
+	for _, c := range conns[3:] {
+		c.translates(t, testenv.ACK)
+	}
+}
+
+// Shares that come and go at random, with connections that open and end, lose no
+// port and double none.
+func TestNATShareWalk(t *testing.T) {
+	all := freeShare(t, 60)
+	d, view := newNAT(t, all)
+	r := rand.New(rand.NewPCG(7, 7))
+	var live []*conn
+	for i := range 1500 {
+		switch n := r.IntN(100); {
+		case n < 50:
+			c := newConn(d, clientAddr(i))
+			if c.tryOpen(t) {
+				live = append(live, c)
+			}
+		case n < 90 && len(live) > 0:
+			k := r.IntN(len(live))
+			c := live[k]
+			live = slices.Delete(live, k, k+1)
+			c.translates(t, testenv.FIN|testenv.ACK)
+			send(t, d, c.fromClient(testenv.FIN|testenv.ACK, "").Bytes())
+		case n >= 90:
+			a, b := all.First+uint16(r.IntN(60)), all.First+uint16(r.IntN(60))
+			reshare(t, d, PortRange{min(a, b), max(a, b)})
+			checkRing(t, view, d.share)
+		}
+	}
+	for _, c := range live {
+		c.translates(t, testenv.ACK)
+	}
+	checkRing(t, view, d.share)
+}
