@@ -3,7 +3,9 @@ package main
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/sluice-lb/sluice/internal/control"
 	"github.com/sluice-lb/sluice/internal/testenv"
@@ -41,6 +43,38 @@ func packetsOf(s control.Status, service string) (n uint64) {
 	return n
 }
 
+// fidget adds an address to a node's lo and removes it, again and again: what is
+// no business of the daemon's must not lead it to do anything.
+func (r *rig) fidget(on string) (stop func()) {
+	r.Helper()
+	other := prefix("198.51.100.77/32")
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		ticker := time.NewTicker(20 * time.Millisecond)
+		defer ticker.Stop()
+		for {
+			if err := r.host(on).AddAddress("lo", other); err != nil {
+				r.Error(err)
+			}
+			if err := deleteAddress(r.host(on), "lo", other.Addr()); err != nil {
+				r.Error(err)
+			}
+			select {
+			case <-quit:
+				return
+			case <-ticker.C:
+			}
+		}
+	}()
+	stop = sync.OnceFunc(func() {
+		close(quit)
+		<-done
+	})
+	r.Cleanup(stop)
+	return stop
+}
+
 // A daemon that is killed stops no packet, and the next one takes over what it
 // finds: nothing is lost at any moment, for old and for new connections.
 func TestKilledDaemonLosesNoPacket(t *testing.T) {
@@ -72,8 +106,10 @@ func TestKilledDaemonLosesNoPacket(t *testing.T) {
 		d.mustGoOn(r, "without a daemon")
 	}
 
+	stopFidgeting := r.fidget("lb1")
 	r.start("lb1", file)
 	after := r.waitReady("lb1")
+	stopFidgeting()
 	r.answersMore(dsrProber, 100)
 	r.answersMore(natProber, 100)
 	for _, d := range downloads {
@@ -89,8 +125,10 @@ func TestKilledDaemonLosesNoPacket(t *testing.T) {
 			t.Errorf("%s had to send %d segments again", h, n)
 		}
 	}
-	if gone := removals.stop(); len(gone) > 0 {
-		t.Errorf("addresses were removed: %v", gone)
+	for _, a := range removals.stop() {
+		if a == vip || a == natVIP {
+			t.Errorf("%v was removed", a)
+		}
 	}
 	// The pinned maps were adopted: they go on counting.
 	for _, service := range []string{"dsr", "nat"} {
