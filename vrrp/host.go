@@ -117,6 +117,11 @@ func (h *Host) Link(name string, vip func(netip.Addr) bool) (Link, error) {
 		return Link{}, fmt.Errorf("look up interface %s: %w", name, err)
 	}
 	attrs := nlLink.Attrs()
+	if attrs.Name != name {
+		// The kernel takes an alternative name for the interface's, but lists
+		// addresses by the latter only: a VIP would look like somebody else's.
+		return Link{}, fmt.Errorf("interface %s is an alternative name of %s: write %s", name, attrs.Name, attrs.Name)
+	}
 	const running = unix.IFF_UP | unix.IFF_RUNNING
 	link := Link{Name: name, Index: attrs.Index, Up: attrs.RawFlags&running == running}
 	if len(attrs.HardwareAddr) == len(link.MAC) {
