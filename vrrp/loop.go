@@ -41,6 +41,7 @@ type loop struct {
 	reason   string            // of Fault, as status has it
 	retry    time.Time         // when to try again what failed; zero: nothing did
 	addAfter time.Time         // when faultAdd is over
+	grace    time.Time         // a late takeover waits until then; zero: none is due
 
 	lastLog [numReasons]time.Time // of a dropped packet
 	sendLog time.Time             // of a failed advertisement
@@ -75,7 +76,7 @@ func (r *Router) Run(ctx context.Context) error {
 	r.started = true
 	r.mu.Unlock()
 	if again {
-		return fmt.Errorf("run virtual router %s: it has run already", r.cfg.Name)
+		return fmt.Errorf("run virtual router %s: it has run or was released already: %w", r.cfg.Name, ErrNotRunning)
 	}
 	defer close(r.ended)
 	r.changes.start(r.deps.OnChange)
@@ -111,7 +112,9 @@ func (r *Router) Run(ctx context.Context) error {
 				r.take(time.Now(), p)
 			default:
 				now := time.Now()
-				r.perform(now, r.machine.Expire(now))
+				if !r.tooLate(now) {
+					r.perform(now, r.machine.Expire(now))
+				}
 				r.announce(now)
 				retry := !r.retry.IsZero() && !now.Before(r.retry)
 				if retry {
@@ -137,11 +140,29 @@ func (r *Router) next(recheck time.Time) time.Time {
 		}
 	}
 	if t, ok := r.machine.Deadline(); ok {
+		if t.Before(r.grace) {
+			t = r.grace
+		}
 		earlier(t)
 	}
 	earlier(r.schedule.next)
 	earlier(r.retry)
 	return next
+}
+
+// tooLate reports whether a Backup has to listen a moment longer before it
+// takes over. Where the whole process or machine stood still, its timer and what
+// it did not read meanwhile are there at once, and the timer may win.
+func (r *Router) tooLate(now time.Time) bool {
+	deadline, ok := r.machine.Deadline()
+	if !ok || r.machine.State() != Backup || now.Sub(deadline) < late {
+		r.grace = time.Time{}
+		return false
+	}
+	if r.grace.Before(deadline) {
+		r.grace = now.Add(graceTime)
+	}
+	return now.Before(r.grace)
 }
 
 // obey carries out what callers asked for.

@@ -48,9 +48,14 @@ const (
 	recheckEvery = 10 * time.Second // looks at links and addresses even if nothing was signalled
 	retryAfter   = time.Second      // after a socket could not be opened or failed
 	retryAdd     = 10 * time.Second // after a VIP could not be added
+	// A Backup whose timer comes by at least late gives packets that wait in the
+	// socket graceTime to be read.
+	late      = 2 * time.Millisecond
+	graceTime = 5 * time.Millisecond
 )
 
-// ErrNotRunning is returned by Release where Run has not begun or has ended.
+// ErrNotRunning is returned by Release where Run has not begun or has ended, and
+// by a Run that Release came before.
 var ErrNotRunning = errors.New("virtual router is not running")
 
 // A Router runs one virtual router instance. Its methods are safe for
@@ -138,11 +143,16 @@ func (r *Router) ClearFault() { r.ask(func(w *wanted) { w.fault = "" }) }
 // priority 0, keeps the VIPs until it hears who took over, and then removes
 // them. If nobody does within Active_Down_Interval and one interval, the VIPs
 // stay. Afterwards Run returns. When ctx ends first, so does only the waiting.
+// Before Run it keeps Run from ever beginning.
 func (r *Router) Release(ctx context.Context) (Handover, error) {
 	r.mu.Lock()
 	started := r.started
+	// A Run that comes late must not take part after all: it would be stopped
+	// without a release, and take away VIPs that were to stay.
+	r.started = true
 	r.mu.Unlock()
 	if !started {
+		close(r.ended)
 		return Handover{}, fmt.Errorf("release %s: %w", r.cfg.Name, ErrNotRunning)
 	}
 	r.ask(func(w *wanted) { w.release = true })

@@ -158,9 +158,18 @@ func TestRouterPair(t *testing.T) {
 	virtual(t, "equal priorities", func(t *testing.T) {
 		s := newSegment()
 		a, b := newNode(t, s, 1), newNode(t, s, 2)
+		// Whoever is first to be heard stays: the tie is one of two that are
+		// Active before they hear of each other.
+		a.cut.Store(true)
+		b.cut.Store(true)
 		a.run(nil)
 		b.run(nil)
-		sleep(10 * time.Second)
+		sleep(5 * time.Second)
+		a.wantState(Active)
+		b.wantState(Active)
+		a.cut.Store(false)
+		b.cut.Store(false)
+		sleep(5 * time.Second)
 		wantOne(t, b, a) // the higher address
 	})
 	virtual(t, "v3 at 10 ms with different intervals", func(t *testing.T) {
