@@ -8,7 +8,7 @@ GO ?= go
 GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 PREFIX ?= /usr/local
 
-.PHONY: build install generate check-generated demo lab lab-down test test-unprivileged bench lint fuzz interop clean
+.PHONY: build install generate check-generated demo lab lab-down test test-unprivileged bench test-kernels lint fuzz interop clean
 
 build:
 	$(GO) build -o bin/sluice ./cmd/sluice
@@ -49,6 +49,11 @@ test:
 bench:
 	scripts/setup bench
 	$(GO) test ./loader -run '^TestFigures$$' -count 1 -v -figures | grep -E '^(figure:|---|FAIL|ok|panic)'
+
+# The packet tests on Debian's 6.1 and 6.12 kernels, in qemu.
+test-kernels:
+	scripts/setup kernels
+	scripts/test-kernels
 
 lint:
 	$(GO) vet ./...

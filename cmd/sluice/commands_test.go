@@ -283,6 +283,13 @@ func TestStatus(t *testing.T) {
 		if text := r.wantRun(0, "lb1", "status").stdout; !strings.Contains(text, "sluice is not running, forwarding goes on") {
 			t.Errorf("status says\n%s", text)
 		}
+		// The kernel knows no names of services; the configuration does.
+		named := r.wantRun(0, "lb1", "status", "-c", file, "--node", "lb1").stdout
+		for _, want := range []string{"service dsr: unknown", "service nat: unknown"} {
+			if !strings.Contains(named, want) {
+				t.Errorf("status -c does not say %q:\n%s", want, named)
+			}
+		}
 		r.wantServing(dsrService, "b1", "b2", "b3")
 	})
 }

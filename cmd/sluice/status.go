@@ -76,12 +76,9 @@ func statusCommand() *cli.Command {
 
 // getStatus asks the daemon, or reads what it has left in the kernel.
 func getStatus(c *cli.Context) (control.Status, error) {
-	var cfg *config.Config
-	if c.IsSet("config") {
-		var err error
-		if cfg, err = loadConfig(c); err != nil {
-			return control.Status{}, err
-		}
+	cfg, err := statusConfig(c)
+	if err != nil {
+		return control.Status{}, err
 	}
 	path := socket(cfg, c.String("run-dir"))
 	s, err := control.Ask(c.Context, path)
@@ -103,12 +100,47 @@ func getStatus(c *cli.Context) (control.Status, error) {
 		Services: control.Services(nil, in.Stats), Outcomes: in.Stats.Outcomes,
 		Problems: []string{fmt.Sprintf("sluice is not running (nothing answers on %s): new failures of backends are not noticed", path)},
 	}
+	if cfg != nil {
+		nameServices(s.Services, cfg)
+	}
 	for _, a := range in.Attachments {
 		s.Forwarding = s.Forwarding || a.Warning == ""
 		s.Interfaces = append(s.Interfaces, control.Interface{Name: a.Interface, Mode: a.Mode, Warning: a.Warning})
 	}
 	s.FindProblems()
 	return s, nil
+}
+
+// statusConfig reads the configuration for the socket's path and the services'
+// names. Without -c it need not be there, nor be right.
+func statusConfig(c *cli.Context) (*config.Config, error) {
+	if c.IsSet("config") {
+		return loadConfig(c)
+	}
+	host, _ := os.Hostname() // without a name no node of the roster is meant
+	cfg, err := config.Load(c.String("config"), config.Options{Node: c.String("node"), Hostname: host})
+	if err != nil {
+		return nil, nil
+	}
+	return cfg, nil
+}
+
+// nameServices gives services that were read from the kernel, which knows no
+// names, those of the configuration.
+func nameServices(services []control.ServiceStatus, cfg *config.Config) {
+	names := map[netip.AddrPort]string{}
+	for _, s := range cfg.Services {
+		for _, a := range s.Addresses {
+			names[a] = s.Name
+		}
+	}
+	for i, s := range services {
+		for _, a := range s.Addresses {
+			if s.Name == "" {
+				services[i].Name = names[a]
+			}
+		}
+	}
 }
 
 func printStatus(w io.Writer, s control.Status) error {

@@ -29,6 +29,7 @@ type fakeWorld struct {
 	tries    int                       // calls of Apply
 	applied  []lb.Snapshot             // those that went well
 	looks    int                       // calls of RefreshInterfaces
+	absent   error                     // what RefreshInterfaces answers
 	onApply  func()                    // called by Apply
 }
 
@@ -57,7 +58,7 @@ func (w *fakeWorld) RefreshInterfaces() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.looks++
-	return nil
+	return w.absent
 }
 
 // The set of Checker and that of NextHops differ in type only: fakeChecker and

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 type Tables interface {
 	Apply(lb.Snapshot) error
 	// RefreshInterfaces makes the data plane know the MAC addresses that its
-	// interfaces have now.
+	// interfaces have now. Its error is one of the problems of a status.
 	RefreshInterfaces() error
 }
 
@@ -37,6 +38,9 @@ type NextHops interface {
 // retryAfter is the wait after a write to the data plane that failed.
 const retryAfter = time.Second
 
+// lookEvery is how often the loop looks at the world even if nobody called.
+const lookEvery = 10 * time.Second
+
 // A Loop keeps the data plane in line with the configuration, the health of
 // servers and the ways to them.
 type Loop struct {
@@ -49,9 +53,11 @@ type Loop struct {
 	dirty   chan struct{}
 	applied chan struct{} // closed after the first Apply
 
+	interfaces string // what is wrong with the interfaces; Run's own
+
 	mu      sync.Mutex
 	views   []View
-	problem string // why the last Apply failed
+	problem string // of the interfaces and the last Apply
 }
 
 // NewLoop returns a loop over the services of a configuration. Run runs it.
@@ -102,6 +108,8 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 	ok := false
 	retry := time.NewTimer(0)
 	defer retry.Stop()
+	ticker := time.NewTicker(lookEvery)
+	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -109,6 +117,7 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 		case <-l.checker.Changed():
 		case <-l.dirty:
 		case <-retry.C:
+		case <-ticker.C:
 		}
 		views := l.look()
 		next := snapshot(views)
@@ -135,8 +144,13 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 
 // look computes the views.
 func (l *Loop) look() []View {
+	before := l.interfaces
+	l.interfaces = ""
 	if err := l.tables.RefreshInterfaces(); err != nil {
-		l.log.Error("read the interfaces", "error", err)
+		l.interfaces = err.Error()
+		if l.interfaces != before {
+			l.log.Error("the data plane is not on every interface", "error", err)
+		}
 	}
 	views := make([]View, len(l.services))
 	for i, s := range l.services {
@@ -163,6 +177,9 @@ func (l *Loop) publish(views []View, problem string) {
 		}
 	}
 	l.views, l.problem = views, problem
+	if l.interfaces != "" {
+		l.problem = strings.TrimPrefix(problem+"; "+l.interfaces, "; ")
+	}
 }
 
 func (l *Loop) targets() []health.Target {

@@ -206,9 +206,9 @@ func (s *Status) FindProblems() {
 	for _, v := range s.Services {
 		switch v.State {
 		case ServiceDown:
-			s.Problems = append(s.Problems, fmt.Sprintf("service %s is down: none of its %d servers can serve, its packets are dropped", v.Name, len(v.Backends)))
+			s.Problems = append(s.Problems, fmt.Sprintf("service %s is down: no server can serve (%d configured), its packets are dropped", v.Name, len(v.Backends)))
 		case ServiceQuorum:
-			s.Problems = append(s.Problems, fmt.Sprintf("service %s is below its quorum: %d servers are healthy, %d are wanted", v.Name, v.Healthy, v.Quorum))
+			s.Problems = append(s.Problems, fmt.Sprintf("service %s is below its quorum: %d healthy, %d wanted", v.Name, v.Healthy, v.Quorum))
 		}
 	}
 	for _, i := range s.Interfaces {

@@ -154,9 +154,9 @@ func TestProblems(t *testing.T) {
 		{"none", service(ServiceUp, 3, 1), []string{}},
 		{"what was known before stays", Status{Problems: []string{"write the data plane: no room"}}, []string{"write the data plane: no room"}},
 		{"a service is down", service(ServiceDown, 0, 1),
-			[]string{"service web is down: none of its 3 servers can serve, its packets are dropped"}},
+			[]string{"service web is down: no server can serve (3 configured), its packets are dropped"}},
 		{"a service is below its quorum", service(ServiceQuorum, 1, 2),
-			[]string{"service web is below its quorum: 1 servers are healthy, 2 are wanted"}},
+			[]string{"service web is below its quorum: 1 healthy, 2 wanted"}},
 		{"an instance has a fault", Status{VRRP: []Instance{
 			{Name: "VI_1", State: "backup"}, {Name: "VI_2", State: "fault", Reason: "eth1 is down"},
 		}}, []string{"vrrp instance VI_2 cannot run: eth1 is down"}},
