@@ -72,10 +72,14 @@ static __always_inline void remember_handshake(struct nat_place *place, struct n
 					       __u32 port, __u32 service)
 {
 	__u64 turn = __sync_fetch_and_add(&place->pair->embryonic, 1);
-	__u64 *word = handshake_word(place, turn);
+	__u64 *word = handshake_word(place, turn), mine = (__u64)flow->bucket << 16 | port, old;
 
-	if (word)
-		give_up(place, __sync_lock_test_and_set(word, (__u64)flow->bucket << 16 | port), service);
+	if (word) {
+		old = __sync_lock_test_and_set(word, mine);
+		/* With few ports the same client may have got the same one again. */
+		if (old != mine)
+			give_up(place, old, service);
+	}
 	pass_finished(place, turn);
 }
 

@@ -81,6 +81,13 @@ func (c *conn) translates(t testing.TB, flags testenv.TCPFlags) {
 	}
 }
 
+// end is close without a look at the counters.
+func (c *conn) end(t testing.TB) {
+	t.Helper()
+	c.translates(t, testenv.FIN|testenv.ACK)
+	send(t, c.d, c.fromClient(testenv.FIN|testenv.ACK, "").Bytes())
+}
+
 // close ends the connection the way both ends agree to.
 func (c *conn) close(t testing.TB) {
 	t.Helper()

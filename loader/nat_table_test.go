@@ -58,7 +58,7 @@ func TestNATTableFull(t *testing.T) {
 
 	// What is over makes room; what is not stays.
 	for _, c := range conns[:len(conns)/2] {
-		c.close(t)
+		c.end(t)
 	}
 	more := 0
 	for i := range len(conns) / 4 {

@@ -103,18 +103,25 @@ func readStats(m *lbMaps, state *State, names map[uint16]string) (Stats, error) 
 		slices.SortFunc(service.Backends, func(a, b BackendStats) int { return a.Address.Compare(b.Address) })
 		s.Services = append(s.Services, service)
 	}
+	var err error
+	s.Outcomes, err = readOutcomes(m)
+	return s, err
+}
+
+func readOutcomes(m *lbMaps) ([]Outcome, error) {
+	var outcomes []Outcome
 	for o := lbOutcomePASS_NOT_IP; o < lbOutcomeOUTCOMES; o++ {
 		var counts []uint64
 		if err := m.Outcomes.Lookup(uint32(o), &counts); err != nil {
-			return s, fmt.Errorf("read the outcome counters: %w", err)
+			return nil, fmt.Errorf("read the outcome counters: %w", err)
 		}
 		out := Outcome{Name: outcomeNames[o], Dropped: o >= lbOutcomeDROP_MALFORMED_IP}
 		for _, c := range counts {
 			out.Packets += c
 		}
-		s.Outcomes = append(s.Outcomes, out)
+		outcomes = append(outcomes, out)
 	}
-	return s, nil
+	return outcomes, nil
 }
 
 func backendStats(m *lbMaps, n uint32, e backendEntry) (BackendStats, error) {
