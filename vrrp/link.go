@@ -39,6 +39,10 @@ func (r *Router) refresh(now time.Time, into chan<- *received) {
 		r.faults[faultTransport] = ""
 		if err := r.openLink(link, into); err != nil {
 			r.failTransport(now, err)
+		} else if r.machine.State() == Active && !r.machine.Releasing() && r.faultReason() == "" {
+			// The interface may have another MAC address than it was announced with.
+			r.schedule.begin(now)
+			r.announce(now)
 		}
 	}
 	r.settle(now)

@@ -99,6 +99,14 @@ func TestRouterLink(t *testing.T) {
 			t.Errorf("got %d open transports, want 1", got)
 		}
 	})
+	virtual(t, "another MAC address is announced", func(t *testing.T) {
+		n := start(t)
+		sleep(100 * time.Millisecond)
+		n.taken()
+		n.change(func() { n.link.MAC = MAC{2, 0, 0, 0, 0, 99} })
+		n.wantState(Active)
+		wantActions(t, n.taken(), "announce")
+	})
 	virtual(t, "a change that nobody signals is seen", func(t *testing.T) {
 		n := start(t)
 		n.mu.Lock()
