@@ -29,6 +29,16 @@ func detachCommand() *cli.Command {
 				return err
 			}
 			defer held.Close()
+			pins, err := lockPins(c.String("pin-dir"))
+			if errors.Is(err, errLocked) {
+				return fmt.Errorf("detach: %w: stop it first", err)
+			}
+			if err != nil {
+				return err
+			}
+			if pins != nil {
+				defer pins.Close()
+			}
 			return detach(c)
 		},
 	}

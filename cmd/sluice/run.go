@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -58,12 +59,11 @@ type node struct {
 	started        time.Time
 	log            *slog.Logger
 
-	datapath    *loader.Datapath // nil where there is no service
-	fresh       bool             // nothing was pinned before datapath was made
-	attachments []loader.Attachment
-	loop        *control.Loop
-	routers     []*vrrp.Router
-	closers     []func() error // what to close, in the order of opening
+	tables  *tables // nil where there is no service
+	fresh   bool    // nothing was pinned before tables was made
+	loop    *control.Loop
+	routers []*vrrp.Router
+	closers []func() error // what to close, in the order of opening
 }
 
 // socket is the configured admin socket; one in the default run directory moves
@@ -81,10 +81,16 @@ func (n *node) run(ctx context.Context) (err error) {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
+	// Whoever reads the log may go (a restart of journald, the end of a pipe);
+	// the daemon must not go with it.
+	signal.Ignore(syscall.SIGPIPE)
 
 	held, err := lock(n.runDir)
+	if errors.Is(err, errLocked) {
+		return fmt.Errorf("%w: stop it first, or give another --run-dir and --pin-dir", err)
+	}
 	if err != nil {
-		return fmt.Errorf("%w: stop it first, or give --run-dir", err)
+		return err
 	}
 	defer held.Close()
 
@@ -113,9 +119,12 @@ func (n *node) run(ctx context.Context) (err error) {
 			}
 		})
 	} else {
+		if err := n.dropDatapath(); err != nil {
+			return err
+		}
 		close(ready)
 	}
-	if err := n.makeRouters(); err != nil {
+	if err := n.makeRouters(inside, &goroutines); err != nil {
 		return n.undo(err)
 	}
 	admin, err := control.Listen(socket(n.cfg, n.runDir), n.status, n.log)
@@ -171,17 +180,29 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("look for a data plane: %w", err)
 	}
-	n.fresh = len(pins) == 0
-	n.datapath, err = loader.Open(loader.Options{
+	// The root of a BPF file system has files of the kernel's own, with a dot.
+	n.fresh = !slices.ContainsFunc(pins, func(e fs.DirEntry) bool { return !strings.Contains(e.Name(), ".") })
+	if !n.fresh {
+		if err := n.lockPins(); err != nil {
+			return err
+		}
+	}
+	datapath, err := loader.Open(loader.Options{
 		PinDir: n.pinDir, MaxFlows: d.MaxFlows, Slots: slots, Log: n.log,
 		Ports: loader.PortRange(n.cfg.PortShare),
 	})
 	if err != nil {
 		return err
 	}
-	n.closers = append(n.closers, n.datapath.Close)
-	n.attachments, err = n.datapath.Attach(d.Interfaces, loader.Mode(d.Mode))
-	if err != nil {
+	n.closers = append(n.closers, datapath.Close)
+	if n.fresh { // there is a directory to lock only now
+		if err := n.lockPins(); err != nil {
+			n.fresh = false // it is the other daemon's
+			return err
+		}
+	}
+	n.tables = &tables{datapath: datapath, interfaces: d.Interfaces, mode: loader.Mode(d.Mode)}
+	if err := n.tables.attach(); err != nil {
 		return err
 	}
 	checker := health.NewChecker(n.log)
@@ -199,7 +220,7 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 		return err
 	}
 	n.closers = append(n.closers, func() error { hops.Close(); return nil })
-	n.loop = control.NewLoop(n.cfg.Services, n.datapath, checker, hops, n.log)
+	n.loop = control.NewLoop(n.cfg.Services, n.tables, checker, hops, n.log)
 	goroutines.Go(func() {
 		for {
 			select {
@@ -211,6 +232,34 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 		}
 	})
 	goroutines.Go(func() { n.loop.Run(ctx, n.patience()) })
+	return nil
+}
+
+// lockPins keeps another daemon, and `sluice detach`, off the pins.
+func (n *node) lockPins() error {
+	held, err := lockPins(n.pinDir)
+	if errors.Is(err, errLocked) {
+		return fmt.Errorf("%w: stop it first, or give another --pin-dir", err)
+	}
+	if held != nil {
+		n.closers = append(n.closers, held.Close)
+	}
+	return err
+}
+
+// dropDatapath ends the forwarding of an earlier configuration, where this one
+// has no service.
+func (n *node) dropDatapath() error {
+	if err := n.lockPins(); err != nil {
+		return err
+	}
+	freed, err := loader.Detach(n.pinDir)
+	if err != nil {
+		return fmt.Errorf("remove the data plane, since no service is configured: %w", err)
+	}
+	if len(freed) > 0 {
+		n.log.Info("no service is configured: the data plane of an earlier configuration is removed", "interfaces", freed)
+	}
 	return nil
 }
 
@@ -237,12 +286,26 @@ func (n *node) configured(iface string, vip netip.Prefix) bool {
 
 // makeRouters makes the VRRP instances and clears away what earlier
 // configurations have left of VIPs.
-func (n *node) makeRouters() error {
+func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) error {
 	host, err := vrrp.OpenHost(n.log)
 	if err != nil {
 		return err
 	}
 	n.closers = append(n.closers, host.Close)
+	if n.loop != nil {
+		changed, unwatch := host.Watch()
+		goroutines.Go(func() {
+			defer unwatch()
+			for {
+				select {
+				case <-changed: // an interface may have another MAC address, or be another one
+					n.loop.Dirty()
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+	}
 	addresses, err := vrrp.OpenAddresses(host, n.runDir, n.log)
 	if err != nil {
 		return err
@@ -276,7 +339,7 @@ func (n *node) runRouter(ctx, inside context.Context, r *vrrp.Router, patience t
 	case <-ctx.Done():
 		return
 	}
-	if err := r.Run(inside); err != nil && !errors.Is(err, context.Canceled) {
+	if err := r.Run(inside); err != nil && !errors.Is(err, vrrp.ErrNotRunning) {
 		n.log.Error("vrrp instance has ended", "instance", r.Status().Name, "error", err)
 	}
 }

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -22,20 +24,24 @@ import (
 // status is what the daemon answers.
 func (n *node) status() control.Status {
 	now := time.Now()
+	var on []loader.Attachment
+	if n.tables != nil {
+		on = n.tables.where()
+	}
 	s := control.Status{
 		Node: n.cfg.Node, Version: version(), Config: n.cfg.File, Time: now, Running: true,
-		PID: os.Getpid(), Started: &n.started, Forwarding: len(n.attachments) > 0,
+		PID: os.Getpid(), Started: &n.started, Forwarding: len(on) > 0,
 		Interfaces: []control.Interface{}, VRRP: []control.Instance{}, Services: []control.ServiceStatus{},
 		Outcomes: []loader.Outcome{},
 	}
-	for _, a := range n.attachments {
+	for _, a := range on {
 		s.Interfaces = append(s.Interfaces, control.Interface{Name: a.Interface, Mode: a.Mode, Warning: a.Warning})
 	}
 	for i, r := range n.routers {
 		s.VRRP = append(s.VRRP, control.NewInstance(r.Status(), n.cfg.VRRP[i].Addresses))
 	}
-	if n.datapath != nil {
-		stats, err := n.datapath.Stats()
+	if n.tables != nil {
+		stats, err := n.tables.datapath.Stats()
 		if err != nil {
 			s.Problems = append(s.Problems, err.Error())
 		}
@@ -86,7 +92,10 @@ func getStatus(c *cli.Context) (control.Status, error) {
 		return s, nil
 	}
 	if !errors.Is(err, control.ErrNotRunning) {
-		return s, err
+		return s, fmt.Errorf("%w%s", err, advice(err))
+	}
+	if isLocked(c.String("run-dir")) {
+		return s, fmt.Errorf("a daemon runs, but nothing answers on %s: it is starting or stopping, or has another socket: give its configuration with -c", path)
 	}
 	in, inspectErr := loader.Inspect(c.String("pin-dir"))
 	if errors.Is(inspectErr, fs.ErrNotExist) {
@@ -168,8 +177,8 @@ func printStatus(w io.Writer, s control.Status) error {
 		if i.Peer != nil {
 			fmt.Fprintf(t, "  last heard %s\tpriority %d\t%s ago\n", i.Peer.Address, i.Peer.Priority, age(s.Time, i.Peer.Heard))
 		}
-		for reason, n := range i.Dropped {
-			fmt.Fprintf(t, "  dropped %d\t%s\n", n, reason)
+		for _, reason := range slices.Sorted(maps.Keys(i.Dropped)) {
+			fmt.Fprintf(t, "  dropped %d\t%s\n", i.Dropped[reason], reason)
 		}
 		t.Flush()
 	}
