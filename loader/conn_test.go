@@ -211,14 +211,6 @@ func (v pairView) queued() []uint16 {
 	return ports
 }
 
-// leave lets the ring hold only its first n ports; the others are lost.
-func (v pairView) leave(n uint64) {
-	for i := *v.head() + n; i < *v.tail(); i++ {
-		v.ring.store(int(i%uint64(lbLimitsNAT_PORTS)), 0)
-	}
-	*v.tail() = *v.head() + n
-}
-
 // names returns how many names stand in the flow table.
 func names(d *Datapath) int {
 	n := 0

@@ -251,3 +251,20 @@ func pairFlows(d *Datapath, pair uint32) (*ebpf.Map, error) {
 	}
 	return inner, nil
 }
+
+// rest counts the entries of an array that are not zero.
+func rest[T comparable](t testing.TB, m *ebpf.Map) int {
+	t.Helper()
+	all, err := readAll[T](m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var zero T
+	n := 0
+	for _, v := range all {
+		if v != zero {
+			n++
+		}
+	}
+	return n
+}

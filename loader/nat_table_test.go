@@ -128,7 +128,7 @@ func TestNATSweep(t *testing.T) {
 	apply(t, d, service("web", lb.NAT, 80, backends(1, 80)))
 	view.ageAll(125 * time.Minute)
 	// The search looks at two entries for each new flow.
-	*(&view.words().Hand) = uint32(half.First)
+	view.words().Hand = uint32(half.First)
 	for i := range 500 {
 		c := newConn(d, clientAddr(1000+i))
 		if !c.tryOpen(t) {

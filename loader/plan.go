@@ -33,7 +33,18 @@ func plan(have *State, want lb.Snapshot, lim limits, table tableFunc) ([]step, *
 	p := &planner{
 		have: have, next: have.clone(), lim: lim, table: table,
 		known: map[pairID]uint32{}, keys: map[uint32]bool{},
+		serviceNumbers: numbering{limit: uint32(lbLimitsMAX_SERVICES)},
+		backendNumbers: numbering{limit: uint32(lbLimitsMAX_BACKENDS)},
+		pairNumbers:    numbering{limit: uint32(lbLimitsMAX_PAIRS)},
 	}
+	var slots, choices []run
+	for _, e := range have.Services {
+		slots = append(slots, run{e.First, e.Count})
+	}
+	for _, b := range have.Backends {
+		choices = append(choices, run{b.Choice, uint32(len(b.Pairs))})
+	}
+	p.slotRuns, p.choiceRuns = newRuns(slots), newRuns(choices)
 	for n, pair := range have.Pairs {
 		p.known[pairID{pair.Address, pair.Source}] = n
 		p.keys[pair.Key] = true
@@ -50,6 +61,9 @@ type planner struct {
 	table      tableFunc
 	known      map[pairID]uint32 // pairs, by what they are
 	keys       map[uint32]bool   // places taken in nat_keys
+
+	serviceNumbers, backendNumbers, pairNumbers numbering
+	slotRuns, choiceRuns                        runs
 
 	add    []step // VIPs without ports, pairs, backends: nobody refers to them yet
 	slots  []step // owners change
@@ -119,15 +133,11 @@ func (p *planner) match(want lb.Snapshot) ([]uint16, error) {
 		if numbers[i] != 0 {
 			continue
 		}
-		n, err := freeNumber[uint16]("service", uint32(lbLimitsMAX_SERVICES), p.next.Services)
+		n, err := freeNumber("service", &p.serviceNumbers, p.next.Services)
 		if err != nil {
 			return nil, err
 		}
-		var used []run
-		for _, e := range p.next.Services {
-			used = append(used, run{e.First, e.Count})
-		}
-		first, err := freeRun("the slots of service "+s.Name, 0, uint32(s.TableSize), p.lim.slots, used)
+		first, err := p.slotRuns.take("the slots of service "+s.Name, uint32(s.TableSize), p.lim.slots)
 		if err != nil {
 			return nil, fmt.Errorf("%w: restart the daemon, which makes the table larger", err)
 		}
@@ -158,6 +168,7 @@ func (p *planner) vips(want lb.Snapshot, numbers []uint16) error {
 
 	places := map[uint32]bool{}
 	tables := map[uint32]bool{}
+	free := numbering{limit: uint32(lbLimitsMAX_PORT_TABLES)}
 	for _, v := range p.have.VIPs {
 		places[v.Index] = true
 		tables[v.Table] = true
@@ -181,7 +192,7 @@ func (p *planner) vips(want lb.Snapshot, numbers []uint16) error {
 		}
 		v.Source = wantSource[a]
 		if serving[a] && v.Table == 0 {
-			t, err := freeNumber("address with services", uint32(lbLimitsMAX_PORT_TABLES), tables)
+			t, err := freeNumber("address with services", &free, tables)
 			if err != nil {
 				return err
 			}
@@ -247,7 +258,7 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 		old := p.have.Backends[n]
 		if !ok {
 			var err error
-			n, err = freeNumber[uint32]("backend", uint32(lbLimitsMAX_BACKENDS), p.next.Backends)
+			n, err = freeNumber("backend", &p.backendNumbers, p.next.Backends)
 			if err != nil {
 				return err
 			}
@@ -326,11 +337,7 @@ func (p *planner) pairs(e *backendEntry, sources []netip.Addr, keep map[uint32]b
 	if slices.Equal(pairs, e.Pairs) {
 		return nil
 	}
-	var used []run
-	for _, b := range p.next.Backends {
-		used = append(used, run{b.Choice, uint32(len(b.Pairs))})
-	}
-	first, err := freeRun("the source addresses of "+e.Address.String(), 0, uint32(len(pairs)), uint32(lbLimitsMAX_CHOICES), used)
+	first, err := p.choiceRuns.take("the source addresses of "+e.Address.String(), uint32(len(pairs)), uint32(lbLimitsMAX_CHOICES))
 	if err != nil {
 		return err
 	}
@@ -349,7 +356,7 @@ func (p *planner) pair(address netip.AddrPort, source netip.Addr) (uint32, error
 		}
 		return n, nil
 	}
-	n, err := freeNumber[uint32]("pair of backend and source address", uint32(lbLimitsMAX_PAIRS), p.next.Pairs)
+	n, err := freeNumber("pair of backend and source address", &p.pairNumbers, p.next.Pairs)
 	if err != nil {
 		return 0, err
 	}

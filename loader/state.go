@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -96,31 +97,40 @@ func place(what string, hash, size uint32, used func(index uint32) bool) (uint32
 	return 0, fmt.Errorf("no room for %s: its place in the table is taken %d times over", what, lbLimitsPROBES)
 }
 
-// freeRun finds the lowest run of n free numbers from first on, where used
-// holds the runs in use.
-func freeRun(what string, first, n, limit uint32, used []run) (uint32, error) {
-	slices.SortFunc(used, func(a, b run) int { return int(int64(a.first) - int64(b.first)) })
-	at := first
-	for _, r := range used {
-		if r.first >= at+n {
-			break
-		}
-		at = max(at, r.first+r.count)
+// runs are the parts of a table that are in use, in order.
+type runs []run
+
+type run struct{ first, count uint32 }
+
+func newRuns(used []run) runs {
+	r := slices.DeleteFunc(used, func(u run) bool { return u.count == 0 })
+	slices.SortFunc(r, func(a, b run) int { return cmp.Compare(a.first, b.first) })
+	return r
+}
+
+// take finds the lowest n free numbers in a row below limit.
+func (r *runs) take(what string, n, limit uint32) (uint32, error) {
+	at, i := uint32(0), 0
+	for ; i < len(*r) && (*r)[i].first-at < n; i++ {
+		at = (*r)[i].first + (*r)[i].count
 	}
 	if uint64(at)+uint64(n) > uint64(limit) {
 		return 0, fmt.Errorf("no room for %s: %d more do not fit, the table holds %d", what, n, limit)
 	}
+	*r = slices.Insert(*r, i, run{at, n})
 	return at, nil
 }
 
-type run struct{ first, count uint32 }
+// A numbering hands out numbers from 1 on that nothing has. What a plan frees is free
+// for the next plan only, so no search begins before where the last one ended.
+type numbering struct{ last, limit uint32 }
 
-// freeNumber finds the lowest number from 1 on that used does not have.
-func freeNumber[K ~uint16 | ~uint32, V any](what string, limit uint32, used map[K]V) (K, error) {
-	for n := uint32(1); n < limit; n++ {
-		if _, ok := used[K(n)]; !ok {
-			return K(n), nil
+func freeNumber[K ~uint16 | ~uint32, V any](what string, n *numbering, used map[K]V) (K, error) {
+	for next := n.last + 1; next < n.limit; next++ {
+		if _, ok := used[K(next)]; !ok {
+			n.last = next
+			return K(next), nil
 		}
 	}
-	return 0, fmt.Errorf("no room for another %s: the table holds %d", what, limit-1)
+	return 0, fmt.Errorf("no room for another %s: the table holds %d", what, n.limit-1)
 }

@@ -1,0 +1,274 @@
+package loader
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// randomSnapshot makes a world of up to four services out of few addresses, so
+// that they get in each other's way.
+func randomSnapshot(r *rand.Rand) lb.Snapshot {
+	var s lb.Snapshot
+	taken := map[netip.AddrPort]bool{}
+	for i := range r.IntN(5) {
+		service := lb.ServiceState{Service: lb.Service{
+			Name: fmt.Sprint("s", i), Protocol: lb.TCP, Forward: lb.DSR, TableSize: []int{7, 13, 31}[r.IntN(3)],
+		}}
+		for range 1 + r.IntN(3) {
+			a := netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(100 + r.IntN(4))}), uint16(80+r.IntN(4)))
+			if !taken[a] {
+				taken[a] = true
+				service.Addresses = append(service.Addresses, a)
+			}
+		}
+		if len(service.Addresses) == 0 {
+			continue
+		}
+		if r.IntN(2) == 0 {
+			service.Forward = lb.NAT
+			for k := range 1 + r.IntN(2) {
+				service.SourceAddresses = append(service.SourceAddresses, netip.AddrFrom4([4]byte{192, 0, 2, byte(102 + k + r.IntN(3))}))
+			}
+			slices.SortFunc(service.SourceAddresses, netip.Addr.Compare)
+			service.SourceAddresses = slices.Compact(service.SourceAddresses)
+		}
+		for k := range 5 {
+			if r.IntN(2) == 0 {
+				continue
+			}
+			b := lb.Backend{
+				Address: netip.AddrPortFrom(backendAddr(1+k), 80), Weight: r.IntN(3), Failed: r.IntN(5) == 0,
+			}
+			if r.IntN(3) > 0 {
+				b.NextHop = lb.NextHop{Interface: 1 + r.IntN(3), Destination: backendMAC(1 + k), Source: nicMAC, Tags: r.IntN(3)}
+				copy(b.NextHop.VLANs[:b.NextHop.Tags], []uint16{100, 200})
+			}
+			service.Backends = append(service.Backends, b)
+		}
+		s.Services = append(s.Services, service)
+	}
+	return s
+}
+
+// After every single step of every plan, whatever a packet may come across is
+// there: ports lead to services, these to slots, these to backends that are
+// alive, these to pairs whose source address takes replies.
+func TestPlanOrder(t *testing.T) {
+	for seed := range uint64(20) {
+		r := rand.New(rand.NewPCG(seed, 5))
+		have, sim := newState(), newSim()
+		for range 100 {
+			lim := testLimits
+			if r.IntN(4) == 0 {
+				lim.share = PortRange{1024, 40000}
+			}
+			steps, next, err := plan(have, randomSnapshot(r), lim, testTable)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, s := range steps {
+				sim.apply(t, s)
+				if err := sim.check(); err != nil {
+					for _, s := range steps[:i+1] {
+						t.Log(s)
+					}
+					t.Fatalf("seed %d: after the last step: %v", seed, err)
+				}
+			}
+			sim.generation = next.generation // of the highest number ever, cleared ones too
+			if diff := diffStates(next, sim.State); diff != "" {
+				t.Fatalf("seed %d: what the steps make is not what was planned (-planned +made):\n%s", seed, diff)
+			}
+			have = next
+		}
+	}
+}
+
+// A sim is what the maps hold while steps are applied.
+type sim struct {
+	*State
+	choices map[uint32]uint32
+}
+
+func newSim() *sim { return &sim{newState(), map[uint32]uint32{}} }
+
+func (m *sim) apply(t *testing.T, s step) {
+	switch s := s.(type) {
+	case setVIP:
+		m.VIPs[s.Address] = s.Entry
+	case clearVIP:
+		delete(m.VIPs, s.Address)
+	case setPort:
+		m.Ports[s.Port] = s.Service
+		if s.Service == 0 {
+			delete(m.Ports, s.Port)
+		}
+	case setService:
+		m.Services[s.Number] = s.Entry
+		if s.Entry.Forward == 0 {
+			delete(m.Services, s.Number)
+			delete(m.Slots, s.Number)
+		}
+	case setSlots:
+		slots := slices.Clone(m.Slots[s.Service])
+		for _, c := range s.Changes {
+			slots = append(slots, make([]uint32, max(0, int(c.Slot)+1-len(slots)))...)
+			slots[c.Slot] = c.Owner
+		}
+		m.Slots[s.Service] = slots
+	case setBackend:
+		m.Backends[s.Number] = s.Entry
+		if !s.Entry.Address.IsValid() {
+			delete(m.Backends, s.Number)
+		}
+	case setChoices:
+		for i, pair := range s.Pairs {
+			m.choices[s.First+uint32(i)] = pair
+		}
+	case addPair:
+		m.Pairs[s.Number] = s.Pair
+	case sharePair:
+		m.Pairs[s.Number] = s.Pair
+	case removePair:
+		delete(m.Pairs, s.Number)
+	default:
+		t.Fatalf("a step of type %T", s)
+	}
+}
+
+func (m *sim) check() error {
+	tables := map[uint32]netip.Addr{}
+	places := map[uint32]netip.Addr{}
+	for a, v := range m.VIPs {
+		if other, ok := tables[v.Table]; ok && v.Table != 0 {
+			return fmt.Errorf("%v and %v have one port table", a, other)
+		}
+		if other, ok := places[v.Index]; ok {
+			return fmt.Errorf("%v and %v have one place", a, other)
+		}
+		tables[v.Table], places[v.Index] = a, a
+	}
+	for p, n := range m.Ports {
+		if _, ok := tables[p.Table]; !ok {
+			continue // its VIP is gone: no packet comes
+		}
+		e, ok := m.Services[n]
+		if !ok {
+			return fmt.Errorf("port %d leads to service %d, which is not there", p.Port, n)
+		}
+		if got := len(m.Slots[n]); got != int(e.Count) {
+			return fmt.Errorf("service %d has %d slots, want %d", n, got, e.Count)
+		}
+		for i, owner := range m.Slots[n] {
+			if owner == 0 {
+				continue
+			}
+			b, ok := m.Backends[owner]
+			if !ok || !b.Alive || b.Service != n {
+				return fmt.Errorf("slot %d of service %d is of backend %d: %+v", i, n, owner, b)
+			}
+			if e.Forward == lb.NAT && len(b.Pairs) == 0 {
+				return fmt.Errorf("backend %d of nat service %d has no pair", owner, n)
+			}
+		}
+	}
+	for n, b := range m.Backends {
+		for i, number := range b.Pairs {
+			pair, ok := m.Pairs[number]
+			if !ok || pair.Address != b.Address {
+				return fmt.Errorf("backend %d has pair %d: %+v", n, number, pair)
+			}
+			if m.choices[b.Choice+uint32(i)] != number {
+				return fmt.Errorf("choice %d of backend %d is pair %d, want %d", i, n, m.choices[b.Choice+uint32(i)], number)
+			}
+			if len(m.open(b.Service)) == 0 || !slices.Contains(m.Slots[b.Service], n) {
+				continue // no new flow comes; those that were end with the backend
+			}
+			if v, ok := m.VIPs[pair.Source]; !ok || !v.Source || v.Index != pair.VIP {
+				return fmt.Errorf("replies to pair %d come to %v, which takes none: %+v", number, pair.Source, v)
+			}
+		}
+	}
+	return nil
+}
+
+// open returns the VIPs that packets to a service may come to.
+func (m *sim) open(service uint16) []netip.Addr {
+	var out []netip.Addr
+	for a, v := range m.VIPs {
+		for p, n := range m.Ports {
+			if p.Table == v.Table && n == service {
+				out = append(out, a)
+			}
+		}
+	}
+	return out
+}
+
+// The maps hold what was planned, after every Apply, and nothing when all is gone.
+func TestApplyWalk(t *testing.T) {
+	d := newDatapath(t)
+	r := rand.New(rand.NewPCG(11, 12))
+	check := func() {
+		t.Helper()
+		got, err := d.tables.readState()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := diffStates(d.state, got); diff != "" {
+			t.Fatalf("tables (-planned +read):\n%s", diff)
+		}
+	}
+	for i := range 60 {
+		if i%7 == 6 {
+			d.share = PortRange{1024, uint16(2000 + r.IntN(5000))}
+		}
+		if err := d.Apply(randomSnapshot(r)); err != nil {
+			t.Fatal(err)
+		}
+		check()
+	}
+	apply(t, d)
+	check()
+
+	for name, rest := range map[string]int{
+		"vips": rest[lbVip](t, d.objects.Vips), "services": rest[lbService](t, d.objects.Services),
+		"pairs": rest[lbNatPair](t, d.objects.NatPairs), "pair keys": rest[lbPairKey](t, d.objects.NatKeys),
+		"backends": func() int {
+			n := 0
+			for i := range uint32(lbLimitsMAX_BACKENDS) {
+				b := d.tables.backend(i)
+				b.Generation = 0 // it stays
+				if b != (lbBackend{}) {
+					n++
+				}
+			}
+			return n
+		}(),
+		"ports": func() int {
+			n := 0
+			for i := range len(d.tables.ports.memory) / 8 {
+				if d.tables.ports.load(i) != 0 {
+					n++
+				}
+			}
+			return n
+		}(),
+		"names": names(d),
+	} {
+		if rest != 0 {
+			t.Errorf("%d entries are left in %s", rest, name)
+		}
+	}
+	for n := range uint32(lbLimitsMAX_PAIRS) {
+		var id uint32
+		if d.objects.NatFlows.Lookup(n, &id) == nil || d.objects.NatRings.Lookup(n, &id) == nil {
+			t.Errorf("the maps of pair %d are left", n)
+		}
+	}
+}
