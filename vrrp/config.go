@@ -17,8 +17,9 @@ type ChecksumForm uint8
 
 // The forms.
 const (
-	// ChecksumAuto sends RFC 9568's form, without a pseudo-header, until a
-	// peer's advertisement shows the other one; then the peer's.
+	// ChecksumAuto sends the form with a pseudo-header, which keepalived insists
+	// on, until a peer's advertisement shows the other one; then the peer's. A
+	// Backup never shows its own, so the first form must suit those in use.
 	ChecksumAuto   ChecksumForm = iota
 	ChecksumPlain               // RFC 9568, 5.2.8: without a pseudo-header
 	ChecksumPseudo              // with one, as keepalived sends by default

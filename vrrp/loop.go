@@ -60,7 +60,7 @@ func (l *loop) prepare(cfg *Config) {
 	l.schedule.refresh = cfg.AnnounceRefresh
 	l.out = Advertisement{
 		Version: cfg.Version, VRID: cfg.VRID, Interval: cfg.Interval, Addresses: vips,
-		PseudoHeader: cfg.Version == V3 && cfg.Checksum == ChecksumPseudo,
+		PseudoHeader: cfg.Version == V3 && cfg.Checksum != ChecksumPlain,
 	}
 	if cfg.Version == V2 {
 		l.out.AuthType, l.out.Auth = authData(cfg.Password)

@@ -293,10 +293,15 @@ func (m *Machine) Shutdown() []Action {
 	return m.actions
 }
 
+// minReleaseWait bounds the wait of a release from below: with short intervals
+// and many instances a peer that is busy needs longer than the protocol says, and
+// waiting costs nothing, since traffic goes on.
+const minReleaseWait = time.Second
+
 // Release is a planned stop. An Active node sends priority 0 and no more, but
 // keeps the VIPs until it hears who took over, at most Active_Down_Interval and
-// one interval (the advertisement may be lost). If nobody did, the VIPs stay
-// where they are. Any other state just stops. The end is ActionReleased.
+// one interval (the advertisement may be lost), and at least a second. If nobody
+// did, the VIPs stay where they are. Any other state just stops. The end is ActionReleased.
 func (m *Machine) Release(now time.Time) []Action {
 	m.begin()
 	switch {
@@ -304,7 +309,7 @@ func (m *Machine) Release(now time.Time) []Action {
 	case m.state == Active:
 		m.releasing = true
 		m.do(Action{Kind: ActionSend, Priority: PriorityRelease})
-		m.deadline = now.Add(m.ActiveDown() + m.cfg.Interval)
+		m.deadline = now.Add(max(m.ActiveDown()+m.cfg.Interval, minReleaseWait))
 	default:
 		m.enter(Initialize, "released")
 		m.do(Action{Kind: ActionReleased})

@@ -59,9 +59,9 @@ func TestRouterChecksumForm(t *testing.T) {
 		want    bool
 		version Version
 	}{
-		{name: "as rfc 9568 says", want: false},
-		{name: "learnt from the peer", heard: []bool{true}, want: true},
-		{name: "unlearnt again", heard: []bool{true, false}, want: false},
+		{name: "as keepalived wants it", want: true},
+		{name: "learnt from the peer", heard: []bool{false}, want: false},
+		{name: "unlearnt again", heard: []bool{false, true}, want: true},
 		{name: "always with", form: ChecksumPseudo, heard: []bool{false}, want: true},
 		{name: "always without", form: ChecksumPlain, heard: []bool{true}, want: false},
 	} {

@@ -133,8 +133,8 @@ func (n *node) run(ctx context.Context) (err error) {
 	}
 	n.closers = append(n.closers, admin.Close)
 
-	for i, r := range n.routers {
-		goroutines.Go(func() { n.runRouter(ctx, inside, r, n.cfg.VRRP[i].StartTimeout, ready) })
+	for _, r := range n.routers {
+		goroutines.Go(func() { n.runRouter(ctx, inside, r, ready) })
 	}
 	goroutines.Go(func() {
 		for {
@@ -263,18 +263,18 @@ func (n *node) dropDatapath() error {
 	return nil
 }
 
-// patience is how long the first verdicts may take: as long as any instance
-// waits for them.
+// patience is how long the first verdicts may take: as long as every instance
+// is willing to wait for them.
 func (n *node) patience() time.Duration {
 	const alone = 10 * time.Second
 	if len(n.cfg.VRRP) == 0 {
 		return alone
 	}
-	longest := time.Duration(0)
-	for _, i := range n.cfg.VRRP {
-		longest = max(longest, i.StartTimeout)
+	shortest := n.cfg.VRRP[0].StartTimeout
+	for _, i := range n.cfg.VRRP[1:] {
+		shortest = min(shortest, i.StartTimeout)
 	}
-	return longest
+	return shortest
 }
 
 // configured tells whether some instance has the address.
@@ -327,15 +327,12 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 	return nil
 }
 
-// runRouter runs an instance once the services can be served, or the time to
-// wait for that is over.
-func (n *node) runRouter(ctx, inside context.Context, r *vrrp.Router, patience time.Duration, ready <-chan struct{}) {
-	wait := time.NewTimer(patience)
-	defer wait.Stop()
+// runRouter runs an instance once the data plane holds the services: a node
+// whose tables cannot be written must not take a VIP from one that serves it.
+// How long verdicts may keep that waiting is the loop's patience.
+func (n *node) runRouter(ctx, inside context.Context, r *vrrp.Router, ready <-chan struct{}) {
 	select {
 	case <-ready:
-	case <-wait.C:
-		n.log.Warn("vrrp takes part before every server has been probed", "instance", r.Status().Name, "waited", patience)
 	case <-ctx.Done():
 		return
 	}
