@@ -242,7 +242,7 @@ func runLife(t *testing.T, c *conn, view pairView, script string) {
 		}
 		switch words[0] {
 		case ">", "<":
-			packet(t, c, step, words)
+			playPacket(t, c, step, words)
 			if first == 0 {
 				first = c.source.Port()
 			}
@@ -281,8 +281,8 @@ var flagNames = map[string]testenv.TCPFlags{
 	"FIN": testenv.FIN, "SYN": testenv.SYN, "RST": testenv.RST, "ACK": testenv.ACK,
 }
 
-// packet runs a step of a script that is a packet.
-func packet(t *testing.T, c *conn, step string, words []string) {
+// playPacket runs a step of a script that is a packet.
+func playPacket(t *testing.T, c *conn, step string, words []string) {
 	t.Helper()
 	text, want, ok := strings.Cut(step, "=>")
 	want = strings.TrimSpace(want)
