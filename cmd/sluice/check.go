@@ -8,6 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/sluice-lb/sluice/internal/config"
+	"github.com/sluice-lb/sluice/loader"
 )
 
 func checkCommand() *cli.Command {
@@ -41,7 +42,13 @@ func loadConfig(c *cli.Context) (*config.Config, error) {
 		fmt.Fprintf(c.App.ErrWriter, "sluice: %s: %s\n", file, count(len(mistakes), "error"))
 		return nil, errReported
 	}
-	return cfg, err
+	if err != nil {
+		return nil, err
+	}
+	if err := loader.Fits(cfg.Services); err != nil {
+		return nil, fmt.Errorf("%s: too much for the data plane: %w", file, err)
+	}
+	return cfg, nil
 }
 
 func count(n int, what string) string {
