@@ -4,8 +4,9 @@
  * kind and nothing else: no more handshakes are open at a time than the ring
  * holds, and the oldest makes way when no port is free.
  *
- * A word of the ring is place in the flow table << 16 | port: the place tells
- * whether the port's flow is still the one that was meant.
+ * A word of the ring is turn << 48 | place in the flow table << 16 | port. Place
+ * and turn tell whether the port's flow is still the one that was meant: the
+ * place alone would not, when a client comes back and gets the same port.
  */
 #ifndef SLUICE_NAT_HANDSHAKES_H
 #define SLUICE_NAT_HANDSHAKES_H
@@ -35,7 +36,7 @@ static __always_inline struct nat_flow *open_handshake(struct nat_place *place, 
 {
 	struct nat_flow *flow = nat_entry(place->number, word & 0xffff);
 
-	if (!word || !flow || flow->bucket != word >> 16)
+	if (!word || !flow || flow->bucket != (__u32)(word >> 16) || flow->turn != (__u8)(word >> 48))
 		return NULL;
 	*state = flow->state;
 	return *state == NAT_SYN_SENT || *state == NAT_SYN_RECEIVED ? flow : NULL;
@@ -72,11 +73,13 @@ static __always_inline void remember_handshake(struct nat_place *place, struct n
 					       __u32 port, __u32 service)
 {
 	__u64 turn = __sync_fetch_and_add(&place->pair->embryonic, 1);
-	__u64 *word = handshake_word(place, turn), mine = (__u64)flow->bucket << 16 | port, old;
+	__u64 *word = handshake_word(place, turn);
+	__u64 mine = (turn & 0xff) << 48 | (__u64)flow->bucket << 16 | port, old;
 
+	flow->turn = turn;
 	if (word) {
 		old = __sync_lock_test_and_set(word, mine);
-		/* With few ports the same client may have got the same one again. */
+		/* The same client may have had the same port a ring's length ago. */
 		if (old != mine)
 			give_up(place, old, service);
 	}

@@ -221,7 +221,8 @@ struct nat_flow {
 	__u32 backend_sequence; /* host byte order; what the client acknowledges first */
 	__u32 generation; /* of the backend */
 	__u8 mac[6]; /* the client's last hop */
-	__u16 vlans;
+	__u8 vlans;
+	__u8 turn; /* of its handshake, the low bits */
 	__be16 vlan[MAX_VLANS];
 	__u32 interface; /* 0: not known */
 };

@@ -95,7 +95,8 @@ type benchExported struct {
 		BackendSequence uint32
 		Generation      uint32
 		Mac             [6]uint8
-		Vlans           uint16
+		Vlans           uint8
+		Turn            uint8
 		Vlan            [2]uint16
 		Interface       uint32
 	}

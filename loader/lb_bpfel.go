@@ -69,7 +69,8 @@ type lbExported struct {
 		BackendSequence uint32
 		Generation      uint32
 		Mac             [6]uint8
-		Vlans           uint16
+		Vlans           uint8
+		Turn            uint8
 		Vlan            [2]uint16
 		Interface       uint32
 	}
@@ -152,7 +153,8 @@ type lbNatFlow struct {
 	BackendSequence uint32
 	Generation      uint32
 	Mac             [6]uint8
-	Vlans           uint16
+	Vlans           uint8
+	Turn            uint8
 	Vlan            [2]uint16
 	Interface       uint32
 }

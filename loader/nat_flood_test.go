@@ -173,3 +173,29 @@ func TestNATFloodOfOneService(t *testing.T) {
 	c.translates(t, testenv.ACK)
 	other.translates(t, testenv.ACK)
 }
+
+// A client that comes back and gets the same port has the same place in the flow
+// table too; the word of its first handshake must not give up the second one.
+func TestNATHandshakeOfTheSameClient(t *testing.T) {
+	d, _ := newNAT(t, freeShare(t, 4)) // two handshakes are remembered
+	var others []*conn
+	for i := range 3 {
+		others = append(others, openConn(t, d, clientAddr(10+i)))
+	}
+	c := newConn(d, clientAddr(1))
+	c.mustForward(t, testenv.SYN, "")
+	port := c.source
+	c.mustForward(t, testenv.RST, "")
+	c.mustForward(t, testenv.SYN, "") // the only port that is free
+	if c.source != port {
+		t.Fatalf("the port is %v, want %v again", c.source, port)
+	}
+	others[0].mustForward(t, testenv.RST, "")
+	last := newConn(d, clientAddr(2)) // its word takes the place of the first one's
+	last.mustForward(t, testenv.SYN, "")
+	if got := losses(t, d).Evicted; got != 0 {
+		t.Errorf("%d handshakes were given up, want 0", got)
+	}
+	c.mustReply(t, testenv.SYN|testenv.ACK, "")
+	c.mustForward(t, testenv.ACK, "")
+}
