@@ -66,6 +66,7 @@ func (d *Datapath) Stats() (Stats, error) {
 func readStats(m *lbMaps, state *State, names map[uint16]string) (Stats, error) {
 	var s Stats
 	by := state.byService()
+	slots := make([]int, lbLimitsMAX_BACKENDS) // a map would take seconds for hundreds of services
 	addresses := map[uint16][]netip.AddrPort{}
 	for a, v := range state.VIPs {
 		for k, number := range state.Ports {
@@ -88,7 +89,7 @@ func readStats(m *lbMaps, state *State, names map[uint16]string) (Stats, error) 
 			service.Losses.EarlyReuse += l.EarlyReuse
 			service.Losses.Evicted += l.Evicted
 		}
-		slots := map[uint32]int{}
+		clear(slots)
 		for _, owner := range state.Slots[number] {
 			slots[owner]++
 		}
