@@ -34,6 +34,7 @@ func TestNATLastHop(t *testing.T) {
 		{"vlan changes", []way{{gateway1, []uint16{100}}, {gateway1, []uint16{200}}}},
 		{"vlan goes", []way{{gateway1, []uint16{100, 200}}, {gateway1, []uint16{100}}, {gateway1, nil}}},
 		{"vlan comes", []way{{gateway1, nil}, {gateway1, []uint16{100, 200}}}},
+		{"a tag without a vlan goes", []way{{gateway1, []uint16{0}}, {gateway1, nil}}},
 		{"priority is not the vlan", []way{{gateway1, []uint16{0xe000 | 100}}}},
 	}
 	d := newDatapath(t, service("web", lb.NAT, 80, backends(1, 80)))
