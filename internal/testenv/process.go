@@ -17,7 +17,8 @@ import (
 )
 
 // StopGrace is how long a process has to end after SIGTERM before it is killed.
-const StopGrace = 5 * time.Second
+// A planned stop of VRRP with an interval of 1 s may wait for a peer for 4.6 s.
+const StopGrace = 15 * time.Second
 
 // A Process runs on a host, in a session and process group of its own: a
 // terminal's Ctrl-C does not reach it.
