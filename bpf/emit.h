@@ -29,14 +29,16 @@ static __always_inline int retag(struct packet *p, struct next_hop *hop)
 	tag = (void *)(eth + 1);
 	if ((void *)(tag + MAX_VLANS) > p->end)
 		return DROP_INTERNAL;
-	if (want != have) {
-		eth->h_proto = want == 2   ? bpf_htons(ETH_P_8021AD)
-			       : want == 1 ? bpf_htons(ETH_P_8021Q)
-					   : bpf_htons(ETH_P_IP);
-		if (want == 2)
-			tag[0].type = bpf_htons(ETH_P_8021Q);
-		if (want)
-			tag[want - 1].type = bpf_htons(ETH_P_IP);
+	/* Spelt out: the verifier of Linux 6.1 loses the bounds of an index. */
+	if (want != have && want == 2) {
+		eth->h_proto = bpf_htons(ETH_P_8021AD);
+		tag[0].type = bpf_htons(ETH_P_8021Q);
+		tag[1].type = bpf_htons(ETH_P_IP);
+	} else if (want != have && want == 1) {
+		eth->h_proto = bpf_htons(ETH_P_8021Q);
+		tag[0].type = bpf_htons(ETH_P_IP);
+	} else if (want != have) {
+		eth->h_proto = bpf_htons(ETH_P_IP);
 	}
 	/* Priority bits travel from tag to tag. */
 	if (want)

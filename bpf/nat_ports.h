@@ -72,10 +72,13 @@ static __always_inline __u32 ticks(void)
 
 static __always_inline bool nat_expired(struct nat_flow *flow, __u32 now)
 {
-	__u32 state = flow->state;
+	__u64 state = flow->state;
 
-	if (state >= NAT_STATES)
-		return true;
+	/*
+	 * Where the verifier of Linux 6.1 must see the bound: the compiler would
+	 * compare one copy of the state and index by another.
+	 */
+	asm volatile("%0 &= %1" : "+r"(state) : "i"(NAT_STATES - 1));
 	/* Another CPU may have stamped the flow a tick ahead. */
 	return (int)(now - flow->last_seen) > (int)nat_timeout[state];
 }

@@ -197,7 +197,7 @@ enum nat_state {
 	NAT_ESTABLISHED,
 	NAT_CLOSING, /* one side has sent FIN */
 	NAT_CLOSED, /* both have, or one has sent RST */
-	NAT_STATES,
+	NAT_STATES = 8, /* a power of two, with room */
 };
 
 enum nat_flags {

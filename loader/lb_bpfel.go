@@ -188,7 +188,7 @@ const (
 	lbNatStateNAT_ESTABLISHED  lbNatState = 3
 	lbNatStateNAT_CLOSING      lbNatState = 4
 	lbNatStateNAT_CLOSED       lbNatState = 5
-	lbNatStateNAT_STATES       lbNatState = 6
+	lbNatStateNAT_STATES       lbNatState = 8
 )
 
 type lbNextHop struct {
