@@ -17,7 +17,7 @@ func TestFits(t *testing.T) {
 		for i := range services {
 			s := lb.Service{
 				Name: fmt.Sprint(i), Forward: forward, Protocol: lb.TCP,
-				Addresses: []netip.AddrPort{netip.AddrPortFrom(vip, uint16(i+1))},
+				Addresses: []lb.Frontend{lb.FrontendOf(netip.AddrPortFrom(vip, uint16(i+1)))},
 			}
 			source := vip
 			for range sources {
@@ -36,7 +36,7 @@ func TestFits(t *testing.T) {
 		s := make(1, 1, 0, lb.DSR)
 		a := netip.MustParseAddr("198.18.0.1")
 		for range n - 1 {
-			s[0].Addresses = append(s[0].Addresses, netip.AddrPortFrom(a, 80))
+			s[0].Addresses = append(s[0].Addresses, lb.FrontendOf(netip.AddrPortFrom(a, 80)))
 			a = a.Next()
 		}
 		return s

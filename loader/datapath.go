@@ -27,10 +27,10 @@ import (
 
 // Options say what a data plane is made for.
 type Options struct {
-	PinDir   string    // on a BPF file system, mounted if need be; "": nothing is pinned
-	MaxFlows int       // nat flows that have room
-	Slots    int       // of all services together; the table has room for more
-	Ports    PortRange // this node's share of nat's source ports
+	PinDir   string       // on a BPF file system, mounted if need be; "": nothing is pinned
+	MaxFlows int          // nat flows that have room
+	Slots    int          // of all services together; the table has room for more
+	Ports    lb.PortRange // this node's share of nat's source ports
 	Log      *slog.Logger
 }
 
@@ -38,7 +38,7 @@ type Options struct {
 // the other methods from one goroutine at a time.
 type Datapath struct {
 	pinDir  string
-	share   PortRange
+	share   lb.PortRange
 	log     *slog.Logger
 	objects *lbMaps
 	program *ebpf.Program

@@ -132,7 +132,7 @@ func newBench(t *testing.T, forward lb.Forward) *bench {
 	s := service("web", forward, 80, backends(backendCount, 80))
 	// A million nat flows need more ports than one source address has.
 	s.SourceAddresses = []netip.Addr{vipIP, netip.MustParseAddr("192.0.2.101")}
-	o := Options{MaxFlows: maxFlows, Ports: PortRange{1024, 65535}}
+	o := Options{MaxFlows: maxFlows, Ports: lb.PortRange{First: 1024, Last: 65535}}
 	b := &bench{d: newDatapathWith(t, o, natTimeouts, s), pairs: backendCount * len(s.SourceAddresses)}
 
 	spec, err := loadBench()

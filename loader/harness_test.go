@@ -48,7 +48,7 @@ func backends(n int, port uint16) []lb.Backend {
 func service(name string, forward lb.Forward, port uint16, bs []lb.Backend) lb.ServiceState {
 	return lb.ServiceState{
 		Service: lb.Service{
-			Name: name, Addresses: []netip.AddrPort{netip.AddrPortFrom(vipIP, port)}, Protocol: lb.TCP,
+			Name: name, Addresses: []lb.Frontend{lb.FrontendOf(netip.AddrPortFrom(vipIP, port))}, Protocol: lb.TCP,
 			Forward: forward, SourceAddresses: []netip.Addr{vipIP}, TableSize: lb.DefaultTableSize,
 		},
 		Backends: bs,
@@ -56,7 +56,7 @@ func service(name string, forward lb.Forward, port uint16, bs []lb.Backend) lb.S
 }
 
 // allPorts is the share of a node that is alone.
-var allPorts = PortRange{1024, 65535}
+var allPorts = lb.PortRange{First: 1024, Last: 65535}
 
 // newDatapath loads a data plane without pins and applies the services.
 func newDatapath(t testing.TB, services ...lb.ServiceState) *Datapath {

@@ -65,14 +65,14 @@ func (t *tables) makePair(n uint32, p pairEntry) error {
 
 // handshakes returns how many handshakes a pair remembers, a power of two: a
 // flood of them must leave ports free for those who mean it.
-func handshakes(share PortRange) uint32 {
+func handshakes(share lb.PortRange) uint32 {
 	half := (uint32(share.Last) - uint32(share.First) + 1) / 2
 	return 1 << (bits.Len32(max(min(half, uint32(lbLimitsNAT_EMBRYONIC)), 1)) - 1)
 }
 
 // freePorts returns the ports of a share, shuffled, without those that the node
 // itself listens on.
-func freePorts(share PortRange) ([]uint16, error) {
+func freePorts(share lb.PortRange) ([]uint16, error) {
 	taken, err := listeners()
 	if err != nil {
 		return nil, err

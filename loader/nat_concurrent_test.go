@@ -9,6 +9,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/internal/testenv"
 )
 
@@ -27,7 +28,7 @@ func TestNATConcurrent(t *testing.T) {
 	}
 	go func() { wg.Wait(); close(done) }()
 	for changing := true; changing; {
-		for _, share := range []PortRange{{all.First, all.First + 29}, {all.First + 20, all.Last}, all} {
+		for _, share := range []lb.PortRange{{First: all.First, Last: all.First + 29}, {First: all.First + 20, Last: all.Last}, all} {
 			reshare(t, d, share)
 		}
 		select {

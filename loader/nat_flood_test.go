@@ -142,15 +142,15 @@ func TestNATHandshakeOfAnother(t *testing.T) {
 
 func TestHandshakes(t *testing.T) {
 	tests := []struct {
-		share PortRange
+		share lb.PortRange
 		want  uint32
 	}{
-		{PortRange{1024, 65535}, 16384},
-		{PortRange{1024, 33279}, 8192},
-		{PortRange{2000, 2999}, 256},
-		{PortRange{2000, 2001}, 1},
-		{PortRange{2000, 2000}, 1},
-		{PortRange{0, 65535}, 16384},
+		{lb.PortRange{First: 1024, Last: 65535}, 16384},
+		{lb.PortRange{First: 1024, Last: 33279}, 8192},
+		{lb.PortRange{First: 2000, Last: 2999}, 256},
+		{lb.PortRange{First: 2000, Last: 2001}, 1},
+		{lb.PortRange{First: 2000, Last: 2000}, 1},
+		{lb.PortRange{First: 0, Last: 65535}, 16384},
 	}
 	for _, tc := range tests {
 		if got := handshakes(tc.share); got != tc.want {

@@ -17,14 +17,14 @@ import (
 
 // newNAT makes a data plane with one nat service and one backend. Whoever needs
 // an exact share of ports takes it from freeShare.
-func newNAT(t *testing.T, share PortRange) (*Datapath, pairView) {
+func newNAT(t *testing.T, share lb.PortRange) (*Datapath, pairView) {
 	t.Helper()
 	d := newDatapathWith(t, Options{MaxFlows: 100000, Ports: share}, natTimeouts, service("web", lb.NAT, 80, backends(1, 80)))
 	return d, viewPair(t, d, 1)
 }
 
 // freeShare returns n ports in a row that nobody listens on.
-func freeShare(t *testing.T, n int) PortRange {
+func freeShare(t *testing.T, n int) lb.PortRange {
 	t.Helper()
 	taken, err := listeners()
 	if err != nil {
@@ -32,11 +32,11 @@ func freeShare(t *testing.T, n int) PortRange {
 	}
 	for first := 2000; first+n <= 65536; first++ {
 		if !slices.ContainsFunc(slices.Collect(maps.Keys(taken)), func(p uint16) bool { return int(p) >= first && int(p) < first+n }) {
-			return PortRange{uint16(first), uint16(first + n - 1)}
+			return lb.PortRange{First: uint16(first), Last: uint16(first + n - 1)}
 		}
 	}
 	t.Fatalf("no %d ports in a row are free", n)
-	return PortRange{}
+	return lb.PortRange{}
 }
 
 // clientAddr returns one of many clients.
@@ -149,14 +149,14 @@ func TestNATRestoredFlowKeepsItsPort(t *testing.T) {
 // one that the node listens on.
 func TestNATPortsOfOthers(t *testing.T) {
 	var l net.Listener
-	var share PortRange
+	var share lb.PortRange
 	for { // a listener in the middle of ten ports that this test may use
 		var err error
 		if l, err = net.Listen("tcp4", "127.0.0.1:0"); err != nil {
 			t.Fatal(err)
 		}
 		if p := l.Addr().(*net.TCPAddr).Port; p > 1034 && p < 65525 {
-			share = PortRange{uint16(p - 4), uint16(p + 5)}
+			share = lb.PortRange{First: uint16(p - 4), Last: uint16(p + 5)}
 			break
 		}
 		l.Close()
@@ -222,7 +222,7 @@ func TestNATServicesShareABackend(t *testing.T) {
 func TestNATSourceAddresses(t *testing.T) {
 	s := service("web", lb.NAT, 80, backends(2, 80))
 	s.SourceAddresses = []netip.Addr{vipIP, netip.MustParseAddr("192.0.2.101"), netip.MustParseAddr("192.0.2.102")}
-	d := newDatapathWith(t, Options{MaxFlows: 10000, Ports: PortRange{2000, 2999}}, natTimeouts, s)
+	d := newDatapathWith(t, Options{MaxFlows: 10000, Ports: lb.PortRange{First: 2000, Last: 2999}}, natTimeouts, s)
 	used := map[[2]netip.AddrPort]bool{}
 	bySource := map[netip.Addr]int{}
 	var conns []*conn
@@ -254,7 +254,7 @@ func TestNATSourceAddresses(t *testing.T) {
 func TestNATWithoutItsVIP(t *testing.T) {
 	s := service("web", lb.NAT, 80, backends(1, 80))
 	other := netip.MustParseAddr("192.0.2.101")
-	s.Addresses = append(s.Addresses, netip.AddrPortFrom(other, 80))
+	s.Addresses = append(s.Addresses, lb.FrontendOf(netip.AddrPortFrom(other, 80)))
 	d := newDatapath(t, s)
 	c := newConn(d, clientPort)
 	c.service = netip.AddrPortFrom(other, 80)

@@ -13,7 +13,7 @@ import (
 
 // reshare gives the data plane another share of ports, as a daemon does that
 // starts with another configuration.
-func reshare(t *testing.T, d *Datapath, share PortRange) {
+func reshare(t *testing.T, d *Datapath, share lb.PortRange) {
 	t.Helper()
 	d.share = share
 	apply(t, d, service("web", lb.NAT, 80, backends(1, 80)))
@@ -22,7 +22,7 @@ func reshare(t *testing.T, d *Datapath, share PortRange) {
 // checkRing checks what must always hold of a pair: a port stands in the ring
 // once, exactly if it is marked so, and every port of the share that has no flow
 // is there to be had.
-func checkRing(t *testing.T, view pairView, share PortRange) {
+func checkRing(t *testing.T, view pairView, share lb.PortRange) {
 	t.Helper()
 	queued := view.queued()
 	seen := map[uint16]bool{}
@@ -50,7 +50,7 @@ func checkRing(t *testing.T, view pairView, share PortRange) {
 
 func TestNATShareChanges(t *testing.T) {
 	all := freeShare(t, 40)
-	lower, upper := PortRange{all.First, all.First + 19}, PortRange{all.First + 20, all.Last}
+	lower, upper := lb.PortRange{First: all.First, Last: all.First + 19}, lb.PortRange{First: all.First + 20, Last: all.Last}
 	d, view := newNAT(t, lower)
 	var conns []*conn
 	for i := range 10 {
@@ -60,7 +60,7 @@ func TestNATShareChanges(t *testing.T) {
 
 	reshare(t, d, upper)
 	checkRing(t, view, upper)
-	if diff := cmp.Diff(PortRange{view.words().FirstPort, view.words().LastPort}, upper); diff != "" {
+	if diff := cmp.Diff(lb.PortRange{First: view.words().FirstPort, Last: view.words().LastPort}, upper); diff != "" {
 		t.Errorf("share (-got +want):\n%s", diff)
 	}
 	if got := len(view.queued()); got != 20 {
@@ -119,7 +119,7 @@ func TestNATShareWalk(t *testing.T) {
 			c.end(t)
 		case n >= 90:
 			a, b := all.First+uint16(r.IntN(60)), all.First+uint16(r.IntN(60))
-			reshare(t, d, PortRange{min(a, b), max(a, b)})
+			reshare(t, d, lb.PortRange{First: min(a, b), Last: max(a, b)})
 			checkRing(t, view, d.share)
 		}
 	}

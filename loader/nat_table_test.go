@@ -118,13 +118,13 @@ func TestNATNamesAreForgotten(t *testing.T) {
 // this node's to hand out.
 func TestNATSweep(t *testing.T) {
 	share := freeShare(t, 2000)
-	half := PortRange{share.First, share.First + 999}
+	half := lb.PortRange{First: share.First, Last: share.First + 999}
 	d := newDatapathWith(t, Options{MaxFlows: 1000, Ports: half}, natTimeouts, service("web", lb.NAT, 80, backends(1, 80)))
 	view := viewPair(t, d, 1)
 	for i := range 100 {
 		openConn(t, d, clientAddr(i))
 	}
-	d.share = PortRange{half.Last + 1, share.Last}
+	d.share = lb.PortRange{First: half.Last + 1, Last: share.Last}
 	apply(t, d, service("web", lb.NAT, 80, backends(1, 80)))
 	view.ageAll(125 * time.Minute)
 	// The search looks at two entries for each new flow.

@@ -171,7 +171,7 @@ func (n *node) addMacvlan(parent, name string) {
 func (n *node) services(forward lb.Forward) []lb.ServiceState {
 	n.Helper()
 	s := service("web", forward, 80, nil)
-	s.Addresses = []netip.AddrPort{netip.AddrPortFrom(testenv.VIP, 80)}
+	s.Addresses = []lb.Frontend{lb.FrontendOf(netip.AddrPortFrom(testenv.VIP, 80))}
 	s.SourceAddresses = []netip.Addr{testenv.VIP}
 	b1 := n.lab.Host("b1")
 	s.Backends = []lb.Backend{{

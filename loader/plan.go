@@ -19,8 +19,8 @@ type step interface {
 
 // limits are what the maps were made for.
 type limits struct {
-	slots uint32    // of all services together
-	share PortRange // of nat's source ports
+	slots uint32       // of all services together
+	share lb.PortRange // of nat's source ports
 }
 
 // tableFunc returns the owner of each slot as an index into backends, or -1.
@@ -155,7 +155,9 @@ func (p *planner) vips(want lb.Snapshot, numbers []uint16) error {
 	addresses := map[netip.Addr]bool{}
 	for i, s := range want.Services {
 		for _, a := range s.Addresses {
-			wantPort[a] = numbers[i]
+			for port := int(a.Ports.First); port <= int(a.Ports.Last); port++ {
+				wantPort[netip.AddrPortFrom(a.VIP, uint16(port))] = numbers[i]
+			}
 			addresses[a.Addr()] = true
 		}
 		if s.Forward == lb.NAT {

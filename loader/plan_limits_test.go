@@ -22,7 +22,7 @@ func manyServices(n int, address func(i int) netip.AddrPort) lb.Snapshot {
 	var s lb.Snapshot
 	for i := range n {
 		s.Services = append(s.Services, lb.ServiceState{Service: lb.Service{
-			Name: fmt.Sprintf("s%05d", i), Addresses: []netip.AddrPort{address(i)}, Forward: lb.DSR, TableSize: 1,
+			Name: fmt.Sprintf("s%05d", i), Addresses: []lb.Frontend{lb.FrontendOf(address(i))}, Forward: lb.DSR, TableSize: 1,
 		}})
 	}
 	return s
@@ -59,7 +59,7 @@ func TestPlanLimits(t *testing.T) {
 			"no room for the slots of service s00001"},
 		{"sources of nat", manyBackends(1, lb.NAT, 1), manyBackends(1, lb.NAT, 0), "nat needs a source address"},
 	}
-	lim := limits{slots: 100_000, share: PortRange{1024, 65535}}
+	lim := limits{slots: 100_000, share: lb.PortRange{First: 1024, Last: 65535}}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
 			_, have, err := plan(newState(), tc.fits, lim, testTable)

@@ -51,7 +51,7 @@ func snapshot(t *testing.T, text string) lb.Snapshot {
 			Name: words[0], Protocol: lb.TCP, TableSize: 6, Forward: map[string]lb.Forward{"dsr": lb.DSR, "nat": lb.NAT}[words[1]],
 		}}
 		for a := range strings.SplitSeq(words[2], ",") {
-			service.Addresses = append(service.Addresses, netip.MustParseAddrPort(a))
+			service.Addresses = append(service.Addresses, lb.FrontendOf(netip.MustParseAddrPort(a)))
 		}
 		for i := 3; i < len(words); i += 2 {
 			switch words[i] {
@@ -96,7 +96,7 @@ func number(t *testing.T, s string) int {
 	return n
 }
 
-var testLimits = limits{slots: 1000, share: PortRange{1024, 65535}}
+var testLimits = limits{slots: 1000, share: lb.PortRange{First: 1024, Last: 65535}}
 
 func mustPlan(t *testing.T, have *State, want lb.Snapshot) ([]string, *State) {
 	t.Helper()

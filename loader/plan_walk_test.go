@@ -23,7 +23,7 @@ func randomSnapshot(r *rand.Rand) lb.Snapshot {
 			a := netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(100 + r.IntN(4))}), uint16(80+r.IntN(4)))
 			if !taken[a] {
 				taken[a] = true
-				service.Addresses = append(service.Addresses, a)
+				service.Addresses = append(service.Addresses, lb.FrontendOf(a))
 			}
 		}
 		if len(service.Addresses) == 0 {
@@ -65,7 +65,7 @@ func TestPlanOrder(t *testing.T) {
 		for range 100 {
 			lim := testLimits
 			if r.IntN(4) == 0 {
-				lim.share = PortRange{1024, 40000}
+				lim.share = lb.PortRange{First: 1024, Last: 40000}
 			}
 			steps, next, err := plan(have, randomSnapshot(r), lim, testTable)
 			if err != nil {
@@ -226,7 +226,7 @@ func TestApplyWalk(t *testing.T) {
 	}
 	for i := range 60 {
 		if i%7 == 6 {
-			d.share = PortRange{1024, uint16(2000 + r.IntN(5000))}
+			d.share = lb.PortRange{First: 1024, Last: uint16(2000 + r.IntN(5000))}
 		}
 		if err := d.Apply(randomSnapshot(r)); err != nil {
 			t.Fatal(err)

@@ -6,6 +6,8 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/sluice-lb/sluice/internal/lb"
 )
 
 // A portQueue is a pair's ring of free ports as the XDP program uses it, at the
@@ -87,7 +89,7 @@ func (q *portQueue) add(port uint16) {
 
 // setShare gives a pair another range of ports. Its flows go on, whatever their
 // port is; from now on only ports of the new range are handed out.
-func (t *tables) setShare(n uint32, share PortRange) error {
+func (t *tables) setShare(n uint32, share lb.PortRange) error {
 	ports, err := freePorts(share)
 	if err != nil {
 		return err

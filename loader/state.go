@@ -62,7 +62,7 @@ type pairEntry struct {
 	Address netip.AddrPort // backend's
 	VIP     uint32         // index of Source
 	Key     uint32         // place in nat_keys
-	Share   PortRange      // this node's ports of Source
+	Share   lb.PortRange   // this node's ports of Source
 }
 
 func newState() *State {

@@ -20,7 +20,7 @@ type Stats struct {
 // clients itself, so replies are counted for nat alone.
 type ServiceStats struct {
 	Name      string
-	Addresses []netip.AddrPort
+	Addresses []lb.Frontend
 	Forward   lb.Forward
 	Losses    Losses
 	Backends  []BackendStats
@@ -40,6 +40,8 @@ type Losses struct {
 type BackendStats struct {
 	Address      netip.AddrPort
 	Slots        int // of the service's table
+	Previous     int // slots that it owned until a change whose window is open still
+	Pinned       int // connections that are kept with it whoever owns their slots; nat: all of its connections
 	Alive        bool
 	NextHop      lb.NextHop
 	Packets      uint64
@@ -67,17 +69,17 @@ func readStats(m *lbMaps, state *State, names map[uint16]string) (Stats, error) 
 	var s Stats
 	by := state.byService()
 	slots := make([]int, lbLimitsMAX_BACKENDS) // a map would take seconds for hundreds of services
-	addresses := map[uint16][]netip.AddrPort{}
+	addresses := map[uint16][]lb.Frontend{}
 	for a, v := range state.VIPs {
 		for k, number := range state.Ports {
 			if k.Table == v.Table {
-				addresses[number] = append(addresses[number], netip.AddrPortFrom(a, k.Port))
+				addresses[number] = append(addresses[number], lb.Frontend{VIP: a, Ports: lb.PortRange{First: k.Port, Last: k.Port}})
 			}
 		}
 	}
 	for _, number := range slices.Sorted(maps.Keys(state.Services)) {
 		service := ServiceStats{Name: names[number], Addresses: addresses[number], Forward: state.Services[number].Forward}
-		slices.SortFunc(service.Addresses, netip.AddrPort.Compare)
+		slices.SortFunc(service.Addresses, lb.CompareFrontends)
 		var lost []lbServiceLosses
 		if err := m.Losses.Lookup(uint32(number), &lost); err != nil {
 			return s, fmt.Errorf("read the counters of service %d: %w", number, err)

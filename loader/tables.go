@@ -50,11 +50,6 @@ type tables struct {
 	pairs   words
 }
 
-// PortRange is a range of ports, both ends included.
-type PortRange struct{ First, Last uint16 }
-
-func (r PortRange) String() string { return fmt.Sprintf("%d-%d", r.First, r.Last) }
-
 func openTables(m lbMaps) (*tables, error) {
 	t := &tables{objects: m}
 	for _, w := range []struct {
@@ -224,7 +219,7 @@ func (t *tables) readPairs(s *State) error {
 			Address: netip.AddrPortFrom(unmapped(key.Address), bigEndian16(key.Port)),
 			VIP:     key.Vip,
 			Key:     uint32(k),
-			Share:   PortRange{pair.FirstPort, pair.LastPort},
+			Share:   lb.PortRange{First: pair.FirstPort, Last: pair.LastPort},
 		}
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/internal/testenv"
 )
 
@@ -268,7 +269,7 @@ func TestStatus(t *testing.T) {
 				t.Errorf("key %s is new", key)
 			}
 		}
-		services := map[netip.AddrPort]map[string]int{}
+		services := map[lb.Frontend]map[string]int{}
 		for _, v := range s.Services {
 			services[v.Addresses[0]] = map[string]int{}
 			for _, b := range v.Backends {
@@ -276,8 +277,8 @@ func TestStatus(t *testing.T) {
 			}
 		}
 		slots := map[string]int{"192.0.2.11:80": 16384, "192.0.2.12:80": 32769, "192.0.2.13:80": 16384}
-		want := map[netip.AddrPort]map[string]int{dsrService: slots, natService: slots}
-		if diff := cmp.Diff(want, services, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+		want := map[lb.Frontend]map[string]int{lb.FrontendOf(dsrService): slots, lb.FrontendOf(natService): slots}
+		if diff := cmp.Diff(want, services, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 			t.Errorf("slots (-want +got):\n%s", diff)
 		}
 		if text := r.wantRun(0, "lb1", "status").stdout; !strings.Contains(text, "sluice is not running, forwarding goes on") {

@@ -189,7 +189,7 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	}
 	datapath, err := loader.Open(loader.Options{
 		PinDir: n.pinDir, MaxFlows: d.MaxFlows, Slots: slots, Log: n.log,
-		Ports: loader.PortRange(n.cfg.PortShare),
+		Ports: n.cfg.PortShare,
 	})
 	if err != nil {
 		return err

@@ -18,6 +18,7 @@ import (
 
 	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/loader"
 )
 
@@ -137,7 +138,7 @@ func statusConfig(c *cli.Context) (*config.Config, error) {
 // nameServices gives services that were read from the kernel, which knows no
 // names, those of the configuration.
 func nameServices(services []control.ServiceStatus, cfg *config.Config) {
-	names := map[netip.AddrPort]string{}
+	names := map[lb.Frontend]string{}
 	for _, s := range cfg.Services {
 		for _, a := range s.Addresses {
 			names[a] = s.Name
@@ -248,7 +249,7 @@ func join(ps []netip.Prefix) string {
 	return strings.Join(texts, ", ")
 }
 
-func joinPorts(as []netip.AddrPort) string {
+func joinPorts(as []lb.Frontend) string {
 	texts := make([]string, len(as))
 	for i, a := range as {
 		texts[i] = a.String()

@@ -55,7 +55,7 @@ type Config struct {
 	// first half.
 	ShareIndex int
 	ShareCount int
-	PortShare  PortRange
+	PortShare  lb.PortRange
 
 	Services []lb.Service // in the order of the files
 	Pools    []lb.Pool    // those of pools:, not the services' own; in the order of the files
@@ -87,14 +87,8 @@ type Datapath struct {
 	Interfaces []string // never empty where there is a service
 	Mode       Mode
 	MaxFlows   int
-	Ports      PortRange // source ports of nat, of all nodes together
+	Ports      lb.PortRange // source ports of nat, of all nodes together
 }
-
-// A PortRange is an inclusive range of ports.
-type PortRange struct{ First, Last uint16 }
-
-// Count is the number of ports in the range.
-func (r PortRange) Count() int { return int(r.Last) - int(r.First) + 1 }
 
 // An Instance is a VRRP instance of this node.
 type Instance struct {

@@ -3,6 +3,8 @@ package config
 import (
 	"strconv"
 	"strings"
+
+	"github.com/sluice-lb/sluice/internal/lb"
 )
 
 var datapathSchema = schema{
@@ -22,7 +24,7 @@ const (
 
 // defaultPorts leaves out the ports below 1024: a service that trusts those is
 // not to be fooled by a client.
-var defaultPorts = PortRange{1024, 65535}
+var defaultPorts = lb.PortRange{First: 1024, Last: 65535}
 
 func (d *decoder) datapath(doc *document, nodes []nodeDef, s self) Datapath {
 	dp := Datapath{Mode: ModeAuto, MaxFlows: defaultFlows, Ports: defaultPorts}
@@ -84,21 +86,21 @@ func (d *decoder) needInterfaces(doc *document, nodes []nodeDef) {
 }
 
 // portRange decodes "FIRST-LAST".
-func (d *decoder) portRange(n *node, what string) (PortRange, bool) {
+func (d *decoder) portRange(n *node, what string) (lb.PortRange, bool) {
 	s, ok := d.text(n, what)
 	if !ok {
-		return PortRange{}, false
+		return lb.PortRange{}, false
 	}
 	first, last, two := strings.Cut(strings.ReplaceAll(s, " ", ""), "-")
 	if !two || !isPort(first) || !isPort(last) {
 		d.errorf(n, "%s must be a range of ports such as 1024-65535, not %q", what, s)
-		return PortRange{}, false
+		return lb.PortRange{}, false
 	}
 	a, _ := strconv.ParseUint(first, 10, 16)
 	b, _ := strconv.ParseUint(last, 10, 16)
 	if a > b {
 		d.errorf(n, "%s %s: the first port is above the last one", what, s)
-		return PortRange{}, false
+		return lb.PortRange{}, false
 	}
-	return PortRange{uint16(a), uint16(b)}, true
+	return lb.PortRange{First: uint16(a), Last: uint16(b)}, true
 }

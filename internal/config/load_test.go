@@ -56,17 +56,17 @@ func TestLoadPair(t *testing.T) {
 			{Name: "lb1", Address: addr("192.0.2.1"), Priority: 150},
 		},
 		Datapath: Datapath{
-			Interfaces: []string{"eth0", "eth1"}, Mode: ModeNative, MaxFlows: 5000, Ports: PortRange{1025, 2024},
+			Interfaces: []string{"eth0", "eth1"}, Mode: ModeNative, MaxFlows: 5000, Ports: lb.PortRange{First: 1025, Last: 2024},
 		},
-		ShareIndex: 0, ShareCount: 2, PortShare: PortRange{1025, 1524},
+		ShareIndex: 0, ShareCount: 2, PortShare: lb.PortRange{First: 1025, Last: 1524},
 		Pools: []lb.Pool{web},
 		Services: []lb.Service{
 			{
-				Name: "web", Addresses: []netip.AddrPort{addrPort("192.0.2.100:80")}, Protocol: lb.TCP, Forward: lb.NAT,
+				Name: "web", Addresses: []lb.Frontend{lb.FrontendOf(addrPort("192.0.2.100:80"))}, Protocol: lb.TCP, Forward: lb.NAT,
 				SourceAddresses: []netip.Addr{addr("192.0.2.100")}, TableSize: 65537, Quorum: 1, Pool: web,
 			},
 			{
-				Name: "mail", Addresses: []netip.AddrPort{addrPort("198.51.100.1:25"), addrPort("198.51.100.2:25")},
+				Name: "mail", Addresses: []lb.Frontend{lb.FrontendOf(addrPort("198.51.100.1:25")), lb.FrontendOf(addrPort("198.51.100.2:25"))},
 				Protocol: lb.TCP, Forward: lb.NAT, SourceAddresses: []netip.Addr{addr("198.51.100.9")}, TableSize: 251, Quorum: 0,
 				Pool: lb.Pool{
 					Name:    "mail",
@@ -75,7 +75,7 @@ func TestLoadPair(t *testing.T) {
 				},
 			},
 			{
-				Name: "files", Addresses: []netip.AddrPort{addrPort("192.0.2.100:20"), addrPort("192.0.2.100:21")},
+				Name: "files", Addresses: []lb.Frontend{lb.FrontendOf(addrPort("192.0.2.100:20")), lb.FrontendOf(addrPort("192.0.2.100:21"))},
 				Protocol: lb.TCP, Forward: lb.DSR, TableSize: 65537, Quorum: 1,
 				Pool: lb.Pool{
 					Name:    "files",
@@ -106,8 +106,8 @@ func TestLoadDefaultsOfDefaults(t *testing.T) {
 	got := mustLoad(t, "vrrp:\n- {name: v, interface: eth0, virtual_router_id: 1, addresses: [192.0.2.1]}\n")
 	want := &Config{
 		File: "sluice.yaml", Files: []string{"sluice.yaml"}, Node: "lb1", Nodes: []Node{},
-		Datapath:   Datapath{Mode: ModeAuto, MaxFlows: 1000000, Ports: PortRange{1024, 65535}},
-		ShareCount: 2, PortShare: PortRange{1024, 33279},
+		Datapath:   Datapath{Mode: ModeAuto, MaxFlows: 1000000, Ports: lb.PortRange{First: 1024, Last: 65535}},
+		ShareCount: 2, PortShare: lb.PortRange{First: 1024, Last: 33279},
 		VRRP: []Instance{{
 			Name: "v", Interface: "eth0", VRID: 1, Priority: 100, Version: 3, Interval: time.Second, Preempt: true,
 			StartTimeout: 10 * time.Second, Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")},
@@ -245,14 +245,14 @@ func TestPortShares(t *testing.T) {
 		name         string
 		yaml, node   string
 		index, count int
-		want         PortRange
+		want         lb.PortRange
 	}{
-		{"first by name", roster, "a", 0, 3, PortRange{1000, 1002}},
-		{"second by name", roster, "b", 1, 3, PortRange{1003, 1005}},
-		{"third by name", roster, "c", 2, 3, PortRange{1006, 1009}},
-		{"alone in the roster", header + "- {name: a, address: 192.0.2.1}\n", "a", 0, 1, PortRange{1000, 1009}},
-		{"no roster", "datapath: {nat: {ports: 1000-1009}}\n", "a", 0, 2, PortRange{1000, 1004}},
-		{"no roster, all ports", "{}", "a", 0, 2, PortRange{1024, 33279}},
+		{"first by name", roster, "a", 0, 3, lb.PortRange{First: 1000, Last: 1002}},
+		{"second by name", roster, "b", 1, 3, lb.PortRange{First: 1003, Last: 1005}},
+		{"third by name", roster, "c", 2, 3, lb.PortRange{First: 1006, Last: 1009}},
+		{"alone in the roster", header + "- {name: a, address: 192.0.2.1}\n", "a", 0, 1, lb.PortRange{First: 1000, Last: 1009}},
+		{"no roster", "datapath: {nat: {ports: 1000-1009}}\n", "a", 0, 2, lb.PortRange{First: 1000, Last: 1004}},
+		{"no roster, all ports", "{}", "a", 0, 2, lb.PortRange{First: 1024, Last: 33279}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -270,11 +270,11 @@ func TestPortShares(t *testing.T) {
 // TestSplitIsAPartition checks that shares neither overlap nor leave a port out,
 // whatever the numbers.
 func TestSplitIsAPartition(t *testing.T) {
-	for _, r := range []PortRange{{1, 65535}, {1024, 65535}, {7, 7}, {65530, 65535}, {100, 116}} {
+	for _, r := range []lb.PortRange{{First: 1, Last: 65535}, {First: 1024, Last: 65535}, {First: 7, Last: 7}, {First: 65530, Last: 65535}, {First: 100, Last: 116}} {
 		for n := 1; n <= min(r.Count(), 40); n++ {
 			next := int(r.First)
 			for i := range n {
-				s := r.split(i, n)
+				s := share(r, i, n)
 				if int(s.First) != next || s.Last < s.First {
 					t.Fatalf("part %d of %d of %v is %v, want it to start at %d", i, n, r, s, next)
 				}

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/sluice-lb/sluice/internal/lb"
 )
 
 type nodeDef struct {
@@ -179,14 +181,14 @@ func (d *decoder) share(c *Config, doc *document, s self) {
 		d.errorf(at, "nat ports %d-%d are %d: too few to give each of %d nodes a share", ports.First, ports.Last, ports.Count(), c.ShareCount)
 		return
 	}
-	c.PortShare = ports.split(c.ShareIndex, c.ShareCount)
+	c.PortShare = share(ports, c.ShareIndex, c.ShareCount)
 }
 
-// split returns part i of n parts of the range, whose sizes differ by one port
+// share returns part i of n parts of the range, whose sizes differ by one port
 // at most.
-func (r PortRange) split(i, n int) PortRange {
+func share(r lb.PortRange, i, n int) lb.PortRange {
 	count, first := r.Count(), int(r.First)
-	return PortRange{
+	return lb.PortRange{
 		First: uint16(first + count*i/n),
 		Last:  uint16(first + count*(i+1)/n - 1),
 	}

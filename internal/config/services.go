@@ -168,7 +168,7 @@ func (d *decoder) serviceAddresses(n *node, s *serviceDef) {
 	}
 	for _, item := range items {
 		if ap, ok := d.endpoint(item, "address", true); ok {
-			s.Addresses = append(s.Addresses, ap)
+			s.Addresses = append(s.Addresses, lb.FrontendOf(ap))
 			s.addresses = append(s.addresses, item)
 		}
 	}

@@ -136,7 +136,7 @@ func (d *decoder) checkEndpoints(services []*serviceDef, vips map[netip.Addr]str
 		service *serviceDef
 		at      *node
 	}
-	used := map[netip.AddrPort]use{}
+	used := map[lb.Frontend]use{}
 	for _, s := range services {
 		for i, ap := range s.Addresses {
 			at := s.addresses[i]

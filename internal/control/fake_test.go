@@ -162,7 +162,7 @@ var (
 // webService has one primary of weight 3 and one backup.
 func webService() lb.Service {
 	return lb.Service{
-		Name: "web", Addresses: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.100:80")},
+		Name: "web", Addresses: []lb.Frontend{lb.FrontendOf(netip.MustParseAddrPort("192.0.2.100:80"))},
 		Protocol: lb.TCP, Forward: lb.DSR, TableSize: lb.DefaultTableSize, Quorum: 1,
 		Pool: lb.Pool{Name: "web", Probe: probe, Servers: []lb.Server{
 			{Address: netip.MustParseAddr("192.0.2.12"), Weight: 3},

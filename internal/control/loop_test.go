@@ -39,7 +39,7 @@ func isClosed(ch <-chan struct{}) bool {
 
 func TestLoopTellsItsHelpersWhatToFollow(t *testing.T) {
 	second := webService()
-	second.Name, second.Addresses = "other", []netip.AddrPort{netip.MustParseAddrPort("192.0.2.100:8080")}
+	second.Name, second.Addresses = "other", []lb.Frontend{lb.FrontendOf(netip.MustParseAddrPort("192.0.2.100:8080"))}
 	unprobed := webService()
 	unprobed.Pool.Probe = nil
 	unprobed.Pool.Servers = []lb.Server{{Address: netip.MustParseAddr("192.0.2.1"), Port: 99}}

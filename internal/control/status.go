@@ -78,15 +78,15 @@ const (
 
 // A ServiceStatus is a service with its servers and counters.
 type ServiceStatus struct {
-	Name      string           `json:"name"`
-	Addresses []netip.AddrPort `json:"addresses"`
-	Protocol  string           `json:"protocol"`
-	Forward   string           `json:"forward"`
-	State     string           `json:"state"`
-	Healthy   int              `json:"healthy"`
-	Quorum    int              `json:"quorum"`
-	Losses    loader.Losses    `json:"losses"`
-	Backends  []BackendStatus  `json:"backends"`
+	Name      string          `json:"name"`
+	Addresses []lb.Frontend   `json:"addresses"`
+	Protocol  string          `json:"protocol"`
+	Forward   string          `json:"forward"`
+	State     string          `json:"state"`
+	Healthy   int             `json:"healthy"`
+	Quorum    int             `json:"quorum"`
+	Losses    loader.Losses   `json:"losses"`
+	Backends  []BackendStatus `json:"backends"`
 }
 
 // A BackendStatus is a server of a service. Counters are those since the data
@@ -132,7 +132,7 @@ func NewInstance(s vrrp.Status, addresses []netip.Prefix) Instance {
 // Services joins what the loop knows of services with what the data plane has
 // counted. Views of nil mean that no daemon runs.
 func Services(views []View, stats loader.Stats) []ServiceStatus {
-	counted := map[netip.AddrPort]loader.ServiceStats{}
+	counted := map[lb.Frontend]loader.ServiceStats{}
 	for _, s := range stats.Services {
 		for _, a := range s.Addresses {
 			counted[a] = s
