@@ -5,19 +5,25 @@
 
 #include "packet.h"
 
-/* The service of the packet's VIP and port; 0 where there is none. */
-static __always_inline __u32 find_service(struct packet *p)
+/* The number of the service of a VIP's port; 0 where there is none. */
+static __always_inline __u32 service_of(struct vip *vip, bool udp, __be16 port)
 {
-	__u16 port = bpf_ntohs(p->tcp->dest);
-	__u32 index = p->vip->tcp_ports * PORT_GROUPS + (port >> 2);
-	__u64 *group;
+	struct port_table *table;
 
-	if (!p->vip->tcp_ports)
+	if (!vip->ports[udp])
 		return 0;
-	group = bpf_map_lookup_elem(&ports, &index);
-	if (!group)
-		return 0;
-	return *group >> (port & 3) * 16 & 0xffff;
+	table = bpf_map_lookup_elem(&ports, &vip->ports[udp]);
+	return table ? table->service[bpf_ntohs(port)] : 0;
+}
+
+/* A pair of IPv6 addresses, or one, in a word: every bit of it depends on all of theirs. */
+static __always_inline __u64 fold_addresses(struct packet *p, bool both)
+{
+	__u64 h = mix(half(&p->ip6->saddr, 1) + GOLDEN) + half(&p->ip6->saddr, 0);
+
+	if (both)
+		h = mix(mix(h) ^ half(&p->ip6->daddr, 1)) ^ half(&p->ip6->daddr, 0);
+	return h;
 }
 
 /*
@@ -27,56 +33,67 @@ static __always_inline __u32 find_service(struct packet *p)
  * products that do not wait for each other, and one that mixes them.
  * loader.FlowHash is its twin.
  */
-static __always_inline __u64 flow_hash(struct packet *p)
+static __always_inline __u64 flow_hash(struct packet *p, struct service *service)
 {
-	__u64 addresses = (__u64)p->ip->saddr << 32 | p->ip->daddr;
-	__u64 rest = (__u64)p->tcp->source << 32 | (__u32)p->tcp->dest << 16 | IPPROTO_TCP;
-	__u64 h = (addresses ^ addresses >> 29) * GOLDEN;
+	bool both = !(service->flags & SERVICE_SOURCE_HASH);
+	__u64 addresses, rest = 0, h;
 
+	if (p->v6)
+		addresses = fold_addresses(p, both);
+	else
+		addresses = (__u64)p->ip->saddr << 32 | (both ? p->ip->daddr : 0);
+	if (both)
+		rest = (__u64)p->port[0] << 32 | (__u32)p->port[1] << 16 | p->protocol;
+	h = (addresses ^ addresses >> 29) * GOLDEN;
 	h ^= (rest ^ rest >> 32) * 0xff51afd7ed558ccdULL;
 	h ^= h >> 32;
 	return h * 0xc4ceb9fe1a85ec53ULL;
 }
 
-/* The number of the backend that owns the packet's slot; 0 where none does. */
-static __always_inline __u32 slot_owner(struct service *service, __u64 hash)
+/* The word of the slot that a flow falls into. */
+static __always_inline __u64 slot_word(struct service *service, __u64 hash)
 {
 	__u32 index = service->slots + (__u32)((hash >> 32) * service->slot_count >> 32);
 	__u64 *slot = bpf_map_lookup_elem(&slots, &index);
 
-	if (!slot)
-		return 0;
-	return *(volatile __u64 *)slot & ((1 << SLOT_OWNER_BITS) - 1);
+	return slot ? *(volatile __u64 *)slot : 0;
+}
+
+static __always_inline __u32 slot_owner(__u64 word)
+{
+	return word & ((1 << SLOT_OWNER_BITS) - 1);
 }
 
 /*
  * Finds the service, and asks for the slot's word before anything is checked: it
  * is the one load that is likely to miss the cache, and the checks that decide
  * whether it counts run meanwhile. The header may be malformed still: what is
- * found is void unless parse_ipv4 and parse_tcp agree. NULL: no service.
+ * found is void unless check agrees. NULL: no service.
  */
 static __always_inline struct service *look_ahead(struct packet *p)
 {
 	struct service *service;
 
-	p->tcp = (void *)p->ip + (p->ip->ihl * 4 & 60);
 	p->service = 0;
-	p->owner = 0;
-	if ((void *)(p->tcp + 1) > p->end)
+	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP)
 		return NULL;
-	p->service = find_service(p);
+	if (p->l4 + sizeof(*p->udp) > p->end)
+		return NULL;
+	p->service = service_of(p->vip, p->protocol == IPPROTO_UDP, p->udp->dest);
 	if (!p->service)
 		return NULL;
-	service = bpf_map_lookup_elem(&services, &p->service);
-	if (service && service->forward == FORWARD_DSR)
-		p->owner = slot_owner(service, flow_hash(p));
+	service = service_at(p->service);
+	if (service->forward != FORWARD_NAT) {
+		p->hash = flow_hash(p, service);
+		p->slot = slot_word(service, p->hash);
+	}
 	return service;
 }
 
 #define COUNT_LOSS(service_number, what)                                        \
 	do {                                                                    \
-		__u32 number = (service_number);                                \
-		struct service_losses *lost = bpf_map_lookup_elem(&losses, &number); \
+		__u32 losing = (service_number);                                \
+		struct service_losses *lost = bpf_map_lookup_elem(&losses, &losing); \
 		if (lost)                                                       \
 			lost->what++;                                           \
 	} while (0)

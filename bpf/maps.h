@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Every map, one sentence each. All are arrays: a hash map costs 26 ns more. */
+/*
+ * Every map, one sentence each. What every packet needs is in arrays: a hash map
+ * costs 26 ns more.
+ */
 #ifndef SLUICE_MAPS_H
 #define SLUICE_MAPS_H
 
@@ -17,6 +20,16 @@
 #define ARRAY(name, value_type, entries, map_type, flags)                       \
 	ARRAY_TYPE(value_type, entries, map_type, flags) name SEC(".maps")
 
+/* A hash table of flows; the loader sets its size. */
+#define FLOWS(name, map_type, flags)                                            \
+	struct {                                                               \
+		__uint(type, map_type);                                        \
+		__uint(max_entries, 65536);                                    \
+		__uint(map_flags, flags);                                      \
+		__type(key, struct flow_key);                                  \
+		__type(value, struct pin);                                     \
+	} name SEC(".maps")
+
 #define ARRAY_OF(name, inner)                                                   \
 	struct {                                                               \
 		__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);                      \
@@ -28,23 +41,17 @@
 /* What the other maps are: layout, sizes, seed. */
 ARRAY(meta, struct meta, 1, BPF_MAP_TYPE_ARRAY, 0);
 
-/* The NICs that receive, by ifindex modulo the table's size. */
-ARRAY(interfaces, struct interface, MAX_INTERFACES, BPF_MAP_TYPE_ARRAY, 0);
+/*
+ * Interfaces, VIPs, services and backends: one variable, so that the program
+ * knows its address and needs no look-up. Written through mmap.
+ */
+struct arrays tables;
 
-/* VIPs and source addresses, by hash of the address. */
-ARRAY(vips, struct vip, MAX_VIPS, BPF_MAP_TYPE_ARRAY, 0);
-
-/* Port tables: four 16-bit service numbers a word, written through mmap. */
-ARRAY(ports, __u64, MAX_PORT_TABLES * PORT_GROUPS, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE);
-
-/* Services, by number; 0 is none. */
-ARRAY(services, struct service, MAX_SERVICES, BPF_MAP_TYPE_ARRAY, 0);
+/* Port tables; written through mmap. */
+ARRAY(ports, struct port_table, MAX_PORT_TABLES, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE);
 
 /* The Maglev tables of all services, written through mmap; the loader sets its size. */
 ARRAY(slots, __u64, 65537, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE);
-
-/* Backends, by number; 0 is none. Written through mmap, word by word. */
-ARRAY(backends, struct backend, MAX_BACKENDS, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE);
 
 /* Traffic, per backend and CPU. */
 ARRAY(traffic, struct counters, MAX_BACKENDS, BPF_MAP_TYPE_PERCPU_ARRAY, 0);
@@ -54,6 +61,24 @@ ARRAY(losses, struct service_losses, MAX_SERVICES, BPF_MAP_TYPE_PERCPU_ARRAY, 0)
 
 /* Packets by outcome and CPU. */
 ARRAY(outcomes, __u64, OUTCOMES, BPF_MAP_TYPE_PERCPU_ARRAY, 0);
+
+/* TCP flows of slots that are not clean: those whose SYN has been seen. */
+FLOWS(handshakes, BPF_MAP_TYPE_HASH, 0);
+
+/* Those that the client has gone on with. */
+FLOWS(pins, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC);
+
+/* Those that are older than the window of their slot. */
+FLOWS(stragglers, BPF_MAP_TYPE_LRU_HASH, 0);
+
+/* How many stragglers a CPU has pinned in this tick. */
+ARRAY(straggler_allowance, struct allowance, 1, BPF_MAP_TYPE_PERCPU_ARRAY, 0);
+
+/* UDP flows of services with affinity: flow, after their first datagram. */
+FLOWS(udp_new, BPF_MAP_TYPE_LRU_HASH, 0);
+
+/* Those that have sent another one later. */
+FLOWS(udp_flows, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC);
 
 /* NAT: pairs of backend and source address. */
 ARRAY(nat_pairs, struct nat_pair, MAX_PAIRS, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE);

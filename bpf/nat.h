@@ -22,7 +22,7 @@ struct nat_found {
 /* Whether the backend that the flow was made for still stands. */
 static __always_inline bool backend_holds(struct backend *backend, struct nat_flow *flow)
 {
-	return backend && backend->alive && backend->generation == flow->generation;
+	return backend->alive && backend->generation == flow->generation;
 }
 
 /* Finds the packet's flow; PASS_NO_FLOW where there is none that holds. */
@@ -39,7 +39,7 @@ static __always_inline int find_flow(struct packet *p, __u64 hash, __u32 now, st
 		return DROP_INTERNAL;
 	f->port = id & 0xffff;
 	f->number = f->flow->backend;
-	f->backend = bpf_map_lookup_elem(&backends, &f->number);
+	f->backend = backend_at(f->number);
 	if (backend_holds(f->backend, f->flow) && !(p->opens && nat_over(f->flow)))
 		return NEXT;
 	/* Void, or the client uses its port again: the old flow is nobody's now. */
@@ -54,9 +54,9 @@ static __always_inline int new_flow(struct packet *p, struct service *service, _
 	struct nat_flow *flow;
 	__u32 choice, pair, *chosen;
 
-	f->number = slot_owner(service, flow_hash(p));
-	f->backend = bpf_map_lookup_elem(&backends, &f->number);
-	if (!f->number || !f->backend || !f->backend->alive) {
+	f->number = slot_owner(slot_word(service, flow_hash(p, service)));
+	f->backend = backend_at(f->number);
+	if (!f->number || !f->backend->alive) {
 		COUNT_LOSS(p->service, no_backend);
 		return DROP_NO_BACKEND;
 	}
@@ -145,13 +145,16 @@ static __always_inline void rewrite(struct packet *p, __be32 saddr, __be32 daddr
 /* A packet of a client to a nat service. */
 static __always_inline int nat_forward(struct packet *p, struct service *service, int *action)
 {
-	__u64 hash = nat_hash(p->ip->saddr, p->tcp->source, p->vip_index, p->tcp->dest);
-	__u32 now = ticks();
 	struct nat_found f = {};
+	__u32 now = ticks();
+	__u64 hash;
 	int out;
 
+	if (p->v6 || p->protocol != IPPROTO_TCP)
+		return PASS_PROTOCOL;
 	if (p->ip->ttl <= 1)
 		return DROP_TTL;
+	hash = nat_hash(p->ip->saddr, p->tcp->source, p->vip_index, p->tcp->dest);
 	out = find_flow(p, hash, now, &f);
 	if (out == NEXT) {
 		learn_last_hop(p, f.flow);
@@ -193,10 +196,9 @@ static __always_inline __u32 find_pair(struct packet *p)
 /* The way to the client of a flow; its interface is 0 where none is known. */
 static __always_inline void last_hop(struct nat_flow *flow, struct next_hop *hop)
 {
-	__u32 index = flow->interface & (MAX_INTERFACES - 1);
-	struct interface *nic = bpf_map_lookup_elem(&interfaces, &index);
+	struct interface *nic = interface_at(flow->interface);
 
-	if (!nic || !nic->index || nic->index != flow->interface)
+	if (!nic->index || nic->index != flow->interface)
 		return;
 	__builtin_memcpy(hop->destination, flow->mac, ETH_ALEN);
 	__builtin_memcpy(hop->source_low, nic->mac, 2);
@@ -210,7 +212,7 @@ static __always_inline void last_hop(struct nat_flow *flow, struct next_hop *hop
 /* A packet to a VIP's port that is no service: a reply to a nat flow, perhaps. */
 static __always_inline int nat_reply(struct packet *p, int *action)
 {
-	__u32 port = bpf_ntohs(p->tcp->dest), now, number, index;
+	__u32 port = bpf_ntohs(p->tcp->dest), now, number;
 	struct next_hop hop = {};
 	struct nat_place place = {};
 	struct backend *backend;
@@ -218,7 +220,7 @@ static __always_inline int nat_reply(struct packet *p, int *action)
 	struct vip *vip;
 	int out;
 
-	if (!p->vip->source)
+	if (!p->vip->source || p->v6 || p->protocol != IPPROTO_TCP)
 		return PASS_NO_SERVICE;
 	number = find_pair(p);
 	if (number >= MAX_PAIRS)
@@ -230,12 +232,11 @@ static __always_inline int nat_reply(struct packet *p, int *action)
 	if (!flow || flow->state == NAT_FREE || nat_expired(flow, now))
 		return PASS_NO_SERVICE;
 	number = flow->backend;
-	backend = bpf_map_lookup_elem(&backends, &number);
-	index = flow->vip;
-	vip = bpf_map_lookup_elem(&vips, &index);
-	if (!backend_holds(backend, flow) || !vip || vip->state != ENTRY_USED)
+	backend = backend_at(number);
+	vip = vip_at(flow->vip);
+	if (!backend_holds(backend, flow) || vip->state != ENTRY_USED)
 		return PASS_NO_SERVICE;
-	if (p->ip->frag_off & FRAGMENT_MORE)
+	if (p->fragment)
 		return DROP_FRAGMENT;
 	if (p->ip->ttl <= 1)
 		return DROP_TTL;

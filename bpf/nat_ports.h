@@ -19,9 +19,8 @@
 #define SLUICE_NAT_PORTS_H
 
 #include "balance.h"
+#include "clock.h"
 
-/* A tick is 2^27 ns of CLOCK_MONOTONIC, some 134 ms. */
-#define TICK_SHIFT 27
 /* 60 s: a backend may still hold the old connection in TIME_WAIT. */
 #define REUSE_TICKS 447
 
@@ -31,12 +30,6 @@
 
 /* Idle time in ticks after which a flow is void, by enum nat_state. */
 volatile const __u32 nat_timeout[NAT_STATES] = {};
-
-/*
- * A function that the verifier checks once, for itself, and not for every state
- * that its callers may be in: all that opens a flow is too much to be inlined.
- */
-#define SUBPROGRAM __attribute__((noinline))
 
 /* A pair, by its number. */
 struct nat_place {
@@ -63,11 +56,6 @@ static __always_inline __u64 *ring_word(__u32 pair, __u32 index)
 	void *ring = bpf_map_lookup_elem(&nat_rings, &pair);
 
 	return ring ? bpf_map_lookup_elem(ring, &index) : NULL;
-}
-
-static __always_inline __u32 ticks(void)
-{
-	return bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
 }
 
 static __always_inline bool nat_expired(struct nat_flow *flow, __u32 now)
@@ -214,15 +202,7 @@ SUBPROGRAM int sweep_share(__u32 pair, __u32 now)
 /* Whether a port of the pair's source address is a service's. */
 static __always_inline bool is_service(struct nat_pair *pair, __u32 port)
 {
-	__u32 index = pair->vip;
-	struct vip *vip = bpf_map_lookup_elem(&vips, &index);
-	__u64 *group;
-
-	if (!vip || !vip->tcp_ports)
-		return false;
-	index = vip->tcp_ports * PORT_GROUPS + (port >> 2);
-	group = bpf_map_lookup_elem(&ports, &index);
-	return group && (*group >> (port & 3) * 16 & 0xffff);
+	return service_of(vip_at(pair->vip), pair->protocol == IPPROTO_UDP, bpf_htons(port));
 }
 
 /* A port for a new flow, its entry void and owned by the caller; 0 where none is free. */

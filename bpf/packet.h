@@ -8,35 +8,82 @@
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
+#include <linux/in6.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/tcp.h>
+#include <linux/udp.h>
 
 #include "include/bpf_endian.h"
 #include "include/bpf_helpers.h"
 #include "maps.h"
 
+/* As in an IPv4 header (RFC 791, section 3.1); those of IPv6 are brought into this form. */
+#define FRAGMENT_MORE bpf_htons(0x2000)
+#define FRAGMENT_OFFSET bpf_htons(0x1fff)
+
+/* Of extension headers that lead nowhere: no protocol has this number. */
+#define MALFORMED 256
+
 struct packet {
 	struct xdp_md *ctx;
 	void *data;
 	void *end;
-	struct iphdr *ip;
-	struct tcphdr *tcp;
+	union {
+		void *l3;
+		struct iphdr *ip;
+		struct ipv6hdr *ip6;
+	};
+	union {
+		void *l4;
+		struct tcphdr *tcp;
+		struct udphdr *udp;
+		__be16 *port; /* source, destination: TCP and UDP alike */
+	};
 	__u32 interface; /* it came in by */
 	__u32 vlans;
 	__be16 vlan[MAX_VLANS]; /* tags as received, outer first */
-	__u32 length; /* of the IP packet */
-	__u32 header_length; /* of IP and TCP */
+	__u32 length; /* of the IP packet, with its headers */
+	__u32 header_length; /* of IP and transport */
+	__u32 protocol; /* of the transport header; MALFORMED */
+	__be16 fragment; /* FRAGMENT_MORE and FRAGMENT_OFFSET; 0: the packet is whole */
+	bool v6;
 	bool opens; /* asks for a new connection: SYN, and none of ACK, RST and FIN */
 	struct vip *vip;
 	__u32 vip_index;
 	__u32 service; /* its number, 0: none */
-	__u32 owner; /* dsr: number of the slot's backend, 0: none */
+	__u64 hash; /* of the flow, in the stateless modes */
+	__u64 slot; /* its word, in the stateless modes */
+};
+
+/* Two words that hold an address: network byte order, IPv4 mapped into IPv6. */
+struct address {
+	__u64 word[2];
 };
 
 /* An IPv4 address, network byte order, as the second word of a mapped one. */
 static __always_inline __u64 mapped(__be32 address)
 {
 	return (__u64)address << 32 | 0xffff0000;
+}
+
+/* One word of an address of an IPv6 header: the header has no alignment to speak of. */
+static __always_inline __u64 half(struct in6_addr *address, int i)
+{
+	return (__u64)address->s6_addr32[2 * i + 1] << 32 | address->s6_addr32[2 * i];
+}
+
+static __always_inline struct address source_of(struct packet *p)
+{
+	struct address a = {};
+
+	if (p->v6) {
+		a.word[0] = half(&p->ip6->saddr, 0);
+		a.word[1] = half(&p->ip6->saddr, 1);
+	} else {
+		a.word[1] = mapped(p->ip->saddr);
+	}
+	return a;
 }
 
 /* 2^64 divided by the golden ratio: the high half of a product is a fair hash. */
@@ -51,6 +98,33 @@ static __always_inline __u64 mix(__u64 h)
 	h *= 0xc4ceb9fe1a85ec53ULL;
 	h ^= h >> 33;
 	return h;
+}
+
+/*
+ * A function that the verifier checks once, for itself, and not for every state
+ * that its callers may be in: for what is rare, or too much to be inlined.
+ */
+#define SUBPROGRAM __attribute__((noinline))
+
+/* The entries of tables. A number that is out of range is another's: never memory's. */
+static __always_inline struct interface *interface_at(__u32 index)
+{
+	return &tables.interfaces[index & (MAX_INTERFACES - 1)];
+}
+
+static __always_inline struct vip *vip_at(__u32 index)
+{
+	return &tables.vips[index & (MAX_VIPS - 1)];
+}
+
+static __always_inline struct service *service_at(__u32 number)
+{
+	return &tables.services[number & (MAX_SERVICES - 1)];
+}
+
+static __always_inline struct backend *backend_at(__u32 number)
+{
+	return &tables.backends[number & (MAX_BACKENDS - 1)];
 }
 
 static __always_inline void count_outcome(__u32 outcome)

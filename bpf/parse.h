@@ -7,10 +7,8 @@
 #ifndef SLUICE_PARSE_H
 #define SLUICE_PARSE_H
 
+#include "extensions.h"
 #include "packet.h"
-
-#define FRAGMENT_MORE bpf_htons(0x2000)
-#define FRAGMENT_OFFSET bpf_htons(0x1fff)
 
 /* The flags' bits in the 14th byte of a TCP header (RFC 9293, section 3.1). */
 #define TCP_FIN 0x01
@@ -46,26 +44,40 @@ static __always_inline int parse_ethernet(struct packet *p)
 		type = tag->type;
 		next = tag + 1;
 	}
-	if (type != bpf_htons(ETH_P_IP))
-		return PASS_NOT_IP;
-	p->ip = next;
-	if ((void *)(p->ip + 1) > p->end)
+	p->l3 = next;
+	p->v6 = type == bpf_htons(ETH_P_IPV6);
+	if (p->v6)
+		return next + sizeof(*p->ip6) > p->end ? PASS_NOT_IP : NEXT;
+	if (type != bpf_htons(ETH_P_IP) || next + sizeof(*p->ip) > p->end)
 		return PASS_NOT_IP;
 	return NEXT;
 }
 
+static __always_inline __u32 vip_hash(__u64 high, __u64 low)
+{
+	return (low ^ high * 0xff51afd7ed558ccdULL) * GOLDEN >> (64 - VIP_BITS);
+}
+
 static __always_inline int find_vip(struct packet *p)
 {
-	__u64 address = mapped(p->ip->daddr);
-	__u32 hash = address * GOLDEN >> (64 - VIP_BITS);
+	__u64 high = 0, low;
+	__u32 hash;
 
+	if (p->v6) {
+		high = half(&p->ip6->daddr, 0);
+		low = half(&p->ip6->daddr, 1);
+		hash = vip_hash(high, low);
+	} else {
+		low = mapped(p->ip->daddr);
+		hash = vip_hash(0, low);
+	}
 	for (int i = 0; i < PROBES; i++) {
 		__u32 index = (hash + i) & (MAX_VIPS - 1);
-		struct vip *vip = bpf_map_lookup_elem(&vips, &index);
+		struct vip *vip = vip_at(index);
 
-		if (!vip || vip->state == ENTRY_EMPTY)
+		if (vip->state == ENTRY_EMPTY)
 			break;
-		if (vip->address[1] == address && !vip->address[0] && vip->state == ENTRY_USED) {
+		if (vip->address[1] == low && vip->address[0] == high && vip->state == ENTRY_USED) {
 			p->vip = vip;
 			p->vip_index = index;
 			return NEXT;
@@ -89,34 +101,60 @@ static __always_inline bool mac_equal(void *a, void *b)
  */
 static __always_inline int check_mac(struct packet *p)
 {
-	__u32 index = p->interface & (MAX_INTERFACES - 1);
-	struct interface *nic = bpf_map_lookup_elem(&interfaces, &index);
+	struct interface *nic = interface_at(p->interface);
 
-	if (!nic || nic->index != p->interface || !mac_equal(p->data, nic->mac))
+	if (nic->index != p->interface || !mac_equal(p->data, nic->mac))
 		return PASS_OTHER_MAC;
 	return NEXT;
 }
 
-static __always_inline int parse_ipv4(struct packet *p)
+/* Whether the whole IP packet has come; the end of it may lie in further buffers. */
+static __always_inline bool complete(struct packet *p)
 {
-	struct iphdr *ip = p->ip;
-	__u32 header = ip->ihl * 4;
+	if (p->length <= p->end - p->l3)
+		return true;
+	return p->length + ETH_HLEN + p->vlans * sizeof(struct vlan_header) <=
+	       bpf_xdp_get_buff_len(p->ctx);
+}
 
-	p->length = bpf_ntohs(ip->tot_len);
-	if (ip->version != 4 || header < sizeof(*ip) || p->length < header)
-		return DROP_MALFORMED_IP;
-	if (p->length > p->end - (void *)ip) {
-		/* The rest may lie in further buffers. */
-		__u64 whole = bpf_xdp_get_buff_len(p->ctx);
+/*
+ * Where the transport header is, and what it is. Nothing has been checked yet:
+ * it counts only if check_ip agrees.
+ */
+static __always_inline void find_transport(struct packet *p)
+{
+	p->fragment = 0;
+	if (!p->v6) {
+		p->protocol = p->ip->protocol;
+		p->fragment = p->ip->frag_off & (FRAGMENT_MORE | FRAGMENT_OFFSET);
+		p->l4 = p->l3 + (p->ip->ihl * 4 & 60);
+		return;
+	}
+	p->protocol = p->ip6->nexthdr;
+	p->l4 = p->l3 + sizeof(*p->ip6);
+	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP)
+		skip_extensions(p);
+}
 
-		if (p->length + ETH_HLEN + p->vlans * sizeof(struct vlan_header) > whole)
+/* Of jumbograms (RFC 2675) the length is 0 here: they are malformed to sluice. */
+static __always_inline int check_ip(struct packet *p)
+{
+	p->header_length = p->l4 - p->l3;
+	if (p->v6) {
+		p->length = bpf_ntohs(p->ip6->payload_len) + sizeof(*p->ip6);
+		if (p->ip6->version != 6)
+			return DROP_MALFORMED_IP;
+	} else {
+		p->length = bpf_ntohs(p->ip->tot_len);
+		if (p->ip->version != 4 || p->header_length < sizeof(*p->ip))
 			return DROP_MALFORMED_IP;
 	}
-	if (ip->protocol != IPPROTO_TCP)
+	if (p->length < p->header_length || !complete(p) || p->protocol == MALFORMED)
+		return DROP_MALFORMED_IP;
+	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP)
 		return PASS_PROTOCOL;
-	if (ip->frag_off & FRAGMENT_OFFSET)
+	if (p->fragment & FRAGMENT_OFFSET)
 		return PASS_FRAGMENT;
-	p->header_length = header;
 	return NEXT;
 }
 
@@ -132,6 +170,22 @@ static __always_inline int parse_tcp(struct packet *p)
 	if (p->header_length > p->length)
 		return DROP_MALFORMED_TCP;
 	p->opens = (((__u8 *)tcp)[13] & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) == TCP_SYN;
+	return NEXT;
+}
+
+/* A first fragment may hold less than the datagram's length says. */
+static __always_inline int parse_udp(struct packet *p)
+{
+	struct udphdr *udp = p->udp;
+	__u32 length;
+
+	if ((void *)(udp + 1) > p->end)
+		return DROP_MALFORMED_UDP;
+	length = bpf_ntohs(udp->len);
+	if (length < sizeof(*udp) || (p->header_length + length > p->length && !p->fragment))
+		return DROP_MALFORMED_UDP;
+	p->header_length += sizeof(*udp);
+	p->opens = false;
 	return NEXT;
 }
 

@@ -7,30 +7,41 @@
 #include "emit.h"
 #include "nat.h"
 #include "parse.h"
+#include "pins.h"
 
-static __always_inline int forward_dsr(struct packet *p, int *action)
+/* The number of the packet's backend in the stateless modes; 0 where there is none. */
+static __always_inline __u32 find_owner(struct packet *p, struct service *service)
 {
-	struct backend *backend = bpf_map_lookup_elem(&backends, &p->owner);
+	/* UDP has no SYN to tell new from old: without affinity, the owner of the moment. */
+	if (p->protocol == IPPROTO_TCP ? p->slot >> SLOT_PREVIOUS_SHIFT != 0 :
+					 service->flags & SERVICE_UDP_FLOWS)
+		return remembered_owner(p);
+	return slot_owner(p->slot);
+}
+
+static __always_inline int forward_dsr(struct packet *p, struct service *service, int *action)
+{
+	__u32 owner = find_owner(p, service);
 	int out;
 
-	if (!p->owner || !backend) {
+	if (!owner) {
 		COUNT_LOSS(p->service, no_backend);
 		return DROP_NO_BACKEND;
 	}
-	out = emit(p, &backend->next_hop, action);
+	out = emit(p, &backend_at(owner)->next_hop, action);
 	if (out == SENT)
-		count_forward(p, p->owner);
+		count_forward(p, owner);
 	return out;
 }
 
-/* Whether the frame is this NIC's and a well-formed TCP segment. */
+/* Whether the frame is this NIC's and a well-formed segment or datagram. */
 static __always_inline int check(struct packet *p)
 {
 	int out;
 
-	if ((out = check_mac(p)) || (out = parse_ipv4(p)))
+	if ((out = check_mac(p)) || (out = check_ip(p)))
 		return out;
-	return parse_tcp(p);
+	return p->protocol == IPPROTO_UDP ? parse_udp(p) : parse_tcp(p);
 }
 
 static __always_inline int balance(struct packet *p, int *action)
@@ -40,6 +51,7 @@ static __always_inline int balance(struct packet *p, int *action)
 
 	if ((out = parse_ethernet(p)) || (out = find_vip(p)))
 		return out;
+	find_transport(p);
 	service = look_ahead(p);
 	if (!service) {
 		out = check(p);
@@ -47,12 +59,12 @@ static __always_inline int balance(struct packet *p, int *action)
 	}
 	if ((out = check(p)))
 		return out;
-	if (p->ip->frag_off & FRAGMENT_MORE)
+	if (p->fragment)
 		return DROP_FRAGMENT;
 
 	switch (service->forward) {
 	case FORWARD_DSR:
-		return forward_dsr(p, action);
+		return forward_dsr(p, service, action);
 	case FORWARD_NAT:
 		return nat_forward(p, service, action);
 	}
@@ -63,7 +75,7 @@ static __always_inline int balance(struct packet *p, int *action)
 static __always_inline int process(struct xdp_md *ctx)
 {
 	int action = XDP_ABORTED, out;
-	struct packet p;
+	struct packet p = {};
 
 	p.ctx = ctx;
 	p.data = (void *)(long)ctx->data;

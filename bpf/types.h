@@ -14,7 +14,7 @@
 
 /* Raised whenever the meaning of a pinned map changes. */
 enum layout {
-	LAYOUT_VERSION = 1,
+	LAYOUT_VERSION = 2,
 };
 
 enum limits {
@@ -22,7 +22,7 @@ enum limits {
 	VIP_BITS = 12,
 	MAX_VIPS = 4096,	/* open addressing: filled to a quarter, there is room for any */
 	MAX_PORT_TABLES = 256,	/* one per VIP and protocol */
-	PORT_GROUPS = 16384,	/* 64-bit words in a port table */
+	PORTS = 65536,		/* in a port table */
 	MAX_SERVICES = 4096,
 	MAX_BACKENDS = 16384,
 	MAX_PAIRS = 8192,	/* NAT: backend and source address */
@@ -35,12 +35,26 @@ enum limits {
 	NAT_RING = 81920,	/* NAT_PORTS + NAT_EMBRYONIC words */
 	NAT_WAYS = 8,		/* words in a bucket: one cache line */
 	MAX_VLANS = 2,
+	STRAGGLERS_PER_TICK = 2048, /* that one CPU may pin */
+	UDP_IDLE_TICKS = 2235,	/* 300 s (RFC 4787, REQ-5) */
+	MAX_EXTENSIONS = 8,	/* IPv6 extension headers that are skipped */
 };
 
 /* How a service's packets reach their backend. */
 enum forward {
 	FORWARD_NAT = 1,
 	FORWARD_DSR = 2,
+	FORWARD_TUNNEL = 3,
+	FORWARD_DNAT = 4, /* nat without source NAT */
+};
+
+enum service_flags {
+	SERVICE_SOURCE_HASH = 1, /* the client's address alone chooses the slot */
+	SERVICE_UDP_FLOWS = 2, /* affinity: flow */
+	SERVICE_RULES = 4, /* it has prefixes in access_rules */
+	SERVICE_ALLOW_ONLY = 8, /* who matches none of them is refused */
+	SERVICE_SOURCE_LIMIT = 16,
+	SERVICE_UDP = 32, /* its protocol; else TCP */
 };
 
 /*
@@ -50,15 +64,16 @@ enum forward {
 enum outcome {
 	NEXT = 0,		/* none yet: the next stage goes on */
 	SENT,			/* forwarded; counted per backend, not here */
-	PASS_NOT_IP,		/* not IPv4 */
+	PASS_NOT_IP,		/* neither IPv4 nor IPv6 */
 	PASS_NOT_VIP,		/* destination address is no VIP */
 	PASS_OTHER_MAC,		/* destination MAC is not this NIC's */
-	PASS_PROTOCOL,		/* to a VIP, not TCP */
+	PASS_PROTOCOL,		/* to a VIP, neither TCP nor UDP */
 	PASS_FRAGMENT,		/* to a VIP, a later fragment: no ports to see */
 	PASS_NO_SERVICE,	/* to a VIP, to a port that is no service */
 	PASS_NO_FLOW,		/* nat, no SYN and no flow: the kernel answers RST */
 	DROP_MALFORMED_IP,
 	DROP_MALFORMED_TCP,
+	DROP_MALFORMED_UDP,
 	DROP_FRAGMENT,		/* first fragment of a TCP segment to a service, or of a reply */
 	DROP_TTL,		/* nat, time to live used up */
 	DROP_NO_BACKEND,	/* service has no healthy backend */
@@ -86,8 +101,7 @@ struct interface {
 
 struct vip {
 	__u64 address[2];
-	__u32 tcp_ports; /* port table, 0: none */
-	__u32 udp_ports;
+	__u32 ports[2]; /* port table of TCP and UDP, 0: none */
 	__u32 source; /* 1: source address of a nat service */
 	__u32 state; /* enum entry */
 };
@@ -100,24 +114,36 @@ struct next_hop {
 	__u32 interface;
 	__be16 vlan[MAX_VLANS]; /* VLAN identifiers, outer first */
 	__u16 vlans;
-	__u16 pad;
+	__u16 mtu; /* longest IP packet on the way; 0: not known */
 } __attribute__((aligned(8)));
+
+/* The services that a VIP has for one protocol, by port in host byte order. */
+struct port_table {
+	__u16 service[PORTS];
+};
 
 struct service {
 	__u32 slots; /* first slot */
 	__u32 slot_count;
 	__u32 forward; /* enum forward */
-	__u32 pad;
+	__u32 flags; /* enum service_flags */
+	__u32 limit_rate; /* new connections of one source, a second */
+	__u32 limit_burst;
+	__u64 pad;
 };
 
 /*
  * A slot of a Maglev table is one 64-bit word, stored whole: bits 0 to 23
- * current owner, 24 to 47 previous owner, 48 to 49 state. Owner 0 is none.
+ * current owner, 24 to 47 previous owner, 48 to 49 state, 50 to 63 when its
+ * window closes, which is the loader's. Owner 0 is none. Of a clean slot all but
+ * the owner is 0.
  */
 enum slot_bits {
 	SLOT_OWNER_BITS = 24,
 	SLOT_PREVIOUS_SHIFT = 24,
 	SLOT_STATE_SHIFT = 48,
+	SLOT_STATE_MASK = 3,
+	SLOT_CLOSES_SHIFT = 50,
 };
 
 enum slot_state {
@@ -135,7 +161,15 @@ struct backend {
 	__u32 choice; /* NAT: first of its pairs in nat_choices */
 	__u32 choices; /* NAT: one per source address */
 	__u32 alive; /* 0: known, but its flows are void */
-	__u32 pad;
+	__u32 leaving; /* the loader's: when it left the configuration, s of CLOCK_BOOTTIME; 0: it has not */
+};
+
+/* What only the daemon writes, word by word; the program reads it without a look-up. */
+struct arrays {
+	struct interface interfaces[MAX_INTERFACES]; /* by ifindex modulo their number */
+	struct vip vips[MAX_VIPS]; /* VIPs and source addresses, by hash of the address */
+	struct service services[MAX_SERVICES]; /* by number; 0 is none */
+	struct backend backends[MAX_BACKENDS]; /* by number; 0 is none */
 };
 
 struct counters {
@@ -153,6 +187,8 @@ struct service_losses {
 	__u64 flows_full;
 	__u64 early_reuse; /* ports handed out again within 60 s of their close */
 	__u64 evicted; /* handshakes given up for newer ones */
+	__u64 handshakes_full; /* SYNs in a tracked slot that found no room */
+	__u64 pins_full; /* flows that found no room among the pinned ones */
 };
 
 /*
@@ -231,6 +267,32 @@ struct nat_bucket {
 	__u64 word[NAT_WAYS]; /* tag of the hash << 32 | pair << 16 | port */
 };
 
+/* A flow, as the client names it. */
+struct flow_key {
+	__u64 client[2];
+	__u32 vip; /* index */
+	__be16 client_port;
+	__be16 vip_port;
+	__u32 protocol;
+	__u32 pad;
+};
+
+/* Where a flow goes, whoever owns its slot. Void once its backend is of another generation. */
+struct pin {
+	__u32 backend;
+	__u32 generation;
+	__u32 seen; /* ticks */
+	__u32 sequence; /* of a handshake: that of the SYN, host byte order */
+	__u32 ending; /* FIN or RST has been seen, and no data since */
+	__u32 pad;
+};
+
+/* What one CPU has pinned in a tick. */
+struct allowance {
+	__u32 tick;
+	__u32 used;
+};
+
 /* One entry that says what the other maps are. */
 struct meta {
 	__u32 layout;
@@ -243,6 +305,7 @@ struct exported {
 	enum layout layout;
 	enum limits limits;
 	enum forward forward;
+	enum service_flags service_flags;
 	enum outcome outcome;
 	enum entry entry;
 	enum slot_bits slot_bits;

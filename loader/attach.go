@@ -56,7 +56,8 @@ func (d *Datapath) Attach(interfaces []string, mode Mode) ([]Attachment, error) 
 	if err := d.detachOthers(interfaces); err != nil {
 		return done, err
 	}
-	return done, d.forgetInterfaces(done)
+	d.forgetInterfaces(done)
+	return done, nil
 }
 
 // RefreshInterfaces writes the MAC addresses that the attached interfaces have
@@ -82,39 +83,26 @@ func (d *Datapath) setInterface(nic *net.Interface) error {
 	if len(nic.HardwareAddr) != 6 {
 		return errors.New("it has no Ethernet address: sluice needs an Ethernet interface")
 	}
-	place := uint32(nic.Index) % uint32(lbLimitsMAX_INTERFACES)
-	var have lbInterface
-	if err := d.objects.Interfaces.Lookup(place, &have); err != nil {
-		return fmt.Errorf("read the interface table: %w", err)
-	}
+	at := d.tables.nic(nic.Index)
+	have := *at
 	want := lbInterface{Index: uint32(nic.Index), Mac: [6]uint8(nic.HardwareAddr)}
-	if have == want {
-		return nil
-	}
 	if have.Index != 0 && have.Index != want.Index {
 		if _, err := net.InterfaceByIndex(int(have.Index)); err == nil {
 			return fmt.Errorf("interfaces number %d and %d can't be used together", have.Index, want.Index)
 		}
 	}
-	return put(d.objects.Interfaces, place, &want)
+	store(at, want)
+	return nil
 }
 
 // forgetInterfaces takes those out of the table that the program is not on.
-func (d *Datapath) forgetInterfaces(attached []Attachment) error {
-	table, err := readAll[lbInterface](d.objects.Interfaces)
-	if err != nil {
-		return err
-	}
-	for i, nic := range table {
-		on := slices.ContainsFunc(attached, func(a Attachment) bool { return a.Index == int(nic.Index) })
-		if nic.Index == 0 || on {
-			continue
-		}
-		if err := put(d.objects.Interfaces, uint32(i), &lbInterface{}); err != nil {
-			return err
+func (d *Datapath) forgetInterfaces(attached []Attachment) {
+	for i := range int(lbLimitsMAX_INTERFACES) {
+		nic := d.tables.nic(i)
+		if !slices.ContainsFunc(attached, func(a Attachment) bool { return a.Index == int(nic.Index) }) {
+			store(nic, lbInterface{})
 		}
 	}
-	return nil
 }
 
 func (d *Datapath) attach(nic *net.Interface, mode Mode) (Attachment, error) {

@@ -183,7 +183,7 @@ func TestAttachFreesOthers(t *testing.T) {
 	if n.program("x1") != 0 || n.program("eth0") == 0 {
 		t.Errorf("programs: x1 %d, eth0 %d", n.program("x1"), n.program("eth0"))
 	}
-	if got := rest[lbInterface](t, d.objects.Interfaces); got != 1 {
+	if got := used(d.tables.arrays.Interfaces[:]); got != 1 {
 		t.Errorf("%d interfaces are known, want 1", got)
 	}
 	links, err := pinnedLinks(n.host.PinDir)
@@ -226,7 +226,7 @@ func TestAttachInterfaceMadeAnew(t *testing.T) {
 		if err := refresh(); err != nil {
 			t.Error(err)
 		}
-		if got := rest[lbInterface](t, d.objects.Interfaces); got != 2 {
+		if got := used(d.tables.arrays.Interfaces[:]); got != 2 {
 			t.Errorf("%d interfaces are known, want 2", got)
 		}
 	}
@@ -254,11 +254,8 @@ func TestRefreshInterfaces(t *testing.T) {
 	testenv.Eventually(t, 5*time.Second, "the frame to the old address to pass", func() (bool, error) {
 		return outcomes(t, d)["other_mac"] > 0, nil
 	})
-	var have lbInterface
 	index := n.link("eth0").Attrs().Index
-	if err := d.objects.Interfaces.Lookup(uint32(index%int(lbLimitsMAX_INTERFACES)), &have); err != nil {
-		t.Fatal(err)
-	}
+	have := *d.tables.nic(index)
 	if diff := cmp.Diff(lbInterface{Index: uint32(index), Mac: [6]byte(mac)}, have, cmp.AllowUnexported(lbInterface{})); diff != "" {
 		t.Errorf("interface (-want +got):\n%s", diff)
 	}

@@ -13,26 +13,58 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type benchBackend struct {
-	_       structs.HostLayout
-	Address [2]uint64
-	NextHop struct {
-		_           structs.HostLayout
-		Destination [6]uint8
-		SourceLow   [2]uint8
-		SourceHigh  [4]uint8
-		Interface   uint32
-		Vlan        [2]uint16
-		Vlans       uint16
-		Pad         uint16
+type benchAllowance struct {
+	_    structs.HostLayout
+	Tick uint32
+	Used uint32
+}
+
+type benchArrays struct {
+	_          structs.HostLayout
+	Interfaces [1024]struct {
+		_     structs.HostLayout
+		Index uint32
+		Mac   [6]uint8
+		Pad   [6]uint8
 	}
-	Port       uint16
-	Service    uint16
-	Generation uint32
-	Choice     uint32
-	Choices    uint32
-	Alive      uint32
-	Pad        uint32
+	Vips [4096]struct {
+		_       structs.HostLayout
+		Address [2]uint64
+		Ports   [2]uint32
+		Source  uint32
+		State   uint32
+	}
+	Services [4096]struct {
+		_          structs.HostLayout
+		Slots      uint32
+		SlotCount  uint32
+		Forward    uint32
+		Flags      uint32
+		LimitRate  uint32
+		LimitBurst uint32
+		Pad        uint64
+	}
+	Backends [16384]struct {
+		_       structs.HostLayout
+		Address [2]uint64
+		NextHop struct {
+			_           structs.HostLayout
+			Destination [6]uint8
+			SourceLow   [2]uint8
+			SourceHigh  [4]uint8
+			Interface   uint32
+			Vlan        [2]uint16
+			Vlans       uint16
+			Mtu         uint16
+		}
+		Port       uint16
+		Service    uint16
+		Generation uint32
+		Choice     uint32
+		Choices    uint32
+		Alive      uint32
+		Leaving    uint32
+	}
 }
 
 type benchBenchFlow struct {
@@ -70,18 +102,18 @@ type benchCounters struct {
 }
 
 type benchExported struct {
-	_         structs.HostLayout
-	Layout    uint32
-	Limits    uint32
-	Forward   uint32
-	Outcome   uint32
-	Entry     uint32
-	SlotBits  uint32
-	SlotState uint32
-	NatState  uint32
-	NatFlags  uint32
-	_         [4]byte
-	NatFlow   struct {
+	_            structs.HostLayout
+	Layout       uint32
+	Limits       uint32
+	Forward      uint32
+	ServiceFlags uint32
+	Outcome      uint32
+	Entry        uint32
+	SlotBits     uint32
+	SlotState    uint32
+	NatState     uint32
+	NatFlags     uint32
+	NatFlow      struct {
 		_               structs.HostLayout
 		Client          [2]uint64
 		ClientPort      uint16
@@ -102,11 +134,14 @@ type benchExported struct {
 	}
 }
 
-type benchInterface struct {
-	_     structs.HostLayout
-	Index uint32
-	Mac   [6]uint8
-	Pad   [6]uint8
+type benchFlowKey struct {
+	_          structs.HostLayout
+	Client     [2]uint64
+	Vip        uint32
+	ClientPort uint16
+	VipPort    uint16
+	Protocol   uint32
+	Pad        uint32
 }
 
 type benchMeta struct {
@@ -151,61 +186,65 @@ type benchPairKey struct {
 	State    uint32
 }
 
-type benchService struct {
-	_         structs.HostLayout
-	Slots     uint32
-	SlotCount uint32
-	Forward   uint32
-	Pad       uint32
+type benchPin struct {
+	_          structs.HostLayout
+	Backend    uint32
+	Generation uint32
+	Seen       uint32
+	Sequence   uint32
+	Ending     uint32
+	Pad        uint32
+}
+
+type benchPortTable struct {
+	_       structs.HostLayout
+	Service [65536]uint16
 }
 
 type benchServiceLosses struct {
-	_          structs.HostLayout
-	NoBackend  uint64
-	NoPort     uint64
-	FlowsFull  uint64
-	EarlyReuse uint64
-	Evicted    uint64
-}
-
-type benchVip struct {
-	_        structs.HostLayout
-	Address  [2]uint64
-	TcpPorts uint32
-	UdpPorts uint32
-	Source   uint32
-	State    uint32
+	_              structs.HostLayout
+	NoBackend      uint64
+	NoPort         uint64
+	FlowsFull      uint64
+	EarlyReuse     uint64
+	Evicted        uint64
+	HandshakesFull uint64
+	PinsFull       uint64
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	benchMapBackends       = "backends"
-	benchMapBenchFlows     = "bench_flows"
-	benchMapBenchState     = "bench_state"
-	benchMapInterfaces     = "interfaces"
-	benchMapLosses         = "losses"
-	benchMapMeta           = "meta"
-	benchMapNatBuckets     = "nat_buckets"
-	benchMapNatChoices     = "nat_choices"
-	benchMapNatFlows       = "nat_flows"
-	benchMapNatKeys        = "nat_keys"
-	benchMapNatPairs       = "nat_pairs"
-	benchMapNatRings       = "nat_rings"
-	benchMapOutcomes       = "outcomes"
-	benchMapPorts          = "ports"
-	benchMapServices       = "services"
-	benchMapSlots          = "slots"
-	benchMapTraffic        = "traffic"
-	benchMapVips           = "vips"
-	benchProgBenchEmpty    = "bench_empty"
-	benchProgBenchPipeline = "bench_pipeline"
-	benchVarExported       = "exported"
-	benchVarExportedLimits = "exported_limits"
-	benchVarNatBucketMask  = "nat_bucket_mask"
-	benchVarNatSeed        = "nat_seed"
-	benchVarNatTimeout     = "nat_timeout"
+	benchMapBenchFlows         = "bench_flows"
+	benchMapBenchState         = "bench_state"
+	benchMapHandshakes         = "handshakes"
+	benchMapLosses             = "losses"
+	benchMapMeta               = "meta"
+	benchMapNatBuckets         = "nat_buckets"
+	benchMapNatChoices         = "nat_choices"
+	benchMapNatFlows           = "nat_flows"
+	benchMapNatKeys            = "nat_keys"
+	benchMapNatPairs           = "nat_pairs"
+	benchMapNatRings           = "nat_rings"
+	benchMapOutcomes           = "outcomes"
+	benchMapPins               = "pins"
+	benchMapPorts              = "ports"
+	benchMapSlots              = "slots"
+	benchMapStragglerAllowance = "straggler_allowance"
+	benchMapStragglers         = "stragglers"
+	benchMapTraffic            = "traffic"
+	benchMapUdpFlows           = "udp_flows"
+	benchMapUdpNew             = "udp_new"
+	benchProgBenchEmpty        = "bench_empty"
+	benchProgBenchPipeline     = "bench_pipeline"
+	benchVarDry                = "dry"
+	benchVarExported           = "exported"
+	benchVarExportedLimits     = "exported_limits"
+	benchVarNatBucketMask      = "nat_bucket_mask"
+	benchVarNatSeed            = "nat_seed"
+	benchVarNatTimeout         = "nat_timeout"
+	benchVarTables             = "tables"
 )
 
 // loadBench returns the embedded CollectionSpec for bench.
@@ -258,35 +297,39 @@ type benchProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type benchMapSpecs struct {
-	Backends   *ebpf.MapSpec `ebpf:"backends"`
-	BenchFlows *ebpf.MapSpec `ebpf:"bench_flows"`
-	BenchState *ebpf.MapSpec `ebpf:"bench_state"`
-	Interfaces *ebpf.MapSpec `ebpf:"interfaces"`
-	Losses     *ebpf.MapSpec `ebpf:"losses"`
-	Meta       *ebpf.MapSpec `ebpf:"meta"`
-	NatBuckets *ebpf.MapSpec `ebpf:"nat_buckets"`
-	NatChoices *ebpf.MapSpec `ebpf:"nat_choices"`
-	NatFlows   *ebpf.MapSpec `ebpf:"nat_flows"`
-	NatKeys    *ebpf.MapSpec `ebpf:"nat_keys"`
-	NatPairs   *ebpf.MapSpec `ebpf:"nat_pairs"`
-	NatRings   *ebpf.MapSpec `ebpf:"nat_rings"`
-	Outcomes   *ebpf.MapSpec `ebpf:"outcomes"`
-	Ports      *ebpf.MapSpec `ebpf:"ports"`
-	Services   *ebpf.MapSpec `ebpf:"services"`
-	Slots      *ebpf.MapSpec `ebpf:"slots"`
-	Traffic    *ebpf.MapSpec `ebpf:"traffic"`
-	Vips       *ebpf.MapSpec `ebpf:"vips"`
+	BenchFlows         *ebpf.MapSpec `ebpf:"bench_flows"`
+	BenchState         *ebpf.MapSpec `ebpf:"bench_state"`
+	Handshakes         *ebpf.MapSpec `ebpf:"handshakes"`
+	Losses             *ebpf.MapSpec `ebpf:"losses"`
+	Meta               *ebpf.MapSpec `ebpf:"meta"`
+	NatBuckets         *ebpf.MapSpec `ebpf:"nat_buckets"`
+	NatChoices         *ebpf.MapSpec `ebpf:"nat_choices"`
+	NatFlows           *ebpf.MapSpec `ebpf:"nat_flows"`
+	NatKeys            *ebpf.MapSpec `ebpf:"nat_keys"`
+	NatPairs           *ebpf.MapSpec `ebpf:"nat_pairs"`
+	NatRings           *ebpf.MapSpec `ebpf:"nat_rings"`
+	Outcomes           *ebpf.MapSpec `ebpf:"outcomes"`
+	Pins               *ebpf.MapSpec `ebpf:"pins"`
+	Ports              *ebpf.MapSpec `ebpf:"ports"`
+	Slots              *ebpf.MapSpec `ebpf:"slots"`
+	StragglerAllowance *ebpf.MapSpec `ebpf:"straggler_allowance"`
+	Stragglers         *ebpf.MapSpec `ebpf:"stragglers"`
+	Traffic            *ebpf.MapSpec `ebpf:"traffic"`
+	UdpFlows           *ebpf.MapSpec `ebpf:"udp_flows"`
+	UdpNew             *ebpf.MapSpec `ebpf:"udp_new"`
 }
 
 // benchVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type benchVariableSpecs struct {
+	Dry            *ebpf.VariableSpec `ebpf:"dry"`
 	Exported       *ebpf.VariableSpec `ebpf:"exported"`
 	ExportedLimits *ebpf.VariableSpec `ebpf:"exported_limits"`
 	NatBucketMask  *ebpf.VariableSpec `ebpf:"nat_bucket_mask"`
 	NatSeed        *ebpf.VariableSpec `ebpf:"nat_seed"`
 	NatTimeout     *ebpf.VariableSpec `ebpf:"nat_timeout"`
+	Tables         *ebpf.VariableSpec `ebpf:"tables"`
 }
 
 // benchObjects contains all objects after they have been loaded into the kernel.
@@ -309,32 +352,33 @@ func (o *benchObjects) Close() error {
 //
 // It can be passed to loadBenchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type benchMaps struct {
-	Backends   *ebpf.Map `ebpf:"backends"`
-	BenchFlows *ebpf.Map `ebpf:"bench_flows"`
-	BenchState *ebpf.Map `ebpf:"bench_state"`
-	Interfaces *ebpf.Map `ebpf:"interfaces"`
-	Losses     *ebpf.Map `ebpf:"losses"`
-	Meta       *ebpf.Map `ebpf:"meta"`
-	NatBuckets *ebpf.Map `ebpf:"nat_buckets"`
-	NatChoices *ebpf.Map `ebpf:"nat_choices"`
-	NatFlows   *ebpf.Map `ebpf:"nat_flows"`
-	NatKeys    *ebpf.Map `ebpf:"nat_keys"`
-	NatPairs   *ebpf.Map `ebpf:"nat_pairs"`
-	NatRings   *ebpf.Map `ebpf:"nat_rings"`
-	Outcomes   *ebpf.Map `ebpf:"outcomes"`
-	Ports      *ebpf.Map `ebpf:"ports"`
-	Services   *ebpf.Map `ebpf:"services"`
-	Slots      *ebpf.Map `ebpf:"slots"`
-	Traffic    *ebpf.Map `ebpf:"traffic"`
-	Vips       *ebpf.Map `ebpf:"vips"`
+	BenchFlows         *ebpf.Map `ebpf:"bench_flows"`
+	BenchState         *ebpf.Map `ebpf:"bench_state"`
+	Handshakes         *ebpf.Map `ebpf:"handshakes"`
+	Losses             *ebpf.Map `ebpf:"losses"`
+	Meta               *ebpf.Map `ebpf:"meta"`
+	NatBuckets         *ebpf.Map `ebpf:"nat_buckets"`
+	NatChoices         *ebpf.Map `ebpf:"nat_choices"`
+	NatFlows           *ebpf.Map `ebpf:"nat_flows"`
+	NatKeys            *ebpf.Map `ebpf:"nat_keys"`
+	NatPairs           *ebpf.Map `ebpf:"nat_pairs"`
+	NatRings           *ebpf.Map `ebpf:"nat_rings"`
+	Outcomes           *ebpf.Map `ebpf:"outcomes"`
+	Pins               *ebpf.Map `ebpf:"pins"`
+	Ports              *ebpf.Map `ebpf:"ports"`
+	Slots              *ebpf.Map `ebpf:"slots"`
+	StragglerAllowance *ebpf.Map `ebpf:"straggler_allowance"`
+	Stragglers         *ebpf.Map `ebpf:"stragglers"`
+	Traffic            *ebpf.Map `ebpf:"traffic"`
+	UdpFlows           *ebpf.Map `ebpf:"udp_flows"`
+	UdpNew             *ebpf.Map `ebpf:"udp_new"`
 }
 
 func (m *benchMaps) Close() error {
 	return _BenchClose(
-		m.Backends,
 		m.BenchFlows,
 		m.BenchState,
-		m.Interfaces,
+		m.Handshakes,
 		m.Losses,
 		m.Meta,
 		m.NatBuckets,
@@ -344,11 +388,14 @@ func (m *benchMaps) Close() error {
 		m.NatPairs,
 		m.NatRings,
 		m.Outcomes,
+		m.Pins,
 		m.Ports,
-		m.Services,
 		m.Slots,
+		m.StragglerAllowance,
+		m.Stragglers,
 		m.Traffic,
-		m.Vips,
+		m.UdpFlows,
+		m.UdpNew,
 	)
 }
 
@@ -356,11 +403,13 @@ func (m *benchMaps) Close() error {
 //
 // It can be passed to loadBenchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type benchVariables struct {
+	Dry            *ebpf.Variable `ebpf:"dry"`
 	Exported       *ebpf.Variable `ebpf:"exported"`
 	ExportedLimits *ebpf.Variable `ebpf:"exported_limits"`
 	NatBucketMask  *ebpf.Variable `ebpf:"nat_bucket_mask"`
 	NatSeed        *ebpf.Variable `ebpf:"nat_seed"`
 	NatTimeout     *ebpf.Variable `ebpf:"nat_timeout"`
+	Tables         *ebpf.Variable `ebpf:"tables"`
 }
 
 // benchPrograms contains all programs after they have been loaded into the kernel.

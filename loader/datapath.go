@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"math/bits"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -20,9 +21,9 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/internal/lb"
-	"github.com/sluice-lb/sluice/internal/maglev"
 )
 
 // Options say what a data plane is made for.
@@ -40,7 +41,7 @@ type Datapath struct {
 	pinDir  string
 	share   lb.PortRange
 	log     *slog.Logger
-	objects *lbMaps
+	objects *kernelMaps
 	program *ebpf.Program
 	tables  *tables
 	links   map[string]link.Link
@@ -49,6 +50,8 @@ type Datapath struct {
 	mu    sync.Mutex
 	state *State
 	names map[uint16]string // services, by number, as the last snapshot named them
+	want  lb.Snapshot       // the last one that was applied
+	scan  scan              // of the flow tables, the last one
 }
 
 // idle times after which a nat flow is void, by its state.
@@ -100,14 +103,14 @@ func open(o Options, timeouts map[lbNatState]time.Duration) (*Datapath, error) {
 	}
 	defer collection.Close()
 	var objects struct {
-		lbMaps
+		kernelMaps
 		Sluice *ebpf.Program `ebpf:"sluice"`
 	}
 	if err := collection.Assign(&objects); err != nil {
 		return nil, fmt.Errorf("read the program: %w", err)
 	}
 	d := &Datapath{
-		pinDir: o.PinDir, share: o.Ports, log: o.Log, objects: &objects.lbMaps, program: objects.Sluice,
+		pinDir: o.PinDir, share: o.Ports, log: o.Log, objects: &objects.kernelMaps, program: objects.Sluice,
 		links: map[string]link.Link{}, names: map[uint16]string{}, cache: &tableCache{},
 	}
 	if err := d.start(o, meta); err != nil {
@@ -134,7 +137,7 @@ func (d *Datapath) start(o Options, meta lbMeta) error {
 	// The map that says what the others are comes last: a daemon that is killed
 	// here leaves nothing that the next one takes for what it is not.
 	for _, m := range slices.Backward(d.mapsByName()) {
-		if err := repin(m.m, filepath.Join(d.pinDir, m.name)); err != nil {
+		if err := repin(m.m, pinPath(d.pinDir, m.name)); err != nil {
 			return err
 		}
 	}
@@ -147,14 +150,40 @@ type namedMap struct {
 }
 
 func (d *Datapath) mapsByName() []namedMap {
-	o := d.objects
-	return []namedMap{
-		{"meta", o.Meta}, {"interfaces", o.Interfaces}, {"vips", o.Vips}, {"ports", o.Ports},
-		{"services", o.Services}, {"slots", o.Slots}, {"backends", o.Backends}, {"traffic", o.Traffic},
-		{"losses", o.Losses}, {"outcomes", o.Outcomes}, {"nat_pairs", o.NatPairs}, {"nat_choices", o.NatChoices},
-		{"nat_keys", o.NatKeys}, {"nat_buckets", o.NatBuckets}, {"nat_flows", o.NatFlows}, {"nat_rings", o.NatRings},
+	all := []namedMap{{"meta", d.objects.Meta}} // the first one
+	for name, m := range d.objects.byName() {
+		if *m != d.objects.Meta {
+			all = append(all, namedMap{name, *m})
+		}
 	}
+	return all
 }
+
+// tablesMap is what the program's one variable is called in a specification; a
+// BPF file system refuses the name.
+const tablesMap = ".bss"
+
+// byName returns the maps by their names in a specification. All of them are
+// pinned.
+func (m *kernelMaps) byName() map[string]**ebpf.Map {
+	all := map[string]**ebpf.Map{tablesMap: &m.Tables}
+	v := reflect.ValueOf(&m.lbMaps).Elem()
+	for i := range v.NumField() {
+		all[v.Type().Field(i).Tag.Get("ebpf")] = v.Field(i).Addr().Interface().(**ebpf.Map)
+	}
+	return all
+}
+
+// pinPath is where a map is pinned.
+func pinPath(dir, name string) string {
+	if name == tablesMap {
+		name = "tables"
+	}
+	return filepath.Join(dir, name)
+}
+
+// pinnable tells whether a map of a specification is pinned: constants are not.
+func pinnable(name string) bool { return name == tablesMap || !strings.HasPrefix(name, ".") }
 
 // size gives the maps their sizes and finds the pinned ones that can be taken
 // over.
@@ -170,8 +199,12 @@ func size(spec *ebpf.CollectionSpec, o Options) (lbMeta, map[string]*ebpf.Map, e
 	rand.Read(seed[:])
 	meta.NatSeed = binary.LittleEndian.Uint64(seed[:])
 	slots := uint32(max(2*o.Slots, 16*lb.DefaultTableSize))
+	spec.Maps[tablesMap].Flags |= unix.BPF_F_MMAPABLE
 	spec.Maps["slots"].MaxEntries = slots
 	spec.Maps["nat_buckets"].MaxEntries = buckets
+	for name, entries := range flowTables(o.MaxFlows) {
+		spec.Maps[name].MaxEntries = entries
+	}
 	if o.PinDir == "" {
 		return meta, nil, nil
 	}
@@ -197,10 +230,10 @@ func size(spec *ebpf.CollectionSpec, o Options) (lbMeta, map[string]*ebpf.Map, e
 		spec.Maps["nat_buckets"].MaxEntries = old.BucketMask + 1
 	}
 	for name, ms := range spec.Maps {
-		if strings.HasPrefix(name, ".") {
-			continue // constants
+		if !pinnable(name) {
+			continue
 		}
-		m, err := ebpf.LoadPinnedMap(filepath.Join(o.PinDir, name), nil)
+		m, err := ebpf.LoadPinnedMap(pinPath(o.PinDir, name), nil)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -220,6 +253,9 @@ func size(spec *ebpf.CollectionSpec, o Options) (lbMeta, map[string]*ebpf.Map, e
 			}
 			ms.MaxEntries = m.MaxEntries()
 		}
+		if _, ok := flowTables(o.MaxFlows)[name]; ok {
+			ms.MaxEntries = m.MaxEntries() // it keeps its size, as the flow table of nat does
+		}
 		if err := ms.Compatible(m); err != nil {
 			m.Close()
 			closeAll(adopted)
@@ -228,6 +264,16 @@ func size(spec *ebpf.CollectionSpec, o Options) (lbMeta, map[string]*ebpf.Map, e
 		adopted[name] = m
 	}
 	return old, adopted, nil
+}
+
+// flowTables are the sizes of the tables of single flows. Handshakes last for 5 s
+// only; stragglers are preallocated.
+func flowTables(maxFlows int) map[string]uint32 {
+	pins := uint32(max(maxFlows, 1024))
+	return map[string]uint32{
+		"pins": pins, "udp_flows": pins, "handshakes": min(pins, 1<<17), "stragglers": min(pins, 1<<18),
+		"udp_new": min(pins, 1<<16),
+	}
 }
 
 // growSlots makes a larger table of slots with what the old one holds.
@@ -298,74 +344,4 @@ func (d *Datapath) Close() error {
 		errs = append(errs, l.Close())
 	}
 	return errors.Join(append(errs, d.objects.Close(), d.program.Close())...)
-}
-
-// Apply makes the kernel's tables those of the snapshot. Either all of it is
-// planned or nothing is written. Connections of dsr services that are moved by a
-// planned change of backends go to the slot's new owner.
-func (d *Datapath) Apply(want lb.Snapshot) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	lim := limits{slots: d.objects.Slots.MaxEntries(), share: d.share}
-	steps, next, err := plan(d.state, want, lim, d.cache.table)
-	if err != nil {
-		return err
-	}
-	d.cache.turn()
-	for _, s := range steps {
-		d.log.Debug("apply", "step", s.String())
-		if err := s.apply(d.tables); err != nil {
-			// What is written is written: the maps say what holds now.
-			state, readErr := d.tables.readState()
-			if readErr == nil {
-				d.state = state
-			}
-			return errors.Join(fmt.Errorf("%v: %w", s, err), readErr)
-		}
-	}
-	d.state = next
-	d.nameServices(want)
-	return nil
-}
-
-func (d *Datapath) nameServices(want lb.Snapshot) {
-	clear(d.names)
-	for _, s := range want.Services {
-		for _, a := range s.Addresses {
-			if v, ok := d.state.VIPs[a.Addr()]; ok {
-				d.names[d.state.Ports[portKey{v.Table, a.Port()}]] = s.Name
-			}
-		}
-	}
-}
-
-// tableCache remembers the Maglev tables of the last snapshot, since most changes
-// touch one service only.
-type tableCache struct{ last, now map[string][]int32 }
-
-// turn forgets the tables that have not been asked for since the last turn.
-func (c *tableCache) turn() { c.last, c.now = c.now, nil }
-
-func (c *tableCache) table(size int, backends []lb.Backend) ([]int32, error) {
-	var b strings.Builder
-	fmt.Fprint(&b, size)
-	members := make([]maglev.Backend, len(backends))
-	for i, m := range backends {
-		fmt.Fprintf(&b, " %v/%d", m.Address, m.Weight)
-		members[i] = maglev.Backend{Key: m.Address.String(), Weight: m.Weight}
-	}
-	key := b.String()
-	slots, ok := c.last[key]
-	if !ok {
-		t, err := maglev.Build(size, members)
-		if err != nil {
-			return nil, err
-		}
-		slots = t.Slots
-	}
-	if c.now == nil {
-		c.now = map[string][]int32{}
-	}
-	c.now[key] = slots
-	return slots, nil
 }

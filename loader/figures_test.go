@@ -148,7 +148,7 @@ func newBench(t *testing.T, forward lb.Forward) *bench {
 	}
 	replace := map[string]*ebpf.Map{}
 	for _, m := range b.d.mapsByName() {
-		spec.Maps[m.name].MaxEntries = m.m.MaxEntries()
+		spec.Maps[m.name].MaxEntries, spec.Maps[m.name].Flags = m.m.MaxEntries(), m.m.Flags()
 		replace[m.name] = m.m
 	}
 	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})

@@ -78,9 +78,7 @@ func newDatapathWith(t testing.TB, o Options, timeouts map[lbNatState]time.Durat
 			t.Error(err)
 		}
 	})
-	if err := put(d.objects.Interfaces, nicIndex, &lbInterface{Index: nicIndex, Mac: nicMAC}); err != nil {
-		t.Fatal(err)
-	}
+	store(d.tables.nic(nicIndex), lbInterface{Index: nicIndex, Mac: nicMAC})
 	apply(t, d, services...)
 	return d
 }
@@ -250,6 +248,18 @@ func pairFlows(d *Datapath, pair uint32) (*ebpf.Map, error) {
 		return nil, errors.Join(errNoPair, err)
 	}
 	return inner, nil
+}
+
+// used counts the entries of a part of the program's variable that are not zero.
+func used[T comparable](entries []T) int {
+	var zero T
+	n := 0
+	for _, e := range entries {
+		if e != zero {
+			n++
+		}
+	}
+	return n
 }
 
 // rest counts the entries of an array that are not zero.

@@ -30,15 +30,47 @@ const golden = 0x9e3779b97f4a7c15
 
 // FlowHash is the hash of a flow from client to VIP, as the XDP program
 // computes it (flow_hash in bpf/balance.h). Every node computes the same. Both
-// addresses must be IPv4.
+// addresses are of one family.
 func FlowHash(client, vip netip.AddrPort, protocol lb.Protocol) uint64 {
-	c, v := client.Addr().As4(), vip.Addr().As4()
-	addresses := uint64(binary.LittleEndian.Uint32(c[:]))<<32 | uint64(binary.LittleEndian.Uint32(v[:]))
-	rest := uint64(bigEndian16(client.Port()))<<32 | uint64(bigEndian16(vip.Port()))<<16 | uint64(protocol)
+	var addresses uint64
+	if client.Addr().Is4() {
+		c, v := client.Addr().As4(), vip.Addr().As4()
+		addresses = uint64(binary.LittleEndian.Uint32(c[:]))<<32 | uint64(binary.LittleEndian.Uint32(v[:]))
+	} else {
+		v := mapped(vip.Addr())
+		addresses = mix(mix(foldAddress(client.Addr()))^v[1]) ^ v[0]
+	}
+	return hashWords(addresses, uint64(bigEndian16(client.Port()))<<32|uint64(bigEndian16(vip.Port()))<<16|uint64(protocol))
+}
+
+// SourceHash is what a service with lb.SourceHash has in place of FlowHash.
+func SourceHash(client netip.Addr) uint64 {
+	if client.Is4() {
+		c := client.As4()
+		return hashWords(uint64(binary.LittleEndian.Uint32(c[:]))<<32, 0)
+	}
+	return hashWords(foldAddress(client), 0)
+}
+
+func foldAddress(a netip.Addr) uint64 {
+	w := mapped(a)
+	return mix(w[1]+golden) + w[0]
+}
+
+func hashWords(addresses, rest uint64) uint64 {
 	h := (addresses ^ addresses>>29) * golden
 	h ^= (rest ^ rest>>32) * 0xff51afd7ed558ccd
 	h ^= h >> 32
 	return h * 0xc4ceb9fe1a85ec53
+}
+
+// mix is mix of bpf/packet.h.
+func mix(h uint64) uint64 {
+	h ^= h >> 33
+	h *= 0xff51afd7ed558ccd
+	h ^= h >> 33
+	h *= 0xc4ceb9fe1a85ec53
+	return h ^ h>>33
 }
 
 // Slot is the slot of a table with size slots that a flow with this hash falls
@@ -48,7 +80,13 @@ func Slot(hash uint64, size uint32) uint32 {
 }
 
 // vipHash is where find_vip of bpf/parse.h begins to look for an address.
-func vipHash(a netip.Addr) uint32 { return uint32(mapped(a)[1] * golden >> (64 - lbLimitsVIP_BITS)) }
+func vipHash(a netip.Addr) uint32 {
+	w := mapped(a)
+	if a.Is4() {
+		w[0] = 0
+	}
+	return uint32((w[1] ^ w[0]*0xff51afd7ed558ccd) * golden >> (64 - lbLimitsVIP_BITS))
+}
 
 // pairHash is where find_pair of bpf/nat.h begins to look for a pair.
 func pairHash(backend netip.AddrPort, vip uint32) uint32 {

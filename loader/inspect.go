@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"path/filepath"
-	"strings"
 
 	"github.com/cilium/ebpf"
 )
@@ -38,46 +36,38 @@ func Inspect(dir string) (Inspection, error) {
 		in.Attachments = append(in.Attachments, a)
 	}
 
-	spec, err := loadLb()
-	if err != nil {
-		return in, fmt.Errorf("read the program: %w", err)
-	}
-	open := map[string]*ebpf.Map{}
-	defer func() { closeAll(open) }()
-	for name := range spec.Maps {
-		if strings.HasPrefix(name, ".") {
-			continue // constants are not pinned: a BPF file system refuses the name
+	var m kernelMaps
+	byName := m.byName()
+	defer func() {
+		for _, m := range byName {
+			(*m).Close() // nothing was written through it
 		}
-		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
+	}()
+	for name, into := range byName {
+		opened, err := ebpf.LoadPinnedMap(pinPath(dir, name), nil)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			return in, fmt.Errorf("open the pinned map %s: %w", name, err)
 		}
-		open[name] = m
+		*into = opened
 	}
-	if open["meta"] == nil {
+	if m.Meta == nil {
 		return in, fmt.Errorf("nothing is pinned in %s: %w", dir, fs.ErrNotExist)
 	}
 	var meta lbMeta
-	if err := open["meta"].Lookup(uint32(0), &meta); err != nil {
+	if err := m.Meta.Lookup(uint32(0), &meta); err != nil {
 		return in, fmt.Errorf("read the pinned maps: %w", err)
 	}
 	if meta.Layout != uint32(lbLayoutLAYOUT_VERSION) {
 		return in, fmt.Errorf("the maps pinned in %s are those of another version of sluice (layout %d, not %d)",
 			dir, meta.Layout, lbLayoutLAYOUT_VERSION)
 	}
-	for name := range spec.Maps {
-		if open[name] == nil && !strings.HasPrefix(name, ".") {
-			return in, fmt.Errorf("the map %s is not pinned in %s: `sluice run` makes it anew", name, dir)
+	for name, opened := range byName {
+		if *opened == nil {
+			return in, fmt.Errorf("%s is not pinned: `sluice run` makes it anew", pinPath(dir, name))
 		}
-	}
-	m := lbMaps{
-		Meta: open["meta"], Interfaces: open["interfaces"], Vips: open["vips"], Ports: open["ports"],
-		Services: open["services"], Slots: open["slots"], Backends: open["backends"], Traffic: open["traffic"],
-		Losses: open["losses"], Outcomes: open["outcomes"], NatPairs: open["nat_pairs"],
-		NatChoices: open["nat_choices"], NatKeys: open["nat_keys"], NatBuckets: open["nat_buckets"],
 	}
 	t, err := openTables(m)
 	if err != nil {
@@ -88,6 +78,6 @@ func Inspect(dir string) (Inspection, error) {
 	if err != nil {
 		return in, err
 	}
-	in.Stats, err = readStats(&m, state, nil)
+	in.Stats, err = readStats(&m, state, nil, nil)
 	return in, err
 }

@@ -13,6 +13,60 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type lbAllowance struct {
+	_    structs.HostLayout
+	Tick uint32
+	Used uint32
+}
+
+type lbArrays struct {
+	_          structs.HostLayout
+	Interfaces [1024]struct {
+		_     structs.HostLayout
+		Index uint32
+		Mac   [6]uint8
+		Pad   [6]uint8
+	}
+	Vips [4096]struct {
+		_       structs.HostLayout
+		Address [2]uint64
+		Ports   [2]uint32
+		Source  uint32
+		State   uint32
+	}
+	Services [4096]struct {
+		_          structs.HostLayout
+		Slots      uint32
+		SlotCount  uint32
+		Forward    uint32
+		Flags      uint32
+		LimitRate  uint32
+		LimitBurst uint32
+		Pad        uint64
+	}
+	Backends [16384]struct {
+		_       structs.HostLayout
+		Address [2]uint64
+		NextHop struct {
+			_           structs.HostLayout
+			Destination [6]uint8
+			SourceLow   [2]uint8
+			SourceHigh  [4]uint8
+			Interface   uint32
+			Vlan        [2]uint16
+			Vlans       uint16
+			Mtu         uint16
+		}
+		Port       uint16
+		Service    uint16
+		Generation uint32
+		Choice     uint32
+		Choices    uint32
+		Alive      uint32
+		Leaving    uint32
+	}
+}
+
 type lbBackend struct {
 	_          structs.HostLayout
 	Address    [2]uint64
@@ -23,7 +77,7 @@ type lbBackend struct {
 	Choice     uint32
 	Choices    uint32
 	Alive      uint32
-	Pad        uint32
+	Leaving    uint32
 }
 
 type lbCounters struct {
@@ -44,18 +98,18 @@ const (
 )
 
 type lbExported struct {
-	_         structs.HostLayout
-	Layout    uint32
-	Limits    uint32
-	Forward   uint32
-	Outcome   uint32
-	Entry     uint32
-	SlotBits  uint32
-	SlotState uint32
-	NatState  uint32
-	NatFlags  uint32
-	_         [4]byte
-	NatFlow   struct {
+	_            structs.HostLayout
+	Layout       uint32
+	Limits       uint32
+	Forward      uint32
+	ServiceFlags uint32
+	Outcome      uint32
+	Entry        uint32
+	SlotBits     uint32
+	SlotState    uint32
+	NatState     uint32
+	NatFlags     uint32
+	NatFlow      struct {
 		_               structs.HostLayout
 		Client          [2]uint64
 		ClientPort      uint16
@@ -76,11 +130,23 @@ type lbExported struct {
 	}
 }
 
+type lbFlowKey struct {
+	_          structs.HostLayout
+	Client     [2]uint64
+	Vip        uint32
+	ClientPort uint16
+	VipPort    uint16
+	Protocol   uint32
+	Pad        uint32
+}
+
 type lbForward uint32
 
 const (
-	lbForwardFORWARD_NAT lbForward = 1
-	lbForwardFORWARD_DSR lbForward = 2
+	lbForwardFORWARD_NAT    lbForward = 1
+	lbForwardFORWARD_DSR    lbForward = 2
+	lbForwardFORWARD_TUNNEL lbForward = 3
+	lbForwardFORWARD_DNAT   lbForward = 4
 )
 
 type lbInterface struct {
@@ -93,29 +159,32 @@ type lbInterface struct {
 type lbLayout uint32
 
 const (
-	lbLayoutLAYOUT_VERSION lbLayout = 1
+	lbLayoutLAYOUT_VERSION lbLayout = 2
 )
 
 type lbLimits uint32
 
 const (
-	lbLimitsMAX_INTERFACES  lbLimits = 1024
-	lbLimitsVIP_BITS        lbLimits = 12
-	lbLimitsMAX_VIPS        lbLimits = 4096
-	lbLimitsMAX_PORT_TABLES lbLimits = 256
-	lbLimitsPORT_GROUPS     lbLimits = 16384
-	lbLimitsMAX_SERVICES    lbLimits = 4096
-	lbLimitsMAX_BACKENDS    lbLimits = 16384
-	lbLimitsMAX_PAIRS       lbLimits = 8192
-	lbLimitsMAX_CHOICES     lbLimits = 65536
-	lbLimitsPAIR_KEY_BITS   lbLimits = 15
-	lbLimitsMAX_PAIR_KEYS   lbLimits = 32768
-	lbLimitsPROBES          lbLimits = 16
-	lbLimitsNAT_PORTS       lbLimits = 65536
-	lbLimitsNAT_EMBRYONIC   lbLimits = 16384
-	lbLimitsNAT_RING        lbLimits = 81920
-	lbLimitsNAT_WAYS        lbLimits = 8
-	lbLimitsMAX_VLANS       lbLimits = 2
+	lbLimitsMAX_INTERFACES      lbLimits = 1024
+	lbLimitsVIP_BITS            lbLimits = 12
+	lbLimitsMAX_VIPS            lbLimits = 4096
+	lbLimitsMAX_PORT_TABLES     lbLimits = 256
+	lbLimitsPORTS               lbLimits = 65536
+	lbLimitsMAX_SERVICES        lbLimits = 4096
+	lbLimitsMAX_BACKENDS        lbLimits = 16384
+	lbLimitsMAX_PAIRS           lbLimits = 8192
+	lbLimitsMAX_CHOICES         lbLimits = 65536
+	lbLimitsPAIR_KEY_BITS       lbLimits = 15
+	lbLimitsMAX_PAIR_KEYS       lbLimits = 32768
+	lbLimitsPROBES              lbLimits = 16
+	lbLimitsNAT_PORTS           lbLimits = 65536
+	lbLimitsNAT_EMBRYONIC       lbLimits = 16384
+	lbLimitsNAT_RING            lbLimits = 81920
+	lbLimitsNAT_WAYS            lbLimits = 8
+	lbLimitsMAX_VLANS           lbLimits = 2
+	lbLimitsSTRAGGLERS_PER_TICK lbLimits = 2048
+	lbLimitsUDP_IDLE_TICKS      lbLimits = 2235
+	lbLimitsMAX_EXTENSIONS      lbLimits = 8
 )
 
 type lbMeta struct {
@@ -199,7 +268,7 @@ type lbNextHop struct {
 	Interface   uint32
 	Vlan        [2]uint16
 	Vlans       uint16
-	Pad         uint16
+	Mtu         uint16
 }
 
 type lbOutcome uint32
@@ -216,15 +285,16 @@ const (
 	lbOutcomePASS_NO_FLOW       lbOutcome = 8
 	lbOutcomeDROP_MALFORMED_IP  lbOutcome = 9
 	lbOutcomeDROP_MALFORMED_TCP lbOutcome = 10
-	lbOutcomeDROP_FRAGMENT      lbOutcome = 11
-	lbOutcomeDROP_TTL           lbOutcome = 12
-	lbOutcomeDROP_NO_BACKEND    lbOutcome = 13
-	lbOutcomeDROP_NO_PORT       lbOutcome = 14
-	lbOutcomeDROP_FLOWS_FULL    lbOutcome = 15
-	lbOutcomeDROP_NO_NEXT_HOP   lbOutcome = 16
-	lbOutcomeDROP_HEADROOM      lbOutcome = 17
-	lbOutcomeDROP_INTERNAL      lbOutcome = 18
-	lbOutcomeOUTCOMES           lbOutcome = 19
+	lbOutcomeDROP_MALFORMED_UDP lbOutcome = 11
+	lbOutcomeDROP_FRAGMENT      lbOutcome = 12
+	lbOutcomeDROP_TTL           lbOutcome = 13
+	lbOutcomeDROP_NO_BACKEND    lbOutcome = 14
+	lbOutcomeDROP_NO_PORT       lbOutcome = 15
+	lbOutcomeDROP_FLOWS_FULL    lbOutcome = 16
+	lbOutcomeDROP_NO_NEXT_HOP   lbOutcome = 17
+	lbOutcomeDROP_HEADROOM      lbOutcome = 18
+	lbOutcomeDROP_INTERNAL      lbOutcome = 19
+	lbOutcomeOUTCOMES           lbOutcome = 20
 )
 
 type lbPairKey struct {
@@ -237,21 +307,52 @@ type lbPairKey struct {
 	State    uint32
 }
 
-type lbService struct {
-	_         structs.HostLayout
-	Slots     uint32
-	SlotCount uint32
-	Forward   uint32
-	Pad       uint32
+type lbPin struct {
+	_          structs.HostLayout
+	Backend    uint32
+	Generation uint32
+	Seen       uint32
+	Sequence   uint32
+	Ending     uint32
+	Pad        uint32
 }
 
-type lbServiceLosses struct {
+type lbPortTable struct {
+	_       structs.HostLayout
+	Service [65536]uint16
+}
+
+type lbService struct {
 	_          structs.HostLayout
-	NoBackend  uint64
-	NoPort     uint64
-	FlowsFull  uint64
-	EarlyReuse uint64
-	Evicted    uint64
+	Slots      uint32
+	SlotCount  uint32
+	Forward    uint32
+	Flags      uint32
+	LimitRate  uint32
+	LimitBurst uint32
+	Pad        uint64
+}
+
+type lbServiceFlags uint32
+
+const (
+	lbServiceFlagsSERVICE_SOURCE_HASH  lbServiceFlags = 1
+	lbServiceFlagsSERVICE_UDP_FLOWS    lbServiceFlags = 2
+	lbServiceFlagsSERVICE_RULES        lbServiceFlags = 4
+	lbServiceFlagsSERVICE_ALLOW_ONLY   lbServiceFlags = 8
+	lbServiceFlagsSERVICE_SOURCE_LIMIT lbServiceFlags = 16
+	lbServiceFlagsSERVICE_UDP          lbServiceFlags = 32
+)
+
+type lbServiceLosses struct {
+	_              structs.HostLayout
+	NoBackend      uint64
+	NoPort         uint64
+	FlowsFull      uint64
+	EarlyReuse     uint64
+	Evicted        uint64
+	HandshakesFull uint64
+	PinsFull       uint64
 }
 
 type lbSlotBits uint32
@@ -260,6 +361,8 @@ const (
 	lbSlotBitsSLOT_OWNER_BITS     lbSlotBits = 24
 	lbSlotBitsSLOT_PREVIOUS_SHIFT lbSlotBits = 24
 	lbSlotBitsSLOT_STATE_SHIFT    lbSlotBits = 48
+	lbSlotBitsSLOT_STATE_MASK     lbSlotBits = 3
+	lbSlotBitsSLOT_CLOSES_SHIFT   lbSlotBits = 50
 )
 
 type lbSlotState uint32
@@ -271,39 +374,42 @@ const (
 )
 
 type lbVip struct {
-	_        structs.HostLayout
-	Address  [2]uint64
-	TcpPorts uint32
-	UdpPorts uint32
-	Source   uint32
-	State    uint32
+	_       structs.HostLayout
+	Address [2]uint64
+	Ports   [2]uint32
+	Source  uint32
+	State   uint32
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	lbMapBackends      = "backends"
-	lbMapInterfaces    = "interfaces"
-	lbMapLosses        = "losses"
-	lbMapMeta          = "meta"
-	lbMapNatBuckets    = "nat_buckets"
-	lbMapNatChoices    = "nat_choices"
-	lbMapNatFlows      = "nat_flows"
-	lbMapNatKeys       = "nat_keys"
-	lbMapNatPairs      = "nat_pairs"
-	lbMapNatRings      = "nat_rings"
-	lbMapOutcomes      = "outcomes"
-	lbMapPorts         = "ports"
-	lbMapServices      = "services"
-	lbMapSlots         = "slots"
-	lbMapTraffic       = "traffic"
-	lbMapVips          = "vips"
-	lbProgSluice       = "sluice"
-	lbVarExported      = "exported"
-	lbVarNatBucketMask = "nat_bucket_mask"
-	lbVarNatSeed       = "nat_seed"
-	lbVarNatTimeout    = "nat_timeout"
+	lbMapHandshakes         = "handshakes"
+	lbMapLosses             = "losses"
+	lbMapMeta               = "meta"
+	lbMapNatBuckets         = "nat_buckets"
+	lbMapNatChoices         = "nat_choices"
+	lbMapNatFlows           = "nat_flows"
+	lbMapNatKeys            = "nat_keys"
+	lbMapNatPairs           = "nat_pairs"
+	lbMapNatRings           = "nat_rings"
+	lbMapOutcomes           = "outcomes"
+	lbMapPins               = "pins"
+	lbMapPorts              = "ports"
+	lbMapSlots              = "slots"
+	lbMapStragglerAllowance = "straggler_allowance"
+	lbMapStragglers         = "stragglers"
+	lbMapTraffic            = "traffic"
+	lbMapUdpFlows           = "udp_flows"
+	lbMapUdpNew             = "udp_new"
+	lbProgSluice            = "sluice"
+	lbVarDry                = "dry"
+	lbVarExported           = "exported"
+	lbVarNatBucketMask      = "nat_bucket_mask"
+	lbVarNatSeed            = "nat_seed"
+	lbVarNatTimeout         = "nat_timeout"
+	lbVarTables             = "tables"
 )
 
 // loadLb returns the embedded CollectionSpec for lb.
@@ -355,32 +461,36 @@ type lbProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type lbMapSpecs struct {
-	Backends   *ebpf.MapSpec `ebpf:"backends"`
-	Interfaces *ebpf.MapSpec `ebpf:"interfaces"`
-	Losses     *ebpf.MapSpec `ebpf:"losses"`
-	Meta       *ebpf.MapSpec `ebpf:"meta"`
-	NatBuckets *ebpf.MapSpec `ebpf:"nat_buckets"`
-	NatChoices *ebpf.MapSpec `ebpf:"nat_choices"`
-	NatFlows   *ebpf.MapSpec `ebpf:"nat_flows"`
-	NatKeys    *ebpf.MapSpec `ebpf:"nat_keys"`
-	NatPairs   *ebpf.MapSpec `ebpf:"nat_pairs"`
-	NatRings   *ebpf.MapSpec `ebpf:"nat_rings"`
-	Outcomes   *ebpf.MapSpec `ebpf:"outcomes"`
-	Ports      *ebpf.MapSpec `ebpf:"ports"`
-	Services   *ebpf.MapSpec `ebpf:"services"`
-	Slots      *ebpf.MapSpec `ebpf:"slots"`
-	Traffic    *ebpf.MapSpec `ebpf:"traffic"`
-	Vips       *ebpf.MapSpec `ebpf:"vips"`
+	Handshakes         *ebpf.MapSpec `ebpf:"handshakes"`
+	Losses             *ebpf.MapSpec `ebpf:"losses"`
+	Meta               *ebpf.MapSpec `ebpf:"meta"`
+	NatBuckets         *ebpf.MapSpec `ebpf:"nat_buckets"`
+	NatChoices         *ebpf.MapSpec `ebpf:"nat_choices"`
+	NatFlows           *ebpf.MapSpec `ebpf:"nat_flows"`
+	NatKeys            *ebpf.MapSpec `ebpf:"nat_keys"`
+	NatPairs           *ebpf.MapSpec `ebpf:"nat_pairs"`
+	NatRings           *ebpf.MapSpec `ebpf:"nat_rings"`
+	Outcomes           *ebpf.MapSpec `ebpf:"outcomes"`
+	Pins               *ebpf.MapSpec `ebpf:"pins"`
+	Ports              *ebpf.MapSpec `ebpf:"ports"`
+	Slots              *ebpf.MapSpec `ebpf:"slots"`
+	StragglerAllowance *ebpf.MapSpec `ebpf:"straggler_allowance"`
+	Stragglers         *ebpf.MapSpec `ebpf:"stragglers"`
+	Traffic            *ebpf.MapSpec `ebpf:"traffic"`
+	UdpFlows           *ebpf.MapSpec `ebpf:"udp_flows"`
+	UdpNew             *ebpf.MapSpec `ebpf:"udp_new"`
 }
 
 // lbVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type lbVariableSpecs struct {
+	Dry           *ebpf.VariableSpec `ebpf:"dry"`
 	Exported      *ebpf.VariableSpec `ebpf:"exported"`
 	NatBucketMask *ebpf.VariableSpec `ebpf:"nat_bucket_mask"`
 	NatSeed       *ebpf.VariableSpec `ebpf:"nat_seed"`
 	NatTimeout    *ebpf.VariableSpec `ebpf:"nat_timeout"`
+	Tables        *ebpf.VariableSpec `ebpf:"tables"`
 }
 
 // lbObjects contains all objects after they have been loaded into the kernel.
@@ -403,28 +513,29 @@ func (o *lbObjects) Close() error {
 //
 // It can be passed to loadLbObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lbMaps struct {
-	Backends   *ebpf.Map `ebpf:"backends"`
-	Interfaces *ebpf.Map `ebpf:"interfaces"`
-	Losses     *ebpf.Map `ebpf:"losses"`
-	Meta       *ebpf.Map `ebpf:"meta"`
-	NatBuckets *ebpf.Map `ebpf:"nat_buckets"`
-	NatChoices *ebpf.Map `ebpf:"nat_choices"`
-	NatFlows   *ebpf.Map `ebpf:"nat_flows"`
-	NatKeys    *ebpf.Map `ebpf:"nat_keys"`
-	NatPairs   *ebpf.Map `ebpf:"nat_pairs"`
-	NatRings   *ebpf.Map `ebpf:"nat_rings"`
-	Outcomes   *ebpf.Map `ebpf:"outcomes"`
-	Ports      *ebpf.Map `ebpf:"ports"`
-	Services   *ebpf.Map `ebpf:"services"`
-	Slots      *ebpf.Map `ebpf:"slots"`
-	Traffic    *ebpf.Map `ebpf:"traffic"`
-	Vips       *ebpf.Map `ebpf:"vips"`
+	Handshakes         *ebpf.Map `ebpf:"handshakes"`
+	Losses             *ebpf.Map `ebpf:"losses"`
+	Meta               *ebpf.Map `ebpf:"meta"`
+	NatBuckets         *ebpf.Map `ebpf:"nat_buckets"`
+	NatChoices         *ebpf.Map `ebpf:"nat_choices"`
+	NatFlows           *ebpf.Map `ebpf:"nat_flows"`
+	NatKeys            *ebpf.Map `ebpf:"nat_keys"`
+	NatPairs           *ebpf.Map `ebpf:"nat_pairs"`
+	NatRings           *ebpf.Map `ebpf:"nat_rings"`
+	Outcomes           *ebpf.Map `ebpf:"outcomes"`
+	Pins               *ebpf.Map `ebpf:"pins"`
+	Ports              *ebpf.Map `ebpf:"ports"`
+	Slots              *ebpf.Map `ebpf:"slots"`
+	StragglerAllowance *ebpf.Map `ebpf:"straggler_allowance"`
+	Stragglers         *ebpf.Map `ebpf:"stragglers"`
+	Traffic            *ebpf.Map `ebpf:"traffic"`
+	UdpFlows           *ebpf.Map `ebpf:"udp_flows"`
+	UdpNew             *ebpf.Map `ebpf:"udp_new"`
 }
 
 func (m *lbMaps) Close() error {
 	return _LbClose(
-		m.Backends,
-		m.Interfaces,
+		m.Handshakes,
 		m.Losses,
 		m.Meta,
 		m.NatBuckets,
@@ -434,11 +545,14 @@ func (m *lbMaps) Close() error {
 		m.NatPairs,
 		m.NatRings,
 		m.Outcomes,
+		m.Pins,
 		m.Ports,
-		m.Services,
 		m.Slots,
+		m.StragglerAllowance,
+		m.Stragglers,
 		m.Traffic,
-		m.Vips,
+		m.UdpFlows,
+		m.UdpNew,
 	)
 }
 
@@ -446,10 +560,12 @@ func (m *lbMaps) Close() error {
 //
 // It can be passed to loadLbObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lbVariables struct {
+	Dry           *ebpf.Variable `ebpf:"dry"`
 	Exported      *ebpf.Variable `ebpf:"exported"`
 	NatBucketMask *ebpf.Variable `ebpf:"nat_bucket_mask"`
 	NatSeed       *ebpf.Variable `ebpf:"nat_seed"`
 	NatTimeout    *ebpf.Variable `ebpf:"nat_timeout"`
+	Tables        *ebpf.Variable `ebpf:"tables"`
 }
 
 // lbPrograms contains all programs after they have been loaded into the kernel.

@@ -1,7 +1,338 @@
 package loader
 
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// How long entries of the flow tables live without a packet.
+const (
+	handshakeIdle = 5 * time.Second
+	pinIdle       = 124 * time.Minute // RFC 5382, REQ-5
+	pinEnding     = time.Minute       // after FIN or RST
+	udpIdle       = time.Duration(lbLimitsUDP_IDLE_TICKS) * tick
+)
+
+// scanShare is how many times longer than a scan of the flow tables the pause
+// after it is, at least.
+const scanShare = 20
+
+// A scan is one look through the tables of single flows.
+type scan struct {
+	pinned map[uint32]int // flows, by backend
+	next   time.Duration  // when the next one may be, since boot
+}
+
 // Maintain ends what time has ended: windows, idle pins, backends that have
-// drained. It is to be called about once a second.
-func (d *Datapath) Maintain() error {
+// drained. It is to be called about once a second; while every slot is clean
+// there is next to nothing to do.
+func (d *Datapath) Maintain() error { return d.maintain(sinceBoot(), ticks()) }
+
+func (d *Datapath) maintain(now time.Duration, tick uint32) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.changeSlots(func(_ uint16, _ int, s slot) slot {
+		if s.state() == lbSlotStateSLOT_TRACKED && s.left(now) == 0 {
+			return s.settle()
+		}
+		return s
+	}); err != nil {
+		return err
+	}
+	if now < d.scan.next {
+		return nil
+	}
+	d.scan = scan{pinned: map[uint32]int{}}
+	if !d.tracksFlows() {
+		return nil
+	}
+	start := time.Now()
+	used := map[uint16]map[uint32]bool{} // slots with a flow of their own, by service
+	if err := d.scanFlows(tick, used); err != nil {
+		return err
+	}
+	if err := d.scanPairs(tick); err != nil {
+		return err
+	}
+	if err := d.changeSlots(func(service uint16, i int, s slot) slot {
+		if used[service][uint32(i)] {
+			return s
+		}
+		return s.clean()
+	}); err != nil {
+		return err
+	}
+	d.scan.next = now + scanShare*time.Since(start)
+	return d.letGo(now)
+}
+
+// tracksFlows tells whether any entry of a flow table may count.
+func (d *Datapath) tracksFlows() bool {
+	for _, e := range d.state.Services {
+		if e.Flags&lbServiceFlagsSERVICE_UDP_FLOWS != 0 {
+			return true
+		}
+	}
+	for _, b := range d.state.Backends {
+		if b.Leaving != 0 {
+			return true
+		}
+	}
+	owners := map[uint32]bool{}
+	for _, slots := range d.state.Slots {
+		for _, s := range slots {
+			if s.state() != lbSlotStateSLOT_CLEAN {
+				return true
+			}
+			owners[s.owner()] = true
+		}
+	}
+	// Who has no slot may be waited for.
+	for n, b := range d.state.Backends {
+		if b.Alive && !owners[n] {
+			return true
+		}
+	}
+	return false
+}
+
+// changeSlots writes the slots that change makes another word of.
+func (d *Datapath) changeSlots(change func(service uint16, i int, s slot) slot) error {
+	for _, n := range slices.Sorted(maps.Keys(d.state.Slots)) {
+		before := d.state.Slots[n]
+		var after []slot
+		var changes []slotChange
+		for i, s := range before {
+			if s.state() == lbSlotStateSLOT_CLEAN {
+				continue
+			}
+			if c := change(n, i, s); c != s {
+				if after == nil {
+					after = slices.Clone(before)
+				}
+				after[i] = c
+				changes = append(changes, slotChange{uint32(i), c})
+			}
+		}
+		if after == nil {
+			continue
+		}
+		if err := d.write([]step{setSlots{n, d.state.Services[n].First, changes}}); err != nil {
+			return err
+		}
+		next := d.state.clone()
+		next.Slots[n] = after
+		d.state = next
+	}
 	return nil
+}
+
+// scanFlows drops entries that are void, idle, or say what the slot says anyway,
+// and counts the others.
+func (d *Datapath) scanFlows(now uint32, used map[uint16]map[uint32]bool) error {
+	vips := map[uint32]netip.Addr{}
+	for a, v := range d.state.VIPs {
+		vips[v.Index] = a
+	}
+	// place finds a flow's slot; false: its service is gone.
+	place := func(k lbFlowKey) (uint16, uint32, bool) {
+		vip, ok := vips[k.Vip]
+		if !ok {
+			return 0, 0, false
+		}
+		protocol := lb.Protocol(k.Protocol)
+		port := bigEndian16(k.VipPort)
+		n := d.state.service(d.state.VIPs[vip].Tables[portTable(protocol)], port)
+		e, ok := d.state.Services[n]
+		if !ok {
+			return 0, 0, false
+		}
+		client := netip.AddrPortFrom(unmapped(k.Client), bigEndian16(k.ClientPort))
+		return n, Slot(e.hash(client, netip.AddrPortFrom(vip, port)), e.Count), true
+	}
+	idle := func(p lbPin) time.Duration { return time.Duration(int32(now-p.Seen)) * tick }
+	alive := func(p lbPin) bool {
+		b := d.state.Backends[p.Backend]
+		return b.Alive && b.Generation == p.Generation
+	}
+	pinned := func(k lbFlowKey, p lbPin) bool {
+		limit := pinIdle
+		if p.Ending != 0 {
+			limit = pinEnding
+		}
+		service, i, ok := place(k)
+		if !ok || !alive(p) || idle(p) > limit {
+			return false
+		}
+		s := d.state.Slots[service][i]
+		if s.state() == lbSlotStateSLOT_CLEAN || s.state() == lbSlotStateSLOT_SETTLING && s.owner() == p.Backend {
+			return false
+		}
+		if used[service] == nil {
+			used[service] = map[uint32]bool{}
+		}
+		used[service][i] = true
+		d.scan.pinned[p.Backend]++
+		return true
+	}
+	for _, t := range []struct {
+		table *ebpf.Map
+		keep  func(lbFlowKey, lbPin) bool
+	}{
+		{d.objects.Handshakes, func(_ lbFlowKey, p lbPin) bool { return alive(p) && idle(p) <= handshakeIdle }},
+		{d.objects.Pins, pinned},
+		{d.objects.Stragglers, pinned},
+		{d.objects.UdpFlows, func(k lbFlowKey, p lbPin) bool {
+			service, _, ok := place(k)
+			if !ok || !alive(p) || idle(p) > udpIdle || d.state.Services[service].Flags&lbServiceFlagsSERVICE_UDP_FLOWS == 0 {
+				return false
+			}
+			d.scan.pinned[p.Backend]++
+			return true
+		}},
+	} {
+		var gone []lbFlowKey
+		err := eachFlow(t.table, func(k lbFlowKey, p lbPin) {
+			if !t.keep(k, p) {
+				gone = append(gone, k)
+			}
+		})
+		if err != nil {
+			return err
+		}
+		for _, k := range gone {
+			if err := t.table.Delete(&k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return fmt.Errorf("drop a flow of %v: %w", t.table, err)
+			}
+		}
+	}
+	return nil
+}
+
+// hash is what the program computes for a flow of the service.
+func (e serviceEntry) hash(client, vip netip.AddrPort) uint64 {
+	if e.Flags&lbServiceFlagsSERVICE_SOURCE_HASH != 0 {
+		return SourceHash(client.Addr())
+	}
+	return FlowHash(client, vip, e.protocol())
+}
+
+// eachFlow calls f for every entry of a flow table. What changes meanwhile may be
+// seen or not.
+func eachFlow(m *ebpf.Map, f func(lbFlowKey, lbPin)) error {
+	const batch = 4096
+	keys, values := make([]lbFlowKey, batch), make([]lbPin, batch)
+	var cursor ebpf.MapBatchCursor
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("read %v: %w", m, err)
+		}
+		for i := range n {
+			f(keys[i], values[i])
+		}
+		if err != nil {
+			return nil
+		}
+	}
+}
+
+// scanPairs counts the nat connections of backends that get no new ones: those
+// that somebody may wait for.
+func (d *Datapath) scanPairs(now uint32) error {
+	owners := map[uint32]bool{}
+	for _, slots := range d.state.Slots {
+		for _, s := range slots {
+			owners[s.owner()] = true
+		}
+	}
+	pairs := map[uint32]bool{}
+	waiting := map[uint32]uint32{} // generations
+	for n, b := range d.state.Backends {
+		if b.Alive && !owners[n] {
+			waiting[n] = b.Generation
+			for _, pair := range b.Pairs {
+				pairs[pair] = true
+			}
+		}
+	}
+	var timeouts [lbNatStateNAT_STATES]int32
+	for state, t := range natTimeouts {
+		timeouts[state] = int32(t / tick)
+	}
+	for pair := range pairs {
+		q, err := d.tables.openQueue(pair)
+		if err != nil {
+			return err
+		}
+		for port := range int(lbLimitsNAT_PORTS) {
+			f := q.flow(uint16(port))
+			state := f.State % uint32(lbNatStateNAT_STATES)
+			generation, ok := waiting[uint32(f.Backend)]
+			over := state == uint32(lbNatStateNAT_FREE) || state == uint32(lbNatStateNAT_CLOSED)
+			if ok && !over && f.Generation == generation && int32(now-f.LastSeen) <= timeouts[state] {
+				d.scan.pinned[uint32(f.Backend)]++
+			}
+		}
+		q.close()
+	}
+	return nil
+}
+
+// letGo removes the backends that have left and that nothing needs any more, or
+// whose time to drain is over.
+func (d *Datapath) letGo(now time.Duration) error {
+	needed := map[uint32]bool{}
+	for _, slots := range d.state.Slots {
+		for _, s := range slots {
+			needed[s.owner()], needed[s.previous()] = true, true
+		}
+	}
+	timeouts := map[uint16]time.Duration{}
+	for _, s := range d.want.Services {
+		for number, name := range d.names {
+			if name == s.Name {
+				timeouts[number] = s.DrainTimeout
+			}
+		}
+	}
+	drained := map[uint32]bool{}
+	for n, b := range d.state.Backends {
+		if b.Leaving == 0 {
+			continue
+		}
+		left := d.scan.pinned[n]
+		late := now-time.Duration(b.Leaving)*time.Second > timeouts[b.Service]
+		if late || left == 0 && !needed[n] {
+			drained[n] = true
+			d.log.Info("a removed backend is let go", "service", d.names[b.Service], "backend", b.Address,
+				"connections broken", left)
+		}
+	}
+	if len(drained) == 0 {
+		return nil
+	}
+	return d.apply(d.want, drained)
+}
+
+// sinceBoot is CLOCK_BOOTTIME.
+func sinceBoot() time.Duration { return clock(unix.CLOCK_BOOTTIME) }
+
+// ticks is the program's clock.
+func ticks() uint32 { return uint32(clock(unix.CLOCK_MONOTONIC_COARSE) / tick) }
+
+func clock(id int32) time.Duration {
+	var ts unix.Timespec
+	// The clock is one of those that every kernel has, so this can't fail.
+	_ = unix.ClockGettime(id, &ts)
+	return time.Duration(ts.Nano())
 }

@@ -120,9 +120,9 @@ func (m *natModel) services() []lb.ServiceState {
 
 // owner returns the backend that a new connection must go to.
 func (m *natModel) owner(k modelKey) (netip.AddrPort, bool) {
-	number := m.d.state.Ports[portKey{m.d.state.VIPs[vipIP].Table, k.service.Port()}]
+	number := m.d.state.service(m.d.state.VIPs[vipIP].Tables[tcpTable], k.service.Port())
 	slot := Slot(FlowHash(k.client, k.service, lb.TCP), 1009)
-	b, ok := m.d.state.Backends[m.d.state.Slots[number][slot]]
+	b, ok := m.d.state.Backends[m.d.state.Slots[number][slot].owner()]
 	return b.Address, ok
 }
 

@@ -142,8 +142,8 @@ func Detach(dir string) ([]string, error) {
 	}
 	paths := []string{filepath.Join(dir, programPin)}
 	for name := range spec.Maps {
-		if !strings.HasPrefix(name, ".") { // constants are not pinned
-			paths = append(paths, filepath.Join(dir, name))
+		if pinnable(name) {
+			paths = append(paths, pinPath(dir, name))
 		}
 	}
 	for _, path := range paths {

@@ -1,12 +1,12 @@
 package loader
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/sluice-lb/sluice/internal/lb"
 )
@@ -19,8 +19,10 @@ type step interface {
 
 // limits are what the maps were made for.
 type limits struct {
-	slots uint32       // of all services together
-	share lb.PortRange // of nat's source ports
+	slots   uint32          // of all services together
+	share   lb.PortRange    // of nat's source ports
+	now     time.Duration   // since boot
+	drained map[uint32]bool // backends that have left and that nothing needs any more
 }
 
 // tableFunc returns the owner of each slot as an index into backends, or -1.
@@ -120,7 +122,7 @@ func (p *planner) match(want lb.Snapshot) ([]uint16, error) {
 			if !ok {
 				continue
 			}
-			n := p.have.Ports[portKey{v.Table, a.Port()}]
+			n := p.have.service(v.Tables[portTable(s.Protocol)], a.Port())
 			e, ok := p.have.Services[n]
 			if ok && !taken[n] && e.Forward == s.Forward && e.Count == uint32(s.TableSize) {
 				numbers[i] = n
@@ -143,106 +145,17 @@ func (p *planner) match(want lb.Snapshot) ([]uint16, error) {
 		}
 		numbers[i] = n
 		p.next.Services[n] = serviceEntry{First: first, Count: uint32(s.TableSize), Forward: s.Forward}
-		p.open = append(p.open, setService{n, p.next.Services[n]})
+	}
+	for i, s := range want.Services {
+		n := numbers[i]
+		e := p.next.Services[n]
+		e.Flags, e.Limit = flagsOf(s.Service), s.SourceLimit
+		if e != p.have.Services[n] {
+			p.next.Services[n] = e
+			p.open = append(p.open, setService{n, e})
+		}
 	}
 	return numbers, nil
-}
-
-// vips plans addresses and their ports.
-func (p *planner) vips(want lb.Snapshot, numbers []uint16) error {
-	wantSource := map[netip.Addr]bool{}
-	wantPort := map[netip.AddrPort]uint16{}
-	addresses := map[netip.Addr]bool{}
-	for i, s := range want.Services {
-		for _, a := range s.Addresses {
-			for port := int(a.Ports.First); port <= int(a.Ports.Last); port++ {
-				wantPort[netip.AddrPortFrom(a.VIP, uint16(port))] = numbers[i]
-			}
-			addresses[a.Addr()] = true
-		}
-		if s.Forward == lb.NAT {
-			for _, a := range s.SourceAddresses {
-				wantSource[a] = true
-				addresses[a] = true
-			}
-		}
-	}
-
-	places := map[uint32]bool{}
-	tables := map[uint32]bool{}
-	free := numbering{limit: uint32(lbLimitsMAX_PORT_TABLES)}
-	for _, v := range p.have.VIPs {
-		places[v.Index] = true
-		tables[v.Table] = true
-	}
-	serving := map[netip.Addr]bool{}
-	for a := range wantPort {
-		serving[a.Addr()] = true
-	}
-	var setVIPs, setPorts, clearPorts, narrowVIPs, clearVIPs []step
-	for _, a := range slices.SortedFunc(maps.Keys(addresses), netip.Addr.Compare) {
-		old, ok := p.have.VIPs[a]
-		v := old
-		if !ok {
-			index, err := place("address "+a.String(), vipHash(a), uint32(lbLimitsMAX_VIPS),
-				func(i uint32) bool { return places[i] })
-			if err != nil {
-				return err
-			}
-			v.Index = index
-			places[index] = true
-		}
-		v.Source = wantSource[a]
-		if serving[a] && v.Table == 0 {
-			t, err := freeNumber("address with services", &free, tables)
-			if err != nil {
-				return err
-			}
-			tables[t] = true
-			v.Table = t
-		}
-		p.next.VIPs[a] = v
-		// Replies come to a source address as long as its services are there.
-		wide := v
-		wide.Source = v.Source || old.Source
-		if !ok || wide != old {
-			setVIPs = append(setVIPs, setVIP{a, wide})
-		}
-		if wide != v {
-			narrowVIPs = append(narrowVIPs, setVIP{a, v})
-		}
-	}
-	for _, a := range slices.SortedFunc(maps.Keys(wantPort), netip.AddrPort.Compare) {
-		k := portKey{p.next.VIPs[a.Addr()].Table, a.Port()}
-		if p.have.Ports[k] != wantPort[a] {
-			p.next.Ports[k] = wantPort[a]
-			setPorts = append(setPorts, setPort{k, wantPort[a]})
-		}
-	}
-	wanted := map[portKey]bool{}
-	for a := range wantPort {
-		wanted[portKey{p.next.VIPs[a.Addr()].Table, a.Port()}] = true
-	}
-	for _, k := range slices.SortedFunc(maps.Keys(p.have.Ports), comparePortKeys) {
-		if !wanted[k] {
-			delete(p.next.Ports, k)
-			clearPorts = append(clearPorts, setPort{k, 0})
-		}
-	}
-	for _, a := range slices.SortedFunc(maps.Keys(p.have.VIPs), netip.Addr.Compare) {
-		if v := p.have.VIPs[a]; !addresses[a] {
-			delete(p.next.VIPs, a)
-			clearVIPs = append(clearVIPs, clearVIP{a, v.Index})
-		}
-	}
-	p.add = append(p.add, setVIPs...)
-	p.open = append(p.open, setPorts...)
-	p.close = slices.Concat(p.close, clearPorts, narrowVIPs, clearVIPs)
-	return nil
-}
-
-func comparePortKeys(a, b portKey) int {
-	return cmp.Or(cmp.Compare(a.Table, b.Table), cmp.Compare(a.Port, b.Port))
 }
 
 // service plans the backends and slots of one service.
@@ -270,7 +183,7 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 		}
 		keepBackends[n] = true
 		e := old
-		e.Service, e.Address, e.Alive = number, b.Address, !b.Failed
+		e.Service, e.Address, e.Alive, e.Leaving = number, b.Address, !b.Failed, 0
 		if b.NextHop.Known() {
 			e.NextHop = b.NextHop
 		}
@@ -297,22 +210,33 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 			ownerNumbers = append(ownerNumbers, n)
 		}
 	}
+	if err := p.leave(number, s, known, keepBackends, keepPairs); err != nil {
+		return err
+	}
 	index, err := p.table(s.TableSize, owners)
 	if err != nil {
 		return err
 	}
-	slots := make([]uint32, len(index))
-	for i, o := range index {
-		if o >= 0 {
-			slots[i] = ownerNumbers[o]
-		}
-	}
-	var changes []slotChange
+	slots := make([]slot, len(index))
 	before := p.have.Slots[number]
-	for i, o := range slots {
+	// Only TCP tells a new flow from an old one, and full nat has an entry for each.
+	tracked := s.Protocol == lb.TCP && s.Forward.Stateless()
+	alive := func(n uint32) bool { return keepBackends[n] && p.next.Backends[n].Alive }
+	closes := p.lim.now + min(s.TrackWindow, maxWindow)
+	var changes []slotChange
+	for i, o := range index {
+		var owner uint32
+		if o >= 0 {
+			owner = ownerNumbers[o]
+		}
+		if before != nil && tracked {
+			slots[i] = before[i].change(owner, alive, closes)
+		} else {
+			slots[i] = makeSlot(owner, 0, lbSlotStateSLOT_CLEAN)
+		}
 		// A new service's slots hold whatever a removed one left there.
-		if before == nil || before[i] != o {
-			changes = append(changes, slotChange{uint32(i), o})
+		if before == nil || before[i] != slots[i] {
+			changes = append(changes, slotChange{uint32(i), slots[i]})
 		}
 	}
 	if len(changes) > 0 {
@@ -320,6 +244,56 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 		p.slots = append(p.slots, setSlots{number, p.next.Services[number].First, changes})
 	}
 	return nil
+}
+
+// leave plans backends that the configuration has lost: they keep what they
+// serve until nothing of it is left. Known are the service's backends so far.
+func (p *planner) leave(number uint16, s lb.ServiceState, known map[netip.AddrPort]uint32, keepBackends, keepPairs map[uint32]bool) error {
+	for _, n := range slices.Sorted(maps.Values(known)) {
+		old := p.have.Backends[n]
+		if keepBackends[n] || !old.Alive || p.lim.drained[n] {
+			continue
+		}
+		if old.Leaving != 0 && p.lim.now-time.Duration(old.Leaving)*time.Second > s.DrainTimeout {
+			continue
+		}
+		e := old
+		if e.Leaving == 0 {
+			e.Leaving = max(1, uint32(p.lim.now/time.Second))
+		}
+		if s.Forward == lb.NAT {
+			if err := p.pairs(&e, s.SourceAddresses, keepPairs); err != nil {
+				return err
+			}
+		}
+		keepBackends[n] = true
+		if !e.equal(old) {
+			p.next.Backends[n] = e
+			p.add = append(p.add, setBackend{Number: n, Entry: e})
+		}
+	}
+	return nil
+}
+
+// flagsOf returns what the program knows a service by.
+func flagsOf(s lb.Service) lbServiceFlags {
+	var flags lbServiceFlags
+	for _, f := range []struct {
+		on   bool
+		flag lbServiceFlags
+	}{
+		{s.Protocol == lb.UDP, lbServiceFlagsSERVICE_UDP},
+		{s.Scheduler == lb.SourceHash, lbServiceFlagsSERVICE_SOURCE_HASH},
+		{s.Protocol == lb.UDP && s.Affinity == lb.AffinityFlow, lbServiceFlagsSERVICE_UDP_FLOWS},
+		{len(s.Rules) > 0, lbServiceFlagsSERVICE_RULES},
+		{s.AllowOnly, lbServiceFlagsSERVICE_ALLOW_ONLY},
+		{s.SourceLimit.Rate > 0, lbServiceFlagsSERVICE_SOURCE_LIMIT},
+	} {
+		if f.on {
+			flags |= f.flag
+		}
+	}
+	return flags
 }
 
 // pairs gives a nat backend its pairs, one for each source address.

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -96,7 +97,7 @@ func number(t *testing.T, s string) int {
 	return n
 }
 
-var testLimits = limits{slots: 1000, share: lb.PortRange{First: 1024, Last: 65535}}
+var testLimits = limits{now: 1000 * time.Second, slots: 1000, share: lb.PortRange{First: 1024, Last: 65535}}
 
 func mustPlan(t *testing.T, have *State, want lb.Snapshot) ([]string, *State) {
 	t.Helper()
@@ -158,8 +159,8 @@ func TestPlan(t *testing.T) {
 			set backend 2 192.0.2.12:80 of service 1 alive generation 2
 			set 3 slots of service 1`},
 		{"a backend leaves", "web dsr 192.0.2.100:80: 11 12", "web dsr 192.0.2.100:80: 12", `
-			set 3 slots of service 1
-			clear backend 1`},
+			set backend 1 192.0.2.11:80 of service 1 alive leaving generation 1
+			set 3 slots of service 1`},
 		{"a backend fails", "web dsr 192.0.2.100:80: 11 12", "web dsr 192.0.2.100:80: 11! 12", `
 			set 3 slots of service 1
 			set backend 1 192.0.2.11:80 of service 1 failed generation 3`},
@@ -200,11 +201,11 @@ func TestPlan(t *testing.T) {
 		{"two services swap their ports", "a dsr 192.0.2.100:80: 11\nb dsr 192.0.2.100:81: 12",
 			"a dsr 192.0.2.100:81: 11\nb dsr 192.0.2.100:80: 12", `
 			set backend 3 192.0.2.11:80 of service 2 alive generation 3
+			set backend 2 192.0.2.12:80 of service 2 alive leaving generation 2
 			set backend 4 192.0.2.12:80 of service 1 alive generation 4
+			set backend 1 192.0.2.11:80 of service 1 alive leaving generation 1
 			set 6 slots of service 2
-			set 6 slots of service 1
-			clear backend 1
-			clear backend 2`},
+			set 6 slots of service 1`},
 		{"another table size", "web dsr 192.0.2.100:80: 11", "web dsr 192.0.2.100:80 slots 8: 11", `
 			set backend 2 192.0.2.11:80 of service 2 alive generation 2
 			set 8 slots of service 2
@@ -325,9 +326,9 @@ func TestPlanGenerations(t *testing.T) {
 		"11! 12: 192.0.2.11 generation 3 192.0.2.12 generation 2",
 		"11! 12: 192.0.2.11 generation 3 192.0.2.12 generation 2",
 		"11 12: 192.0.2.11 generation 3 192.0.2.12 generation 2",
-		"12: 192.0.2.12 generation 2",
-		"11 12: 192.0.2.11 generation 4 192.0.2.12 generation 2",
-		"11*0 12: 192.0.2.11 generation 4 192.0.2.12 generation 2",
+		"12: 192.0.2.11 generation 3 192.0.2.12 generation 2",
+		"11 12: 192.0.2.11 generation 3 192.0.2.12 generation 2",
+		"11*0 12: 192.0.2.11 generation 3 192.0.2.12 generation 2",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("generations (-want +got):\n%s", diff)
@@ -341,9 +342,13 @@ func TestPlanSlots(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	moved := func(owner, previous uint32) slot {
+		return makeSlot(owner, previous, lbSlotStateSLOT_TRACKED).closing(testLimits.now)
+	}
 	i := slices.IndexFunc(steps, func(s step) bool { _, ok := s.(setSlots); return ok })
 	// 1 2 1 2 1 2 becomes 1 2 3 1 2 3.
-	want := setSlots{Service: 1, First: 0, Changes: []slotChange{{2, 3}, {3, 1}, {4, 2}, {5, 3}}}
+	want := setSlots{Service: 1, First: 0, Changes: []slotChange{
+		{2, moved(3, 1)}, {3, moved(1, 2)}, {4, moved(2, 1)}, {5, moved(3, 2)}}}
 	if diff := cmp.Diff(step(want), steps[i]); diff != "" {
 		t.Errorf("slots (-want +got):\n%s", diff)
 	}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/sluice-lb/sluice/internal/lb"
 )
@@ -64,6 +65,7 @@ func TestPlanOrder(t *testing.T) {
 		have, sim := newState(), newSim()
 		for range 100 {
 			lim := testLimits
+			lim.now += time.Duration(r.IntN(1000)) * time.Second
 			if r.IntN(4) == 0 {
 				lim.share = lb.PortRange{First: 1024, Last: 40000}
 			}
@@ -103,10 +105,16 @@ func (m *sim) apply(t *testing.T, s step) {
 		m.VIPs[s.Address] = s.Entry
 	case clearVIP:
 		delete(m.VIPs, s.Address)
-	case setPort:
-		m.Ports[s.Port] = s.Service
-		if s.Service == 0 {
-			delete(m.Ports, s.Port)
+	case setPorts:
+		var runs []portRun
+		for _, r := range m.Ports[s.Table] {
+			runs = append(runs, subtractRuns(r, []portRun{s.Run})...)
+		}
+		if s.Run.Service != 0 {
+			runs = append(runs, s.Run)
+		}
+		if m.Ports[s.Table] = mergeRuns(runs); len(runs) == 0 {
+			delete(m.Ports, s.Table)
 		}
 	case setService:
 		m.Services[s.Number] = s.Entry
@@ -117,8 +125,8 @@ func (m *sim) apply(t *testing.T, s step) {
 	case setSlots:
 		slots := slices.Clone(m.Slots[s.Service])
 		for _, c := range s.Changes {
-			slots = append(slots, make([]uint32, max(0, int(c.Slot)+1-len(slots)))...)
-			slots[c.Slot] = c.Owner
+			slots = append(slots, make([]slot, max(0, int(c.Slot)+1-len(slots)))...)
+			slots[c.Slot] = c.Word
 		}
 		m.Slots[s.Service] = slots
 	case setBackend:
@@ -145,35 +153,44 @@ func (m *sim) check() error {
 	tables := map[uint32]netip.Addr{}
 	places := map[uint32]netip.Addr{}
 	for a, v := range m.VIPs {
-		if other, ok := tables[v.Table]; ok && v.Table != 0 {
-			return fmt.Errorf("%v and %v have one port table", a, other)
+		for _, table := range v.Tables {
+			if other, ok := tables[table]; ok && table != 0 {
+				return fmt.Errorf("%v and %v have one port table", a, other)
+			}
+			tables[table] = a
 		}
 		if other, ok := places[v.Index]; ok {
 			return fmt.Errorf("%v and %v have one place", a, other)
 		}
-		tables[v.Table], places[v.Index] = a, a
+		places[v.Index] = a
 	}
-	for p, n := range m.Ports {
-		if _, ok := tables[p.Table]; !ok {
-			continue // its VIP is gone: no packet comes
+	var open []portRun
+	for table, runs := range m.Ports {
+		if _, ok := tables[table]; ok { // else its VIP is gone: no packet comes
+			open = append(open, runs...)
 		}
+	}
+	for _, r := range open {
+		n := r.Service
 		e, ok := m.Services[n]
 		if !ok {
-			return fmt.Errorf("port %d leads to service %d, which is not there", p.Port, n)
+			return fmt.Errorf("port %d leads to service %d, which is not there", r.First, n)
 		}
 		if got := len(m.Slots[n]); got != int(e.Count) {
 			return fmt.Errorf("service %d has %d slots, want %d", n, got, e.Count)
 		}
-		for i, owner := range m.Slots[n] {
-			if owner == 0 {
-				continue
-			}
-			b, ok := m.Backends[owner]
-			if !ok || !b.Alive || b.Service != n {
-				return fmt.Errorf("slot %d of service %d is of backend %d: %+v", i, n, owner, b)
-			}
-			if e.Forward == lb.NAT && len(b.Pairs) == 0 {
-				return fmt.Errorf("backend %d of nat service %d has no pair", owner, n)
+		for i, s := range m.Slots[n] {
+			for _, owner := range []uint32{s.owner(), s.previous()} {
+				if owner == 0 {
+					continue
+				}
+				b, ok := m.Backends[owner]
+				if !ok || !b.Alive || b.Service != n {
+					return fmt.Errorf("slot %d of service %d is of backend %d: %+v", i, n, owner, b)
+				}
+				if e.Forward == lb.NAT && len(b.Pairs) == 0 {
+					return fmt.Errorf("backend %d of nat service %d has no pair", owner, n)
+				}
 			}
 		}
 	}
@@ -186,7 +203,7 @@ func (m *sim) check() error {
 			if m.choices[b.Choice+uint32(i)] != number {
 				return fmt.Errorf("choice %d of backend %d is pair %d, want %d", i, n, m.choices[b.Choice+uint32(i)], number)
 			}
-			if len(m.open(b.Service)) == 0 || !slices.Contains(m.Slots[b.Service], n) {
+			if len(m.open(b.Service)) == 0 || !slices.ContainsFunc(m.Slots[b.Service], func(s slot) bool { return s.owner() == n }) {
 				continue // no new flow comes; those that were end with the backend
 			}
 			if v, ok := m.VIPs[pair.Source]; !ok || !v.Source || v.Index != pair.VIP {
@@ -201,8 +218,8 @@ func (m *sim) check() error {
 func (m *sim) open(service uint16) []netip.Addr {
 	var out []netip.Addr
 	for a, v := range m.VIPs {
-		for p, n := range m.Ports {
-			if p.Table == v.Table && n == service {
+		for _, table := range v.Tables {
+			if slices.ContainsFunc(m.Ports[table], func(r portRun) bool { return r.Service == service }) {
 				out = append(out, a)
 			}
 		}
@@ -237,12 +254,12 @@ func TestApplyWalk(t *testing.T) {
 	check()
 
 	for name, rest := range map[string]int{
-		"vips": rest[lbVip](t, d.objects.Vips), "services": rest[lbService](t, d.objects.Services),
+		"vips": used(d.tables.arrays.Vips[:]), "services": used(d.tables.arrays.Services[:]),
 		"pairs": rest[lbNatPair](t, d.objects.NatPairs), "pair keys": rest[lbPairKey](t, d.objects.NatKeys),
 		"backends": func() int {
 			n := 0
 			for i := range uint32(lbLimitsMAX_BACKENDS) {
-				b := d.tables.backend(i)
+				b := *d.tables.backend(i)
 				b.Generation = 0 // it stays
 				if b != (lbBackend{}) {
 					n++

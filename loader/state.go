@@ -16,29 +16,42 @@ import (
 // is complete.
 type State struct {
 	VIPs     map[netip.Addr]vipEntry
-	Ports    map[portKey]uint16 // service numbers
+	Ports    map[uint32][]portRun // by port table; in order, none touches another of the same service
 	Services map[uint16]serviceEntry
-	Slots    map[uint16][]uint32 // owners, by service number
+	Slots    map[uint16][]slot // by service number
 	Backends map[uint32]backendEntry
 	Pairs    map[uint32]pairEntry
 
 	generation uint32 // the highest that any backend has or had
 }
 
-type portKey struct {
-	Table uint32
-	Port  uint16
+// A portRun is ports in a row that are one service's.
+type portRun struct {
+	First, Last uint16
+	Service     uint16 // number
+}
+
+// service returns the number of the service that a port of a table is, or 0.
+func (s *State) service(table uint32, port uint16) uint16 {
+	for _, r := range s.Ports[table] {
+		if r.First <= port && port <= r.Last {
+			return r.Service
+		}
+	}
+	return 0
 }
 
 type vipEntry struct {
 	Index  uint32
-	Table  uint32 // TCP port table; 0: none
-	Source bool   // a source address of a nat service
+	Tables [2]uint32 // port tables of TCP and UDP; 0: none
+	Source bool      // a source address of a nat service
 }
 
 type serviceEntry struct {
 	First, Count uint32 // slots
 	Forward      lb.Forward
+	Flags        lbServiceFlags
+	Limit        lb.SourceLimit
 }
 
 type backendEntry struct {
@@ -49,11 +62,12 @@ type backendEntry struct {
 	Choice     uint32 // first in nat_choices
 	Pairs      []uint32
 	Alive      bool
+	Leaving    uint32 // since when it is not in the configuration, s of CLOCK_BOOTTIME; 0: it is
 }
 
 func (b backendEntry) equal(o backendEntry) bool {
 	return b.Service == o.Service && b.Address == o.Address && b.NextHop == o.NextHop &&
-		b.Generation == o.Generation && b.Choice == o.Choice && b.Alive == o.Alive &&
+		b.Generation == o.Generation && b.Choice == o.Choice && b.Alive == o.Alive && b.Leaving == o.Leaving &&
 		slices.Equal(b.Pairs, o.Pairs)
 }
 
@@ -65,12 +79,19 @@ type pairEntry struct {
 	Share   lb.PortRange   // this node's ports of Source
 }
 
+func (e serviceEntry) protocol() lb.Protocol {
+	if e.Flags&lbServiceFlagsSERVICE_UDP != 0 {
+		return lb.UDP
+	}
+	return lb.TCP
+}
+
 func newState() *State {
 	return &State{
 		VIPs:     map[netip.Addr]vipEntry{},
-		Ports:    map[portKey]uint16{},
+		Ports:    map[uint32][]portRun{},
 		Services: map[uint16]serviceEntry{},
-		Slots:    map[uint16][]uint32{},
+		Slots:    map[uint16][]slot{},
 		Backends: map[uint32]backendEntry{},
 		Pairs:    map[uint32]pairEntry{},
 	}

@@ -21,6 +21,7 @@ type Stats struct {
 type ServiceStats struct {
 	Name      string
 	Addresses []lb.Frontend
+	Protocol  lb.Protocol
 	Forward   lb.Forward
 	Losses    Losses
 	Backends  []BackendStats
@@ -33,6 +34,10 @@ type Losses struct {
 	FlowsFull  uint64 `json:"flows_full"`  // connections refused: the flow table is full
 	EarlyReuse uint64 `json:"early_reuse"` // source ports reused within 60 s of their close
 	Evicted    uint64 `json:"evicted"`     // handshakes given up for newer ones
+	// SYNs in slots with an open window that found no room to be remembered, and
+	// flows that found none to be pinned: the next change of backends may move them.
+	HandshakesFull uint64 `json:"handshakes_full"`
+	PinsFull       uint64 `json:"pins_full"`
 }
 
 // BackendStats are the counters of one backend of one service. Bytes are those
@@ -62,23 +67,28 @@ type Outcome struct {
 func (d *Datapath) Stats() (Stats, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return readStats(d.objects, d.state, d.names)
+	return readStats(d.objects, d.state, d.names, d.scan.pinned)
 }
 
-func readStats(m *lbMaps, state *State, names map[uint16]string) (Stats, error) {
+func readStats(m *kernelMaps, state *State, names map[uint16]string, pinned map[uint32]int) (Stats, error) {
 	var s Stats
 	by := state.byService()
-	slots := make([]int, lbLimitsMAX_BACKENDS) // a map would take seconds for hundreds of services
+	// Maps would take seconds for hundreds of services.
+	slots, previous := make([]int, lbLimitsMAX_BACKENDS), make([]int, lbLimitsMAX_BACKENDS)
 	addresses := map[uint16][]lb.Frontend{}
 	for a, v := range state.VIPs {
-		for k, number := range state.Ports {
-			if k.Table == v.Table {
-				addresses[number] = append(addresses[number], lb.Frontend{VIP: a, Ports: lb.PortRange{First: k.Port, Last: k.Port}})
+		for _, table := range v.Tables {
+			for _, r := range state.Ports[table] {
+				f := lb.Frontend{VIP: a, Ports: lb.PortRange{First: r.First, Last: r.Last}}
+				addresses[r.Service] = append(addresses[r.Service], f)
 			}
 		}
 	}
 	for _, number := range slices.Sorted(maps.Keys(state.Services)) {
-		service := ServiceStats{Name: names[number], Addresses: addresses[number], Forward: state.Services[number].Forward}
+		service := ServiceStats{
+			Name: names[number], Addresses: addresses[number],
+			Protocol: state.Services[number].protocol(), Forward: state.Services[number].Forward,
+		}
 		slices.SortFunc(service.Addresses, lb.CompareFrontends)
 		var lost []lbServiceLosses
 		if err := m.Losses.Lookup(uint32(number), &lost); err != nil {
@@ -90,17 +100,21 @@ func readStats(m *lbMaps, state *State, names map[uint16]string) (Stats, error) 
 			service.Losses.FlowsFull += l.FlowsFull
 			service.Losses.EarlyReuse += l.EarlyReuse
 			service.Losses.Evicted += l.Evicted
+			service.Losses.HandshakesFull += l.HandshakesFull
+			service.Losses.PinsFull += l.PinsFull
 		}
 		clear(slots)
-		for _, owner := range state.Slots[number] {
-			slots[owner]++
+		clear(previous)
+		for _, s := range state.Slots[number] {
+			slots[s.owner()]++
+			previous[s.previous()]++
 		}
 		for _, n := range by[number] {
 			b, err := backendStats(m, n, state.Backends[n])
 			if err != nil {
 				return s, err
 			}
-			b.Slots = slots[n]
+			b.Slots, b.Previous, b.Pinned = slots[n], previous[n], pinned[n]
 			service.Backends = append(service.Backends, b)
 		}
 		slices.SortFunc(service.Backends, func(a, b BackendStats) int { return a.Address.Compare(b.Address) })
@@ -111,7 +125,7 @@ func readStats(m *lbMaps, state *State, names map[uint16]string) (Stats, error) 
 	return s, err
 }
 
-func readOutcomes(m *lbMaps) ([]Outcome, error) {
+func readOutcomes(m *kernelMaps) ([]Outcome, error) {
 	var outcomes []Outcome
 	for o := lbOutcomePASS_NOT_IP; o < lbOutcomeOUTCOMES; o++ {
 		var counts []uint64
@@ -127,7 +141,7 @@ func readOutcomes(m *lbMaps) ([]Outcome, error) {
 	return outcomes, nil
 }
 
-func backendStats(m *lbMaps, n uint32, e backendEntry) (BackendStats, error) {
+func backendStats(m *kernelMaps, n uint32, e backendEntry) (BackendStats, error) {
 	b := BackendStats{Address: e.Address, Alive: e.Alive, NextHop: e.NextHop}
 	var traffic []lbCounters
 	if err := m.Traffic.Lookup(n, &traffic); err != nil {
@@ -154,6 +168,7 @@ var outcomeNames = map[lbOutcome]string{
 	lbOutcomePASS_NO_FLOW:       "no_flow",
 	lbOutcomeDROP_MALFORMED_IP:  "malformed_ip",
 	lbOutcomeDROP_MALFORMED_TCP: "malformed_tcp",
+	lbOutcomeDROP_MALFORMED_UDP: "malformed_udp",
 	lbOutcomeDROP_FRAGMENT:      "fragment",
 	lbOutcomeDROP_TTL:           "ttl",
 	lbOutcomeDROP_NO_BACKEND:    "no_backend",

@@ -2,6 +2,7 @@ package loader
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 
 	"github.com/cilium/ebpf"
@@ -15,17 +16,21 @@ type setVIP struct {
 }
 
 func (s setVIP) String() string {
-	return fmt.Sprintf("set vip %v place %d ports %d source %v", s.Address, s.Entry.Index, s.Entry.Table, s.Entry.Source)
+	udp := ""
+	if t := s.Entry.Tables[udpTable]; t != 0 {
+		udp = fmt.Sprintf(" udp %d", t)
+	}
+	return fmt.Sprintf("set vip %v place %d ports %d%s source %v", s.Address, s.Entry.Index,
+		s.Entry.Tables[tcpTable], udp, s.Entry.Source)
 }
 
 func (s setVIP) apply(t *tables) error {
-	v := lbVip{
-		Address:  mapped(s.Address),
-		TcpPorts: s.Entry.Table,
-		Source:   boolWord(s.Entry.Source),
-		State:    uint32(lbEntryENTRY_USED),
-	}
-	return put(t.objects.Vips, s.Entry.Index, &v)
+	// Whether it is in use comes last.
+	store(t.vip(s.Entry.Index), lbVip{
+		Address: mapped(s.Address), Ports: s.Entry.Tables, Source: boolWord(s.Entry.Source),
+		State: uint32(lbEntryENTRY_USED),
+	})
+	return nil
 }
 
 type clearVIP struct {
@@ -36,22 +41,28 @@ type clearVIP struct {
 func (s clearVIP) String() string { return fmt.Sprintf("clear vip %v place %d", s.Address, s.Index) }
 
 func (s clearVIP) apply(t *tables) error {
-	return clearEntry(t.objects.Vips, s.Index, func(v *lbVip) *uint32 { return &v.State })
+	return clearEntry(uint32(lbLimitsMAX_VIPS), s.Index,
+		func(i uint32) (uint32, error) { return t.vip(i).State, nil },
+		func(i, state uint32) error { store(t.vip(i), lbVip{State: state}); return nil })
 }
 
-type setPort struct {
-	Port    portKey
-	Service uint16 // 0: none
+type setPorts struct {
+	Table uint32
+	Run   portRun // service 0: none
 }
 
-func (s setPort) String() string {
-	return fmt.Sprintf("set port %d of table %d to service %d", s.Port.Port, s.Port.Table, s.Service)
+func (s setPorts) String() string {
+	if s.Run.First == s.Run.Last {
+		return fmt.Sprintf("set port %d of table %d to service %d", s.Run.First, s.Table, s.Run.Service)
+	}
+	return fmt.Sprintf("set ports %d-%d of table %d to service %d", s.Run.First, s.Run.Last, s.Table, s.Run.Service)
 }
 
-func (s setPort) apply(t *tables) error {
-	i := int(s.Port.Table)*int(lbLimitsPORT_GROUPS) + int(s.Port.Port>>2)
-	shift := s.Port.Port & 3 * 16
-	t.ports.store(i, t.ports.load(i)&^(0xffff<<shift)|uint64(s.Service)<<shift)
+func (s setPorts) apply(t *tables) error {
+	for port := int(s.Run.First); port <= int(s.Run.Last); port++ {
+		i, shift := portWord(s.Table, uint16(port)), port&3*16
+		t.ports.store(i, t.ports.load(i)&^(0xffff<<shift)|uint64(s.Run.Service)<<shift)
+	}
 	return nil
 }
 
@@ -68,21 +79,25 @@ func (s setService) String() string {
 }
 
 func (s setService) apply(t *tables) error {
-	var old lbService
-	if err := t.objects.Services.Lookup(uint32(s.Number), &old); err != nil {
-		return fmt.Errorf("read service %d: %w", s.Number, err)
-	}
-	if old.Forward == 0 {
+	at := t.service(s.Number)
+	if at.Forward == 0 {
 		// The number was another service's once.
 		if err := clearCounters[lbServiceLosses](t.objects.Losses, uint32(s.Number)); err != nil {
 			return err
 		}
 	}
-	e := lbService{Slots: s.Entry.First, SlotCount: s.Entry.Count, Forward: uint32(s.Entry.Forward)}
-	return put(t.objects.Services, uint32(s.Number), &e)
+	e := s.Entry
+	store(at, lbService{
+		Slots: e.First, SlotCount: e.Count, Forward: uint32(e.Forward), Flags: uint32(e.Flags),
+		LimitRate: uint32(e.Limit.Rate), LimitBurst: uint32(e.Limit.Burst),
+	})
+	return nil
 }
 
-type slotChange struct{ Slot, Owner uint32 }
+type slotChange struct {
+	Slot uint32
+	Word slot
+}
 
 type setSlots struct {
 	Service uint16
@@ -96,7 +111,7 @@ func (s setSlots) String() string {
 
 func (s setSlots) apply(t *tables) error {
 	for _, c := range s.Changes {
-		t.slots.store(int(s.First+c.Slot), uint64(c.Owner))
+		t.slots.store(int(s.First+c.Slot), uint64(c.Word))
 	}
 	return nil
 }
@@ -114,6 +129,9 @@ func (s setBackend) String() string {
 	if !s.Entry.Alive {
 		state = "failed"
 	}
+	if s.Entry.Leaving != 0 {
+		state += " leaving"
+	}
 	return fmt.Sprintf("set backend %d %v of service %d %s generation %d", s.Number, s.Entry.Address,
 		s.Entry.Service, state, s.Entry.Generation)
 }
@@ -125,7 +143,7 @@ func (s setBackend) apply(t *tables) error {
 		b = lbBackend{
 			Address: mapped(e.Address.Addr()), Port: bigEndian16(e.Address.Port()), Service: e.Service,
 			Generation: e.Generation, Choice: e.Choice, Choices: uint32(len(e.Pairs)), Alive: boolWord(e.Alive),
-			NextHop: nextHopEntry(e.NextHop),
+			NextHop: nextHopEntry(e.NextHop), Leaving: e.Leaving,
 		}
 		if t.fresh(s.Number) {
 			if err := clearCounters[lbCounters](t.objects.Traffic, s.Number); err != nil {
@@ -147,6 +165,7 @@ func nextHopEntry(h lb.NextHop) lbNextHop {
 		SourceHigh:  [4]uint8(h.Source[2:]),
 		Interface:   uint32(h.Interface),
 		Vlans:       uint16(h.Tags),
+		Mtu:         uint16(min(h.MTU, math.MaxUint16)),
 	}
 	for i, v := range h.VLANs {
 		e.Vlan[i] = bigEndian16(v)
@@ -155,7 +174,7 @@ func nextHopEntry(h lb.NextHop) lbNextHop {
 }
 
 func nextHop(e lbNextHop) lb.NextHop {
-	h := lb.NextHop{Interface: int(e.Interface), Destination: e.Destination, Tags: int(e.Vlans)}
+	h := lb.NextHop{Interface: int(e.Interface), Destination: e.Destination, Tags: int(e.Vlans), MTU: int(e.Mtu)}
 	copy(h.Source[:2], e.SourceLow[:])
 	copy(h.Source[2:], e.SourceHigh[:])
 	for i, v := range e.Vlan {
@@ -222,7 +241,17 @@ func (s removePair) String() string {
 }
 
 func (s removePair) apply(t *tables) error {
-	if err := clearEntry(t.objects.NatKeys, s.Pair.Key, func(k *lbPairKey) *uint32 { return &k.State }); err != nil {
+	keys := t.objects.NatKeys
+	err := clearEntry(keys.MaxEntries(), s.Pair.Key,
+		func(i uint32) (uint32, error) {
+			var k lbPairKey
+			if err := keys.Lookup(i, &k); err != nil {
+				return 0, fmt.Errorf("read entry %d of %v: %w", i, keys, err)
+			}
+			return k.State, nil
+		},
+		func(i, state uint32) error { return put(keys, i, &lbPairKey{State: state}) })
+	if err != nil {
 		return err
 	}
 	return t.dropPair(s.Number)
@@ -238,27 +267,16 @@ func boolWord(b bool) uint32 {
 // clearEntry takes an entry out of a table with open addressing. It leaves ENTRY_GONE
 // behind only where a later entry may have been placed past it: what is past the
 // last entry of a run is empty, so that a search ends there.
-func clearEntry[T any](m *ebpf.Map, index uint32, state func(*T) *uint32) error {
-	size := m.MaxEntries()
-	read := func(i uint32) (uint32, error) {
-		var e T
-		if err := m.Lookup(i, &e); err != nil {
-			return 0, fmt.Errorf("read entry %d of %v: %w", i, m, err)
-		}
-		return *state(&e), nil
-	}
+func clearEntry(size, index uint32, read func(uint32) (uint32, error), write func(index, state uint32) error) error {
 	after, err := read((index + 1) % size)
 	if err != nil {
 		return err
 	}
-	var e T
-	*state(&e) = uint32(lbEntryENTRY_GONE)
 	if after != uint32(lbEntryENTRY_EMPTY) {
-		return put(m, index, &e)
+		return write(index, uint32(lbEntryENTRY_GONE))
 	}
-	*state(&e) = uint32(lbEntryENTRY_EMPTY)
 	for {
-		if err := put(m, index, &e); err != nil {
+		if err := write(index, uint32(lbEntryENTRY_EMPTY)); err != nil {
 			return err
 		}
 		index = (index + size - 1) % size

@@ -40,60 +40,86 @@ func (w words) close() error {
 	return unix.Munmap(w.memory)
 }
 
+// kernelMaps are the maps of a data plane: those that the program looks up, and
+// its one variable.
+type kernelMaps struct {
+	lbMaps
+	Tables *ebpf.Map `ebpf:".bss"`
+}
+
+func (m *kernelMaps) Close() error { return errors.Join(m.lbMaps.Close(), m.Tables.Close()) }
+
+// store writes v in place of what is at p word by word, the first one first, so
+// that the program never sees half of a word. A T is a whole number of words.
+func store[T any](p *T, v T) {
+	to, from := wordsOf(p), wordsOf(&v)
+	for i := range to {
+		storeWord(&to[i], from[i])
+	}
+}
+
+func storeWord(p *uint64, v uint64) {
+	if atomic.LoadUint64(p) != v {
+		atomic.StoreUint64(p, v)
+	}
+}
+
+func wordsOf[T any](p *T) []uint64 {
+	return unsafe.Slice((*uint64)(unsafe.Pointer(p)), unsafe.Sizeof(*p)/8)
+}
+
 // tables are the maps of a data plane as steps write them.
 type tables struct {
-	objects lbMaps
-	ports   words
+	objects kernelMaps
+	shared  words     // the memory of arrays
+	arrays  *lbArrays // the same
+	ports   words     // of port tables
 	slots   words
-	backs   words
 	buckets words
 	pairs   words
 }
 
-func openTables(m lbMaps) (*tables, error) {
+func openTables(m kernelMaps) (*tables, error) {
 	t := &tables{objects: m}
 	for _, w := range []struct {
 		into *words
 		from *ebpf.Map
-	}{{&t.ports, m.Ports}, {&t.slots, m.Slots}, {&t.backs, m.Backends}, {&t.buckets, m.NatBuckets}, {&t.pairs, m.NatPairs}} {
+	}{{&t.shared, m.Tables}, {&t.ports, m.Ports}, {&t.slots, m.Slots}, {&t.buckets, m.NatBuckets}, {&t.pairs, m.NatPairs}} {
 		var err error
 		if *w.into, err = mapWords(w.from); err != nil {
 			return nil, errors.Join(err, t.close())
 		}
 	}
+	t.arrays = (*lbArrays)(unsafe.Pointer(&t.shared.memory[0]))
 	return t, nil
 }
 
 func (t *tables) close() error {
-	return errors.Join(t.ports.close(), t.slots.close(), t.backs.close(), t.buckets.close(), t.pairs.close())
+	return errors.Join(t.shared.close(), t.ports.close(), t.slots.close(), t.buckets.close(), t.pairs.close())
 }
 
-const backendWords = int(unsafe.Sizeof(lbBackend{}) / 8)
-
-func (t *tables) backend(n uint32) lbBackend {
-	var raw [backendWords]uint64
-	for i := range raw {
-		raw[i] = t.backs.load(int(n)*backendWords + i)
-	}
-	return *(*lbBackend)(unsafe.Pointer(&raw))
+// The entries of arrays, by number; of a NIC, by ifindex.
+func (t *tables) nic(n int) *lbInterface {
+	return (*lbInterface)(unsafe.Pointer(&t.arrays.Interfaces[n%int(lbLimitsMAX_INTERFACES)]))
+}
+func (t *tables) vip(n uint32) *lbVip { return (*lbVip)(unsafe.Pointer(&t.arrays.Vips[n])) }
+func (t *tables) service(n uint16) *lbService {
+	return (*lbService)(unsafe.Pointer(&t.arrays.Services[n]))
+}
+func (t *tables) backend(n uint32) *lbBackend {
+	return (*lbBackend)(unsafe.Pointer(&t.arrays.Backends[n]))
 }
 
 // storeBackend writes a backend word by word; a new next hop's MAC address is
 // one word and so never half old. The last word says whether the backend is
 // alive: it comes last for one that is, and first for one that is not.
 func (t *tables) storeBackend(n uint32, b lbBackend) {
-	raw := *(*[backendWords]uint64)(unsafe.Pointer(&b))
-	store := func(i int) {
-		if at := int(n)*backendWords + i; t.backs.load(at) != raw[i] {
-			t.backs.store(at, raw[i])
-		}
-	}
+	at := t.backend(n)
 	if b.Alive == 0 {
-		store(backendWords - 1)
+		to, from := wordsOf(at), wordsOf(&b)
+		storeWord(&to[len(to)-1], from[len(from)-1])
 	}
-	for i := range raw {
-		store(i)
-	}
+	store(at, b)
 }
 
 // fresh tells, once, whether backend n was not in use before.
@@ -104,9 +130,7 @@ func (t *tables) fresh(n uint32) bool {
 // readState reads back what the maps hold.
 func (t *tables) readState() (*State, error) {
 	s := newState()
-	if err := t.readVIPs(s); err != nil {
-		return nil, err
-	}
+	t.readVIPs(s)
 	if err := t.readServices(s); err != nil {
 		return nil, err
 	}
@@ -134,6 +158,7 @@ func (t *tables) readState() (*State, error) {
 			Choice:     b.Choice,
 			Pairs:      slices.Clone(choices[b.Choice : b.Choice+b.Choices]),
 			Alive:      b.Alive != 0,
+			Leaving:    b.Leaving,
 		}
 	}
 	return s, nil
@@ -153,50 +178,73 @@ func readAll[T any](m *ebpf.Map) ([]T, error) {
 	return values, nil
 }
 
-func (t *tables) readVIPs(s *State) error {
-	vips, err := readAll[lbVip](t.objects.Vips)
-	if err != nil {
-		return err
-	}
-	for n, v := range vips {
+func (t *tables) readVIPs(s *State) {
+	for n := range t.arrays.Vips {
+		v := t.vip(uint32(n))
 		if v.State != uint32(lbEntryENTRY_USED) {
 			continue
 		}
-		s.VIPs[unmapped(v.Address)] = vipEntry{Index: uint32(n), Table: v.TcpPorts, Source: v.Source != 0}
-		if v.TcpPorts == 0 {
-			continue
-		}
-		for g := range int(lbLimitsPORT_GROUPS) {
-			word := t.ports.load(int(v.TcpPorts)*int(lbLimitsPORT_GROUPS) + g)
-			for i := 0; word != 0; i, word = i+1, word>>16 {
-				if service := uint16(word); service != 0 {
-					s.Ports[portKey{v.TcpPorts, uint16(g<<2 + i)}] = service
-				}
+		s.VIPs[unmapped(v.Address)] = vipEntry{Index: uint32(n), Tables: v.Ports, Source: v.Source != 0}
+		for _, table := range v.Ports {
+			if runs := t.readPorts(table); len(runs) > 0 {
+				s.Ports[table] = runs
 			}
 		}
 	}
-	return nil
+}
+
+// readPorts reads a port table; table 0 is none.
+func (t *tables) readPorts(table uint32) []portRun {
+	var runs []portRun
+	if table == 0 {
+		return nil
+	}
+	for port := 0; port < int(lbLimitsPORTS); port++ {
+		if port%4 == 0 && t.ports.load(portWord(table, uint16(port))) == 0 {
+			port += 3
+			continue
+		}
+		service := t.portService(table, uint16(port))
+		if service == 0 {
+			continue
+		}
+		if n := len(runs); n > 0 && int(runs[n-1].Last)+1 == port && runs[n-1].Service == service {
+			runs[n-1].Last = uint16(port)
+		} else {
+			runs = append(runs, portRun{uint16(port), uint16(port), service})
+		}
+	}
+	return runs
+}
+
+// portWord is the word of the port tables that holds a port, and three others.
+func portWord(table uint32, port uint16) int {
+	return int(table)*int(lbLimitsPORTS)/4 + int(port>>2)
+}
+
+func (t *tables) portService(table uint32, port uint16) uint16 {
+	return uint16(t.ports.load(portWord(table, port)) >> (port & 3 * 16))
 }
 
 func (t *tables) readServices(s *State) error {
-	services, err := readAll[lbService](t.objects.Services)
-	if err != nil {
-		return err
-	}
-	for n, service := range services {
+	for n := range t.arrays.Services {
+		service := t.service(uint16(n))
 		if service.Forward == 0 {
 			continue
 		}
-		e := serviceEntry{service.Slots, service.SlotCount, lb.Forward(service.Forward)}
+		e := serviceEntry{
+			First: service.Slots, Count: service.SlotCount, Forward: lb.Forward(service.Forward),
+			Flags: lbServiceFlags(service.Flags), Limit: lb.SourceLimit{Rate: int(service.LimitRate), Burst: int(service.LimitBurst)},
+		}
 		if uint64(e.First)+uint64(e.Count) > uint64(t.objects.Slots.MaxEntries()) {
 			return fmt.Errorf("read service %d: its slots lie outside of the table", n)
 		}
-		owners := make([]uint32, e.Count)
-		for i := range owners {
-			owners[i] = uint32(t.slots.load(int(e.First)+i) & (1<<lbSlotBitsSLOT_OWNER_BITS - 1))
+		words := make([]slot, e.Count)
+		for i := range words {
+			words[i] = slot(t.slots.load(int(e.First) + i))
 		}
 		s.Services[uint16(n)] = e
-		s.Slots[uint16(n)] = owners
+		s.Slots[uint16(n)] = words
 	}
 	return nil
 }

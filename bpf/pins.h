@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Flows of slots whose owner has changed. A slot that is clean needs none of
+ * this; in one that is not, every packet is looked up, so that a planned change
+ * of backends moves no connection:
+ *
+ *   handshakes   SYN seen, sent to the owner of that moment
+ *   pins         the client has answered the SYN-ACK: the flow stays where it is
+ *   stragglers   no SYN seen, so the flow is older: it stays with the previous owner
+ *
+ * Three maps, so that a flood of one kind of packet takes no room from what
+ * another kind has earned: SYNs fill handshakes alone, only who goes on with the
+ * SYN's sequence number makes a pin, and stragglers are rate limited.
+ */
+#ifndef SLUICE_PINS_H
+#define SLUICE_PINS_H
+
+#include "balance.h"
+#include "clock.h"
+#include "parse.h"
+
+/* 1: nothing is written; `sluice explain` runs the program so. */
+volatile const __u32 dry = 0;
+
+/* How far behind its SYN a segment may be and belong to its handshake. */
+#define HANDSHAKE_REACH (1 << 20)
+
+/* A flow, and what its packet says of it. */
+struct flow {
+	struct flow_key key;
+	__u32 sequence; /* host byte order */
+	__u32 opens; /* SYN alone */
+	__u32 ends; /* FIN or RST */
+	__u32 data; /* it has a payload */
+};
+
+static __always_inline bool pin_holds(struct pin *pin)
+{
+	struct backend *backend = backend_at(pin->backend);
+
+	return backend->alive && backend->generation == pin->generation;
+}
+
+static __always_inline void make_pin(struct pin *pin, __u32 number, __u32 sequence)
+{
+	pin->backend = number;
+	pin->generation = backend_at(number)->generation;
+	pin->seen = ticks();
+	pin->sequence = sequence;
+	pin->ending = 0;
+	pin->pad = 0;
+}
+
+/* The backend that an entry names; FIN and RST shorten its idle time, and data restores it. */
+static __always_inline __u32 follow(struct pin *pin, struct flow *f)
+{
+	__u32 now = ticks(), ending = f->ends ? 1 : f->data ? 0 : pin->ending;
+
+	if (!dry && (pin->seen != now || pin->ending != ending)) {
+		pin->seen = now;
+		pin->ending = ending;
+	}
+	return pin->backend;
+}
+
+static __always_inline bool may_straggle(void)
+{
+	__u32 zero = 0, now = ticks();
+	struct allowance *a = bpf_map_lookup_elem(&straggler_allowance, &zero);
+
+	if (!a || dry)
+		return false;
+	if (a->tick != now) {
+		a->tick = now;
+		a->used = 0;
+	}
+	return a->used++ < STRAGGLERS_PER_TICK;
+}
+
+/*
+ * A SYN goes to the current owner if it can be remembered, else to the previous
+ * one, where its later packets will go. It changes no pin.
+ */
+static __always_inline __u32 owner_of_syn(struct flow *f, __u32 owner, __u32 previous)
+{
+	struct pin *old = bpf_map_lookup_elem(&handshakes, &f->key), pin;
+
+	if (old && pin_holds(old) && old->sequence == f->sequence)
+		return follow(old, f);
+	/* Without a previous owner a miss goes to this one anyway, unless an old pin does. */
+	if (!previous && !bpf_map_lookup_elem(&pins, &f->key) &&
+	    !bpf_map_lookup_elem(&stragglers, &f->key))
+		return owner;
+	make_pin(&pin, owner, f->sequence);
+	if (dry || !bpf_map_update_elem(&handshakes, &f->key, &pin, BPF_ANY))
+		return owner;
+	COUNT_LOSS(backend_at(owner)->service, handshakes_full);
+	return previous ? previous : owner;
+}
+
+/* The backend of a segment that continues a handshake; 0 where none does. */
+static __always_inline __u32 owner_of_handshake(struct flow *f)
+{
+	struct pin *shake = bpf_map_lookup_elem(&handshakes, &f->key), pin;
+	__u32 distance, number;
+
+	if (!shake || !pin_holds(shake))
+		return 0;
+	distance = f->sequence - shake->sequence;
+	if (!distance || distance > HANDSHAKE_REACH)
+		return 0;
+	number = shake->backend;
+	if (distance != 1 || f->ends || dry)
+		return number;
+	make_pin(&pin, number, 0);
+	if (bpf_map_update_elem(&pins, &f->key, &pin, BPF_ANY)) {
+		COUNT_LOSS(backend_at(number)->service, pins_full);
+		return number;
+	}
+	bpf_map_delete_elem(&stragglers, &f->key);
+	bpf_map_delete_elem(&handshakes, &f->key);
+	return number;
+}
+
+/*
+ * The number of the backend for a TCP segment whose slot is tracked or settling;
+ * 0 where there is none.
+ */
+SUBPROGRAM __u32 tracked_owner(struct flow *f, __u64 word)
+{
+	__u32 owner = slot_owner(word), previous = slot_owner(word >> SLOT_PREVIOUS_SHIFT), number;
+	struct pin *old, pin;
+
+	if (!f)
+		return 0;
+	if (f->opens)
+		return owner ? owner_of_syn(f, owner, previous) : previous;
+	number = owner_of_handshake(f);
+	if (number)
+		return number;
+	old = bpf_map_lookup_elem(&pins, &f->key);
+	if (old && pin_holds(old))
+		return follow(old, f);
+	old = bpf_map_lookup_elem(&stragglers, &f->key);
+	if (old && pin_holds(old))
+		return follow(old, f);
+	if ((word >> SLOT_STATE_SHIFT & SLOT_STATE_MASK) != SLOT_TRACKED || !previous)
+		return owner;
+	if (!f->ends && may_straggle()) {
+		make_pin(&pin, previous, 0);
+		bpf_map_update_elem(&stragglers, &f->key, &pin, BPF_ANY);
+	}
+	return previous;
+}
+
+/* Whether an entry of a UDP flow still stands. */
+static __always_inline bool udp_holds(struct pin *pin)
+{
+	return pin_holds(pin) && (int)(ticks() - pin->seen) <= UDP_IDLE_TICKS;
+}
+
+/*
+ * The number of the backend for a datagram of a service with affinity: flow. A
+ * flow earns its place among the lasting ones by a second datagram, a tick or
+ * more after the first, so that a flood of single ones takes it from nobody.
+ */
+SUBPROGRAM __u32 udp_owner(struct flow *f, __u64 word)
+{
+	__u32 owner = slot_owner(word);
+	struct pin *old, pin;
+
+	if (!f)
+		return 0;
+	old = bpf_map_lookup_elem(&udp_flows, &f->key);
+	if (old && udp_holds(old))
+		return follow(old, f);
+	old = bpf_map_lookup_elem(&udp_new, &f->key);
+	if (old && udp_holds(old)) {
+		owner = old->backend;
+		if (old->seen == ticks() || dry)
+			return owner;
+		make_pin(&pin, owner, 0);
+		if (bpf_map_update_elem(&udp_flows, &f->key, &pin, BPF_ANY)) {
+			COUNT_LOSS(backend_at(owner)->service, pins_full);
+			follow(old, f);
+		}
+		return owner;
+	}
+	if (owner && !dry) {
+		make_pin(&pin, owner, 0);
+		bpf_map_update_elem(&udp_new, &f->key, &pin, BPF_ANY);
+	}
+	return owner;
+}
+
+/* The same for the packet in hand, whose slot is not to be believed alone. */
+static __always_inline __u32 remembered_owner(struct packet *p)
+{
+	struct address client = source_of(p);
+	struct flow f = {};
+
+	f.key.client[0] = client.word[0];
+	f.key.client[1] = client.word[1];
+	f.key.vip = p->vip_index;
+	f.key.client_port = p->port[0];
+	f.key.vip_port = p->port[1];
+	f.key.protocol = p->protocol;
+	if (p->protocol == IPPROTO_UDP)
+		return udp_owner(&f, p->slot);
+	f.sequence = bpf_ntohl(p->tcp->seq);
+	f.opens = p->opens;
+	f.ends = p->tcp->fin | p->tcp->rst;
+	f.data = p->length > p->header_length;
+	return tracked_owner(&f, p->slot);
+}
+
+#endif

@@ -1,0 +1,94 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+	"github.com/sluice-lb/sluice/internal/maglev"
+)
+
+// Apply makes the kernel's tables those of the snapshot. Either all of it is
+// planned or nothing is written. A planned change of backends moves no
+// connection that sends something while the window is open; a backend that the
+// snapshot has no more keeps its connections until they are gone.
+func (d *Datapath) Apply(want lb.Snapshot) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.apply(want, nil)
+}
+
+// apply does so without the backends that have drained.
+func (d *Datapath) apply(want lb.Snapshot, drained map[uint32]bool) error {
+	lim := limits{slots: d.objects.Slots.MaxEntries(), share: d.share, now: sinceBoot(), drained: drained}
+	steps, next, err := plan(d.state, want, lim, d.cache.table)
+	if err != nil {
+		return err
+	}
+	d.cache.turn()
+	if err := d.write(steps); err != nil {
+		return err
+	}
+	d.state, d.want = next, want
+	d.nameServices(want)
+	return nil
+}
+
+// write takes steps in order. Should one fail, the state is what the maps say.
+func (d *Datapath) write(steps []step) error {
+	for _, s := range steps {
+		d.log.Debug("apply", "step", s.String())
+		if err := s.apply(d.tables); err != nil {
+			// What is written is written: the maps say what holds now.
+			state, readErr := d.tables.readState()
+			if readErr == nil {
+				d.state = state
+			}
+			return errors.Join(fmt.Errorf("%v: %w", s, err), readErr)
+		}
+	}
+	return nil
+}
+
+func (d *Datapath) nameServices(want lb.Snapshot) {
+	clear(d.names)
+	for _, s := range want.Services {
+		for _, a := range s.Addresses {
+			if v, ok := d.state.VIPs[a.Addr()]; ok {
+				d.names[d.state.service(v.Tables[portTable(s.Protocol)], a.Port())] = s.Name
+			}
+		}
+	}
+}
+
+// tableCache remembers the Maglev tables of the last snapshot, since most changes
+// touch one service only.
+type tableCache struct{ last, now map[string][]int32 }
+
+// turn forgets the tables that have not been asked for since the last turn.
+func (c *tableCache) turn() { c.last, c.now = c.now, nil }
+
+func (c *tableCache) table(size int, backends []lb.Backend) ([]int32, error) {
+	var b strings.Builder
+	fmt.Fprint(&b, size)
+	members := make([]maglev.Backend, len(backends))
+	for i, m := range backends {
+		fmt.Fprintf(&b, " %v/%d", m.Address, m.Weight)
+		members[i] = maglev.Backend{Key: m.Address.String(), Weight: m.Weight}
+	}
+	key := b.String()
+	slots, ok := c.last[key]
+	if !ok {
+		t, err := maglev.Build(size, members)
+		if err != nil {
+			return nil, err
+		}
+		slots = t.Slots
+	}
+	if c.now == nil {
+		c.now = map[string][]int32{}
+	}
+	c.now[key] = slots
+	return slots, nil
+}
