@@ -90,6 +90,18 @@ func apply(t testing.TB, d *Datapath, services ...lb.ServiceState) {
 	}
 }
 
+// letGo removes the backends that have left, whatever they hold.
+func letGo(t testing.TB, d *Datapath) {
+	t.Helper()
+	drained := map[uint32]bool{}
+	for n, b := range d.state.Backends {
+		drained[n] = b.Leaving != 0
+	}
+	if err := d.apply(d.want, drained); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // XDP verdicts, of linux/bpf.h.
 const (
 	xdpDrop     = 1

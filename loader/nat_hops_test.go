@@ -119,7 +119,8 @@ func TestNATBackendMoves(t *testing.T) {
 	}
 }
 
-// Open connections stay where they are when others join, and end with the backend.
+// Open connections stay where they are when others join and when their backend
+// leaves, and end when it is let go.
 func TestNATBackendsChange(t *testing.T) {
 	d := newDatapath(t, service("web", lb.NAT, 80, backends(1, 80)))
 	var conns []*conn
@@ -142,6 +143,10 @@ func TestNATBackendsChange(t *testing.T) {
 		}
 	}
 	apply(t, d, service("web", lb.NAT, 80, drained[1:]))
+	for _, c := range conns {
+		c.translates(t, testenv.ACK) // its backend has left, with its connections
+	}
+	letGo(t, d)
 	for _, c := range conns {
 		if got := c.forward(t, testenv.ACK, "data"); got.Outcome != "no_flow" {
 			t.Fatalf("a packet to a removed backend: %s, want no_flow", got.Outcome)

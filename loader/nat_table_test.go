@@ -105,6 +105,7 @@ func TestNATNamesAreForgotten(t *testing.T) {
 	}
 	before := stats(t, d).Services[0].Backends[1].Flows
 	apply(t, d, service("web", lb.NAT, 80, backends(1, 80)))
+	letGo(t, d)
 	if got, want := names(d), 200-int(before); got != want {
 		t.Errorf("%d names after a backend with %d flows has gone, want %d", got, before, want)
 	}

@@ -64,12 +64,12 @@ func TestDSR(t *testing.T) {
 		{"another address", toVIP(to(netip.MustParseAddrPort("192.0.2.101:80"))), xdpPass, "not_vip"},
 		{"a multicast address", toVIP(to(netip.MustParseAddrPort("224.0.0.18:80"))), xdpPass, "not_vip"},
 		{"arp", toVIP(func(f *testenv.Frame) { f.EtherType, f.Payload = testenv.EtherTypeARP, make([]byte, 46) }), xdpPass, "not_ip"},
-		{"ipv6", toVIP(func(f *testenv.Frame) { f.EtherType, f.Payload = 0x86dd, make([]byte, 60) }), xdpPass, "not_ip"},
+		{"ipv6", toVIP(func(f *testenv.Frame) { f.EtherType, f.Payload = 0x86dd, make([]byte, 60) }), xdpPass, "not_vip"},
 		{"three tags", toVIP(func(f *testenv.Frame) {
 			f.VLANs, f.EtherType, f.Payload = []uint16{1, 2}, testenv.EtherTypeVLAN, make([]byte, 60)
 		}), xdpPass, "not_ip"},
 		{"icmp", toVIP(func(f *testenv.Frame) { f.Protocol = testenv.ProtocolICMP }), xdpPass, "protocol"},
-		{"udp", toVIP(func(f *testenv.Frame) { f.Protocol = testenv.ProtocolUDP }), xdpPass, "protocol"},
+		{"udp", toVIP(func(f *testenv.Frame) { f.Protocol = testenv.ProtocolUDP }), xdpPass, "no_service"},
 		{"a port that is no service", toVIP(port(81)), xdpPass, "no_service"},
 		{"port 0", toVIP(port(0)), xdpPass, "no_service"},
 		{"port 65535", toVIP(port(65535)), xdpPass, "no_service"},
