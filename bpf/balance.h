@@ -33,21 +33,35 @@ static __always_inline __u64 fold_addresses(struct packet *p, bool both)
  * products that do not wait for each other, and one that mixes them.
  * loader.FlowHash is its twin.
  */
-static __always_inline __u64 flow_hash(struct packet *p, struct service *service)
+static __always_inline __u64 hash_words(__u64 addresses, __u64 rest)
 {
-	bool both = !(service->flags & SERVICE_SOURCE_HASH);
-	__u64 addresses, rest = 0, h;
+	__u64 h = (addresses ^ addresses >> 29) * GOLDEN;
 
-	if (p->v6)
-		addresses = fold_addresses(p, both);
-	else
-		addresses = (__u64)p->ip->saddr << 32 | (both ? p->ip->daddr : 0);
-	if (both)
-		rest = (__u64)p->port[0] << 32 | (__u32)p->port[1] << 16 | p->protocol;
-	h = (addresses ^ addresses >> 29) * GOLDEN;
 	h ^= (rest ^ rest >> 32) * 0xff51afd7ed558ccdULL;
 	h ^= h >> 32;
 	return h * 0xc4ceb9fe1a85ec53ULL;
+}
+
+static __always_inline __u64 flow_hash4(struct iphdr *ip, __be16 source, __be16 dest, __u32 protocol)
+{
+	return hash_words((__u64)ip->saddr << 32 | ip->daddr,
+			  (__u64)source << 32 | (__u32)dest << 16 | protocol);
+}
+
+/* Of all that a client does with a service. loader.SourceHash is its twin. */
+static __always_inline __u64 source_hash4(struct iphdr *ip)
+{
+	return hash_words((__u64)ip->saddr << 32, 0);
+}
+
+static __always_inline __u64 flow_hash(struct packet *p, struct service *service)
+{
+	bool both = !(service->flags & SERVICE_SOURCE_HASH);
+
+	if (p->v6)
+		return hash_words(fold_addresses(p, both),
+				  both ? (__u64)p->port[0] << 32 | (__u32)p->port[1] << 16 | p->protocol : 0);
+	return both ? flow_hash4(p->ip, p->port[0], p->port[1], p->protocol) : source_hash4(p->ip);
 }
 
 /* The word of the slot that a flow falls into. */

@@ -158,6 +158,12 @@ static __always_inline int check_ip(struct packet *p)
 	return NEXT;
 }
 
+/* Whether a segment asks for a new connection. */
+static __always_inline bool opens(struct tcphdr *tcp)
+{
+	return (((__u8 *)tcp)[13] & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) == TCP_SYN;
+}
+
 static __always_inline int parse_tcp(struct packet *p)
 {
 	struct tcphdr *tcp = p->tcp;
@@ -169,7 +175,7 @@ static __always_inline int parse_tcp(struct packet *p)
 	p->header_length += tcp->doff * 4;
 	if (p->header_length > p->length)
 		return DROP_MALFORMED_TCP;
-	p->opens = (((__u8 *)tcp)[13] & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) == TCP_SYN;
+	p->opens = opens(tcp);
 	return NEXT;
 }
 

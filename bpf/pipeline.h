@@ -5,6 +5,7 @@
 
 #include "balance.h"
 #include "emit.h"
+#include "fast.h"
 #include "nat.h"
 #include "parse.h"
 #include "pins.h"
@@ -72,7 +73,7 @@ static __always_inline int balance(struct packet *p, int *action)
 }
 
 /* The verdict on one frame. What was not forwarded is counted here and nowhere else. */
-static __always_inline int process(struct xdp_md *ctx)
+SUBPROGRAM int pipeline(struct xdp_md *ctx)
 {
 	int action = XDP_ABORTED, out;
 	struct packet p = {};
@@ -86,6 +87,13 @@ static __always_inline int process(struct xdp_md *ctx)
 		return action;
 	count_outcome(out);
 	return out < DROP_MALFORMED_IP ? XDP_PASS : XDP_DROP;
+}
+
+static __always_inline int process(struct xdp_md *ctx)
+{
+	int verdict = dry ? XDP_ABORTED : fast_path(ctx);
+
+	return verdict == XDP_ABORTED ? pipeline(ctx) : verdict;
 }
 
 #endif
