@@ -85,7 +85,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			&cli.StringFlag{Name: "pin-dir", EnvVars: []string{"SLUICE_PIN_DIR"}, Value: loader.DefaultPinDir,
 				Usage: "`DIR` on a BPF file system for what outlives the daemon"},
 		},
-		Commands: []*cli.Command{runCommand(), checkCommand(), statusCommand(), detachCommand(), versionCommand()},
+		Commands: []*cli.Command{runCommand(), checkCommand(), statusCommand(), detachCommand(), decapCommand(), versionCommand()},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return usage(c, fmt.Errorf("%q is no command", c.Args().First()), false)
