@@ -137,6 +137,15 @@ func (d *Decap) open() error {
 			return err
 		}
 	}
+	for _, name := range d.options.Interfaces {
+		if _, err := d.network.LinkByName(name); err != nil {
+			return fmt.Errorf("attach to %s: %w: ip link shows what there is", name, err)
+		}
+	}
+	// Others come first: the kernel takes no program below an interface that has one.
+	if err := d.detachOthers(); err != nil {
+		return err
+	}
 	faults, err := d.refresh()
 	if err != nil {
 		return err
@@ -144,7 +153,7 @@ func (d *Decap) open() error {
 	for _, name := range slices.Sorted(maps.Keys(faults)) {
 		return faults[name]
 	}
-	return d.detachOthers()
+	return nil
 }
 
 // attach puts the program on an interface where it is not yet.
