@@ -12,7 +12,7 @@ import (
 // A frame that is cut off anywhere is passed or dropped, never decapsulated: as
 // long as it does not say that it is a tunnel's to this host it passes.
 func TestDecapTruncated(t *testing.T) {
-	forEachMix(t, func(t *testing.T, d *Decap, m mix) {
+	forEachTunnelMix(t, func(t *testing.T, d *Decap, m tunnelMix) {
 		tunnels := []testenv.Tunnel{m.tunnel}
 		headers := []int{m.outer}
 		if m.outer == 40 {
@@ -44,7 +44,7 @@ func TestDecapTruncated(t *testing.T) {
 // A packet whose lengths say that the inner one is not all there is dropped,
 // however much follows in the frame.
 func TestDecapLengths(t *testing.T) {
-	forEachMix(t, func(t *testing.T, d *Decap, m mix) {
+	forEachTunnelMix(t, func(t *testing.T, d *Decap, m tunnelMix) {
 		inner := m.inner(nil, 0)
 		for cut := range len(inner) - 14 + 1 {
 			tunnel := m.tunnel
@@ -126,7 +126,7 @@ func TestDecapMalformed(t *testing.T) {
 	d := decapProgram(t)
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
-			m := mixes[tc.mix]
+			m := tunnelMixes[tc.mix]
 			frame := encapsulate(t, m.tunnel, m.inner(nil, 0))
 			tc.change(frame)
 			if got, _ := tryDecap(t, d, frame); got != tc.want {

@@ -111,8 +111,8 @@ func tryDecap(t testing.TB, d *Decap, frame []byte) (outcome string, out []byte)
 	return outcome, opts.DataOut
 }
 
-// A mix is a pair of families, outer and inner.
-type mix struct {
+// A tunnelMix is a pair of families, outer and inner.
+type tunnelMix struct {
 	name         string
 	tunnel       testenv.Tunnel
 	inner        func(tags []uint16, trafficClass uint8) []byte
@@ -132,9 +132,9 @@ func inner6(tags []uint16, trafficClass uint8) []byte {
 }
 
 var (
-	over4 = testenv.Tunnel{Src: tunnelNode4, Dst: tunnelHost4, DontFragment: true, ID: 4711, TTL: 63}
-	over6 = testenv.Tunnel{Src: tunnelNode6, Dst: tunnelHost6, FlowLabel: 0x12345, TTL: 63}
-	mixes = []mix{
+	over4       = testenv.Tunnel{Src: tunnelNode4, Dst: tunnelHost4, DontFragment: true, ID: 4711, TTL: 63}
+	over6       = testenv.Tunnel{Src: tunnelNode6, Dst: tunnelHost6, FlowLabel: 0x12345, TTL: 63}
+	tunnelMixes = []tunnelMix{
 		{"ipv4 in ipv4", over4, inner4, 20, 20},
 		{"ipv6 in ipv4", over4, inner6, 20, 40},
 		{"ipv4 in ipv6", over6, inner4, 40, 20},
@@ -142,9 +142,9 @@ var (
 	}
 )
 
-func forEachMix(t *testing.T, f func(t *testing.T, d *Decap, m mix)) {
+func forEachTunnelMix(t *testing.T, f func(t *testing.T, d *Decap, m tunnelMix)) {
 	d := decapProgram(t)
-	for _, m := range mixes {
+	for _, m := range tunnelMixes {
 		t.Run(m.name, func(t *testing.T) { f(t, d, m) })
 	}
 }
@@ -213,7 +213,7 @@ func TestDecap(t *testing.T) {
 	}
 	d := decapProgram(t)
 	for _, tc := range tests {
-		for _, inner := range mixes[:2] {
+		for _, inner := range tunnelMixes[:2] {
 			for _, tags := range [][]uint16{nil, {100}, {0xe000 | 200, 300}} {
 				t.Run(fmt.Sprintf("%s, %s, %d tags", tc.name, inner.name[:4], len(tags)), func(t *testing.T) {
 					want := inner.inner(tags, 0)
@@ -325,7 +325,7 @@ func TestDecapCongestion(t *testing.T) {
 		ect1:   {notECT: ect1, ect0: ect1, ect1: ect1, ce: ce},
 		ce:     {notECT: ce, ect0: ce, ect1: ce, ce: ce},
 	}
-	forEachMix(t, func(t *testing.T, d *Decap, m mix) {
+	forEachTunnelMix(t, func(t *testing.T, d *Decap, m tunnelMix) {
 		for inner, row := range table {
 			for outer, result := range row {
 				for _, dscp := range []int{0, 0xb8, 0xfc} {
