@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -41,10 +40,8 @@ type Decap struct {
 	network *netlink.Handle // of the network namespace it was opened in
 	events  *os.File        // tells of changes of links and addresses
 
-	mu          sync.Mutex
-	links       map[string]*decapLink
-	problems    map[string]string // by interface or VIP: reported once each
-	attachments []Attachment
+	links    map[string]*decapLink
+	problems map[string]string // by interface or VIP: reported once each
 }
 
 // A decapLink holds the program on one interface.
@@ -276,13 +273,6 @@ func linkMode(nic netlink.Link) Mode {
 		return Generic
 	}
 	return Native
-}
-
-// Attachments returns the interfaces that the program is on.
-func (d *Decap) Attachments() []Attachment {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return slices.Clone(d.attachments)
 }
 
 // Stats returns the frames by outcome since the counters were made: those that

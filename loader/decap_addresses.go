@@ -118,21 +118,11 @@ func (d *Decap) refresh() (map[string]error, error) {
 		return nil, err
 	}
 
-	var attachments []Attachment
 	for _, name := range slices.Sorted(maps.Keys(nics)) {
 		if err := d.attach(nics[name]); err != nil {
 			faults[name] = fmt.Errorf("attach to %s: %w", name, err)
-			continue
 		}
-		a := Attachment{Interface: name, Index: nics[name].Attrs().Index}
-		if nic, err := d.network.LinkByIndex(a.Index); err == nil {
-			a.Mode = linkMode(nic)
-		}
-		attachments = append(attachments, a)
 	}
-	d.mu.Lock()
-	d.attachments = attachments
-	d.mu.Unlock()
 	d.report(faults, addresses)
 	return faults, nil
 }

@@ -206,12 +206,23 @@ func TestDecapInterfaces(t *testing.T) {
 	if got := r.status().Interfaces; len(got) != 1 || got[0].Name != upper || got[0].Mode != loader.Generic || got[0].Warning != "" {
 		t.Errorf("interfaces %+v", got)
 	}
-	// Another set of interfaces frees what is not in it.
+	// Another set of interfaces frees what is not in it; a name that is wrong does not.
 	r.kill(p)
-	r.decap()
+	r.wantRun(exitFailed, "b1", "decap", "--interface", "eth9")
+	if r.xdpProgram("b1", upper) == 0 {
+		t.Errorf("a start that failed took the program off %s", upper)
+	}
+	p = r.decap()
 	if id := r.xdpProgram("b1", upper); id != 0 {
 		t.Errorf("program %d is still on %s", id, upper)
 	}
+	// Another mode attaches anew.
+	r.kill(p)
+	r.decap("--mode", "generic")
+	if diff := cmp.Diff([]decapInterface{{Name: "eth0", Mode: loader.Generic}}, r.status().Interfaces); diff != "" {
+		t.Errorf("interfaces (-want +got):\n%s", diff)
+	}
+	r.waitAnswer(tunnel4, decapVIP4, true)
 }
 
 func TestDecapRefuses(t *testing.T) {
