@@ -14,6 +14,7 @@
 static __always_inline int retag(struct packet *p, struct next_hop *hop)
 {
 	__u32 want = hop->vlans, have = p->vlans;
+	__be16 type = p->v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
 	struct vlan_header *tag;
 	struct ethhdr *eth;
 
@@ -33,12 +34,12 @@ static __always_inline int retag(struct packet *p, struct next_hop *hop)
 	if (want != have && want == 2) {
 		eth->h_proto = bpf_htons(ETH_P_8021AD);
 		tag[0].type = bpf_htons(ETH_P_8021Q);
-		tag[1].type = bpf_htons(ETH_P_IP);
+		tag[1].type = type;
 	} else if (want != have && want == 1) {
 		eth->h_proto = bpf_htons(ETH_P_8021Q);
-		tag[0].type = bpf_htons(ETH_P_IP);
+		tag[0].type = type;
 	} else if (want != have) {
-		eth->h_proto = bpf_htons(ETH_P_IP);
+		eth->h_proto = type;
 	}
 	/* Priority bits travel from tag to tag. */
 	if (want)

@@ -74,6 +74,9 @@ FLOWS(stragglers, BPF_MAP_TYPE_LRU_HASH, 0);
 /* How many stragglers a CPU has pinned in this tick. */
 ARRAY(straggler_allowance, struct allowance, 1, BPF_MAP_TYPE_PERCPU_ARRAY, 0);
 
+/* How many ICMP errors a CPU has sent in this tick. */
+ARRAY(answer_allowance, struct allowance, 1, BPF_MAP_TYPE_PERCPU_ARRAY, 0);
+
 /* UDP flows of services with affinity: flow, after their first datagram. */
 FLOWS(udp_new, BPF_MAP_TYPE_LRU_HASH, 0);
 

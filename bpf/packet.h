@@ -25,6 +25,9 @@
 /* Of extension headers that lead nowhere: no protocol has this number. */
 #define MALFORMED 256
 
+/* 1: nothing is written; `sluice explain` runs the program so. */
+volatile const __u32 dry = 0;
+
 struct packet {
 	struct xdp_md *ctx;
 	void *data;

@@ -19,9 +19,6 @@
 #include "clock.h"
 #include "parse.h"
 
-/* 1: nothing is written; `sluice explain` runs the program so. */
-volatile const __u32 dry = 0;
-
 /* How far behind its SYN a segment may be and belong to its handshake. */
 #define HANDSHAKE_REACH (1 << 20)
 

@@ -9,6 +9,7 @@
 #include "nat.h"
 #include "parse.h"
 #include "pins.h"
+#include "tunnel.h"
 
 /* The number of the packet's backend in the stateless modes; 0 where there is none. */
 static __always_inline __u32 find_owner(struct packet *p, struct service *service)
@@ -20,7 +21,7 @@ static __always_inline __u32 find_owner(struct packet *p, struct service *servic
 	return slot_owner(p->slot);
 }
 
-static __always_inline int forward_dsr(struct packet *p, struct service *service, int *action)
+static __always_inline int forward_to_owner(struct packet *p, struct service *service, int *action)
 {
 	__u32 owner = find_owner(p, service);
 	int out;
@@ -29,7 +30,8 @@ static __always_inline int forward_dsr(struct packet *p, struct service *service
 		COUNT_LOSS(p->service, no_backend);
 		return DROP_NO_BACKEND;
 	}
-	out = emit(p, &backend_at(owner)->next_hop, action);
+	out = service->forward == FORWARD_TUNNEL ? tunnel_to(p, owner, action) :
+						   emit(p, &backend_at(owner)->next_hop, action);
 	if (out == SENT)
 		count_forward(p, owner);
 	return out;
@@ -65,7 +67,8 @@ static __always_inline int balance(struct packet *p, int *action)
 
 	switch (service->forward) {
 	case FORWARD_DSR:
-		return forward_dsr(p, service, action);
+	case FORWARD_TUNNEL:
+		return forward_to_owner(p, service, action);
 	case FORWARD_NAT:
 		return nat_forward(p, service, action);
 	}
@@ -83,7 +86,7 @@ SUBPROGRAM int pipeline(struct xdp_md *ctx)
 	p.end = (void *)(long)ctx->data_end;
 	p.interface = ctx->ingress_ifindex;
 	out = balance(&p, &action);
-	if (out == SENT)
+	if (out == SENT || out == ANSWERED)
 		return action;
 	count_outcome(out);
 	return out < DROP_MALFORMED_IP ? XDP_PASS : XDP_DROP;

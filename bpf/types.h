@@ -64,6 +64,7 @@ enum service_flags {
 enum outcome {
 	NEXT = 0,		/* none yet: the next stage goes on */
 	SENT,			/* forwarded; counted per backend, not here */
+	ANSWERED,		/* sent back to the client as an ICMP error; counted per service */
 	PASS_NOT_IP,		/* neither IPv4 nor IPv6 */
 	PASS_NOT_VIP,		/* destination address is no VIP */
 	PASS_OTHER_MAC,		/* destination MAC is not this NIC's */
@@ -80,7 +81,8 @@ enum outcome {
 	DROP_NO_PORT,		/* nat, every source port towards the backend is taken */
 	DROP_FLOWS_FULL,	/* nat, no room in the flow table */
 	DROP_NO_NEXT_HOP,	/* nat, no way back to the client is known */
-	DROP_HEADROOM,		/* no room for a VLAN tag */
+	DROP_TOO_BIG,		/* tunnel, too long for the way, and not answered */
+	DROP_HEADROOM,		/* no room for a VLAN tag or an outer header */
 	DROP_INTERNAL,		/* an entry that should exist does not */
 	OUTCOMES,
 };
@@ -188,6 +190,7 @@ struct service_losses {
 	__u64 early_reuse; /* ports handed out again within 60 s of their close */
 	__u64 evicted; /* handshakes given up for newer ones */
 	__u64 handshakes_full; /* SYNs in a tracked slot that found no room */
+	__u64 too_big; /* tunnel: packets too long for the way to their backend */
 	__u64 pins_full; /* flows that found no room among the pinned ones */
 };
 

@@ -209,6 +209,7 @@ type benchServiceLosses struct {
 	EarlyReuse     uint64
 	Evicted        uint64
 	HandshakesFull uint64
+	TooBig         uint64
 	PinsFull       uint64
 }
 
@@ -216,6 +217,7 @@ type benchServiceLosses struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	benchMapAnswerAllowance    = "answer_allowance"
 	benchMapBenchFlows         = "bench_flows"
 	benchMapBenchState         = "bench_state"
 	benchMapHandshakes         = "handshakes"
@@ -245,6 +247,10 @@ const (
 	benchVarNatSeed            = "nat_seed"
 	benchVarNatTimeout         = "nat_timeout"
 	benchVarTables             = "tables"
+	benchVarTunnelMask4        = "tunnel_mask4"
+	benchVarTunnelMask6        = "tunnel_mask6"
+	benchVarTunnelSource4      = "tunnel_source4"
+	benchVarTunnelSource6      = "tunnel_source6"
 )
 
 // loadBench returns the embedded CollectionSpec for bench.
@@ -297,6 +303,7 @@ type benchProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type benchMapSpecs struct {
+	AnswerAllowance    *ebpf.MapSpec `ebpf:"answer_allowance"`
 	BenchFlows         *ebpf.MapSpec `ebpf:"bench_flows"`
 	BenchState         *ebpf.MapSpec `ebpf:"bench_state"`
 	Handshakes         *ebpf.MapSpec `ebpf:"handshakes"`
@@ -330,6 +337,10 @@ type benchVariableSpecs struct {
 	NatSeed        *ebpf.VariableSpec `ebpf:"nat_seed"`
 	NatTimeout     *ebpf.VariableSpec `ebpf:"nat_timeout"`
 	Tables         *ebpf.VariableSpec `ebpf:"tables"`
+	TunnelMask4    *ebpf.VariableSpec `ebpf:"tunnel_mask4"`
+	TunnelMask6    *ebpf.VariableSpec `ebpf:"tunnel_mask6"`
+	TunnelSource4  *ebpf.VariableSpec `ebpf:"tunnel_source4"`
+	TunnelSource6  *ebpf.VariableSpec `ebpf:"tunnel_source6"`
 }
 
 // benchObjects contains all objects after they have been loaded into the kernel.
@@ -352,6 +363,7 @@ func (o *benchObjects) Close() error {
 //
 // It can be passed to loadBenchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type benchMaps struct {
+	AnswerAllowance    *ebpf.Map `ebpf:"answer_allowance"`
 	BenchFlows         *ebpf.Map `ebpf:"bench_flows"`
 	BenchState         *ebpf.Map `ebpf:"bench_state"`
 	Handshakes         *ebpf.Map `ebpf:"handshakes"`
@@ -376,6 +388,7 @@ type benchMaps struct {
 
 func (m *benchMaps) Close() error {
 	return _BenchClose(
+		m.AnswerAllowance,
 		m.BenchFlows,
 		m.BenchState,
 		m.Handshakes,
@@ -410,6 +423,10 @@ type benchVariables struct {
 	NatSeed        *ebpf.Variable `ebpf:"nat_seed"`
 	NatTimeout     *ebpf.Variable `ebpf:"nat_timeout"`
 	Tables         *ebpf.Variable `ebpf:"tables"`
+	TunnelMask4    *ebpf.Variable `ebpf:"tunnel_mask4"`
+	TunnelMask6    *ebpf.Variable `ebpf:"tunnel_mask6"`
+	TunnelSource4  *ebpf.Variable `ebpf:"tunnel_source4"`
+	TunnelSource6  *ebpf.Variable `ebpf:"tunnel_source6"`
 }
 
 // benchPrograms contains all programs after they have been loaded into the kernel.

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"math/bits"
+	"net/netip"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -32,7 +33,10 @@ type Options struct {
 	MaxFlows int          // nat flows that have room
 	Slots    int          // of all services together; the table has room for more
 	Ports    lb.PortRange // this node's share of nat's source ports
-	Log      *slog.Logger
+	// What the outer source addresses of tunnels are taken from; zero:
+	// DefaultTunnelSource4, DefaultTunnelSource6.
+	TunnelSource4, TunnelSource6 netip.Prefix
+	Log                          *slog.Logger
 }
 
 // A Datapath is the XDP program with its maps. Stats may be called at any time,
@@ -94,7 +98,7 @@ func open(o Options, timeouts map[lbNatState]time.Duration) (*Datapath, error) {
 		return nil, err
 	}
 	defer closeAll(adopted)
-	if err := setVariables(spec, meta, timeouts); err != nil {
+	if err := setVariables(spec, o, meta, timeouts); err != nil {
 		return nil, err
 	}
 	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: adopted})
@@ -301,12 +305,38 @@ func growSlots(spec *ebpf.CollectionSpec, old *ebpf.Map, slots uint32, into map[
 	return nil
 }
 
-func setVariables(spec *ebpf.CollectionSpec, meta lbMeta, timeouts map[lbNatState]time.Duration) error {
+// The prefixes of the outer source addresses of tunnels where Options names none.
+var (
+	DefaultTunnelSource4 = netip.MustParsePrefix("172.16.0.0/16")
+	DefaultTunnelSource6 = netip.MustParsePrefix("100::/64") // discard-only (RFC 6666)
+)
+
+// tunnelSource returns what the program knows of a prefix.
+func tunnelSource(p, fallback netip.Prefix) (source, mask [2]uint64) {
+	if !p.IsValid() {
+		p = fallback
+	}
+	bits := p.Bits()
+	if p.Addr().Is4() {
+		bits += 96
+	}
+	var b [16]byte
+	for i := range bits {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	return mapped(p.Masked().Addr()), mapped(netip.AddrFrom16(b))
+}
+
+func setVariables(spec *ebpf.CollectionSpec, o Options, meta lbMeta, timeouts map[lbNatState]time.Duration) error {
+	source4, mask4 := tunnelSource(o.TunnelSource4, DefaultTunnelSource4)
+	source6, mask6 := tunnelSource(o.TunnelSource6, DefaultTunnelSource6)
 	var ticks [lbNatStateNAT_STATES]uint32
 	for state, d := range timeouts {
 		ticks[state] = uint32(d / tick)
 	}
 	for name, value := range map[string]any{
+		"tunnel_source4": uint32(source4[1] >> 32), "tunnel_mask4": uint32(mask4[1] >> 32),
+		"tunnel_source6": source6, "tunnel_mask6": mask6,
 		"nat_seed": meta.NatSeed, "nat_bucket_mask": meta.BucketMask, "nat_timeout": ticks,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {

@@ -124,9 +124,9 @@ func inner4(tags []uint16, tos uint8) []byte {
 }
 
 func inner6(tags []uint16, trafficClass uint8) []byte {
-	return testenv.Frame6{
+	return testenv.Frame{
 		DstMAC: hardware(nicMAC), SrcMAC: hardware(clientMAC), VLANs: tags,
-		Src: client6, Dst: netip.AddrPortFrom(tunnelVIP6, 80), TrafficClass: trafficClass, FlowLabel: 0x54321,
+		Src: client6, Dst: netip.AddrPortFrom(tunnelVIP6, 80), TOS: trafficClass, FlowLabel: 0x54321,
 		Flags: testenv.ACK, Seq: 1001, Ack: 5001, Window: 512, Payload: []byte("hello"),
 	}.Bytes()
 }
@@ -243,7 +243,7 @@ func TestDecapPasses(t *testing.T) {
 	}
 	bare := func(inner []byte) []byte { return inner }
 	other4 := toVIP(to(netip.MustParseAddrPort("192.0.2.101:80"))).Bytes()
-	other6 := testenv.Frame6{Src: client6, Dst: netip.MustParseAddrPort("[2001:db8::101]:80")}.Bytes()
+	other6 := testenv.Frame{Src: client6, Dst: netip.MustParseAddrPort("[2001:db8::101]:80")}.Bytes()
 	data := inner4(nil, 0)
 	tests := []struct {
 		name  string

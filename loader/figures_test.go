@@ -143,7 +143,7 @@ func newBench(t *testing.T, forward lb.Forward) *bench {
 	if err := b.d.objects.Meta.Lookup(uint32(0), &meta); err != nil {
 		t.Fatal(err)
 	}
-	if err := setVariables(spec, meta, natTimeouts); err != nil {
+	if err := setVariables(spec, o, meta, natTimeouts); err != nil {
 		t.Fatal(err)
 	}
 	replace := map[string]*ebpf.Map{}

@@ -276,25 +276,27 @@ type lbOutcome uint32
 const (
 	lbOutcomeNEXT               lbOutcome = 0
 	lbOutcomeSENT               lbOutcome = 1
-	lbOutcomePASS_NOT_IP        lbOutcome = 2
-	lbOutcomePASS_NOT_VIP       lbOutcome = 3
-	lbOutcomePASS_OTHER_MAC     lbOutcome = 4
-	lbOutcomePASS_PROTOCOL      lbOutcome = 5
-	lbOutcomePASS_FRAGMENT      lbOutcome = 6
-	lbOutcomePASS_NO_SERVICE    lbOutcome = 7
-	lbOutcomePASS_NO_FLOW       lbOutcome = 8
-	lbOutcomeDROP_MALFORMED_IP  lbOutcome = 9
-	lbOutcomeDROP_MALFORMED_TCP lbOutcome = 10
-	lbOutcomeDROP_MALFORMED_UDP lbOutcome = 11
-	lbOutcomeDROP_FRAGMENT      lbOutcome = 12
-	lbOutcomeDROP_TTL           lbOutcome = 13
-	lbOutcomeDROP_NO_BACKEND    lbOutcome = 14
-	lbOutcomeDROP_NO_PORT       lbOutcome = 15
-	lbOutcomeDROP_FLOWS_FULL    lbOutcome = 16
-	lbOutcomeDROP_NO_NEXT_HOP   lbOutcome = 17
-	lbOutcomeDROP_HEADROOM      lbOutcome = 18
-	lbOutcomeDROP_INTERNAL      lbOutcome = 19
-	lbOutcomeOUTCOMES           lbOutcome = 20
+	lbOutcomeANSWERED           lbOutcome = 2
+	lbOutcomePASS_NOT_IP        lbOutcome = 3
+	lbOutcomePASS_NOT_VIP       lbOutcome = 4
+	lbOutcomePASS_OTHER_MAC     lbOutcome = 5
+	lbOutcomePASS_PROTOCOL      lbOutcome = 6
+	lbOutcomePASS_FRAGMENT      lbOutcome = 7
+	lbOutcomePASS_NO_SERVICE    lbOutcome = 8
+	lbOutcomePASS_NO_FLOW       lbOutcome = 9
+	lbOutcomeDROP_MALFORMED_IP  lbOutcome = 10
+	lbOutcomeDROP_MALFORMED_TCP lbOutcome = 11
+	lbOutcomeDROP_MALFORMED_UDP lbOutcome = 12
+	lbOutcomeDROP_FRAGMENT      lbOutcome = 13
+	lbOutcomeDROP_TTL           lbOutcome = 14
+	lbOutcomeDROP_NO_BACKEND    lbOutcome = 15
+	lbOutcomeDROP_NO_PORT       lbOutcome = 16
+	lbOutcomeDROP_FLOWS_FULL    lbOutcome = 17
+	lbOutcomeDROP_NO_NEXT_HOP   lbOutcome = 18
+	lbOutcomeDROP_TOO_BIG       lbOutcome = 19
+	lbOutcomeDROP_HEADROOM      lbOutcome = 20
+	lbOutcomeDROP_INTERNAL      lbOutcome = 21
+	lbOutcomeOUTCOMES           lbOutcome = 22
 )
 
 type lbPairKey struct {
@@ -352,6 +354,7 @@ type lbServiceLosses struct {
 	EarlyReuse     uint64
 	Evicted        uint64
 	HandshakesFull uint64
+	TooBig         uint64
 	PinsFull       uint64
 }
 
@@ -385,6 +388,7 @@ type lbVip struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	lbMapAnswerAllowance    = "answer_allowance"
 	lbMapHandshakes         = "handshakes"
 	lbMapLosses             = "losses"
 	lbMapMeta               = "meta"
@@ -410,6 +414,10 @@ const (
 	lbVarNatSeed            = "nat_seed"
 	lbVarNatTimeout         = "nat_timeout"
 	lbVarTables             = "tables"
+	lbVarTunnelMask4        = "tunnel_mask4"
+	lbVarTunnelMask6        = "tunnel_mask6"
+	lbVarTunnelSource4      = "tunnel_source4"
+	lbVarTunnelSource6      = "tunnel_source6"
 )
 
 // loadLb returns the embedded CollectionSpec for lb.
@@ -461,6 +469,7 @@ type lbProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type lbMapSpecs struct {
+	AnswerAllowance    *ebpf.MapSpec `ebpf:"answer_allowance"`
 	Handshakes         *ebpf.MapSpec `ebpf:"handshakes"`
 	Losses             *ebpf.MapSpec `ebpf:"losses"`
 	Meta               *ebpf.MapSpec `ebpf:"meta"`
@@ -491,6 +500,10 @@ type lbVariableSpecs struct {
 	NatSeed       *ebpf.VariableSpec `ebpf:"nat_seed"`
 	NatTimeout    *ebpf.VariableSpec `ebpf:"nat_timeout"`
 	Tables        *ebpf.VariableSpec `ebpf:"tables"`
+	TunnelMask4   *ebpf.VariableSpec `ebpf:"tunnel_mask4"`
+	TunnelMask6   *ebpf.VariableSpec `ebpf:"tunnel_mask6"`
+	TunnelSource4 *ebpf.VariableSpec `ebpf:"tunnel_source4"`
+	TunnelSource6 *ebpf.VariableSpec `ebpf:"tunnel_source6"`
 }
 
 // lbObjects contains all objects after they have been loaded into the kernel.
@@ -513,6 +526,7 @@ func (o *lbObjects) Close() error {
 //
 // It can be passed to loadLbObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lbMaps struct {
+	AnswerAllowance    *ebpf.Map `ebpf:"answer_allowance"`
 	Handshakes         *ebpf.Map `ebpf:"handshakes"`
 	Losses             *ebpf.Map `ebpf:"losses"`
 	Meta               *ebpf.Map `ebpf:"meta"`
@@ -535,6 +549,7 @@ type lbMaps struct {
 
 func (m *lbMaps) Close() error {
 	return _LbClose(
+		m.AnswerAllowance,
 		m.Handshakes,
 		m.Losses,
 		m.Meta,
@@ -566,6 +581,10 @@ type lbVariables struct {
 	NatSeed       *ebpf.Variable `ebpf:"nat_seed"`
 	NatTimeout    *ebpf.Variable `ebpf:"nat_timeout"`
 	Tables        *ebpf.Variable `ebpf:"tables"`
+	TunnelMask4   *ebpf.Variable `ebpf:"tunnel_mask4"`
+	TunnelMask6   *ebpf.Variable `ebpf:"tunnel_mask6"`
+	TunnelSource4 *ebpf.Variable `ebpf:"tunnel_source4"`
+	TunnelSource6 *ebpf.Variable `ebpf:"tunnel_source6"`
 }
 
 // lbPrograms contains all programs after they have been loaded into the kernel.

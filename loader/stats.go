@@ -38,6 +38,7 @@ type Losses struct {
 	// flows that found none to be pinned: the next change of backends may move them.
 	HandshakesFull uint64 `json:"handshakes_full"`
 	PinsFull       uint64 `json:"pins_full"`
+	TooBig         uint64 `json:"too_big"` // packets too long for the tunnel to their backend
 }
 
 // BackendStats are the counters of one backend of one service. Bytes are those
@@ -102,6 +103,7 @@ func readStats(m *kernelMaps, state *State, names map[uint16]string, pinned map[
 			service.Losses.Evicted += l.Evicted
 			service.Losses.HandshakesFull += l.HandshakesFull
 			service.Losses.PinsFull += l.PinsFull
+			service.Losses.TooBig += l.TooBig
 		}
 		clear(slots)
 		clear(previous)
@@ -175,6 +177,7 @@ var outcomeNames = map[lbOutcome]string{
 	lbOutcomeDROP_NO_PORT:       "no_port",
 	lbOutcomeDROP_FLOWS_FULL:    "flows_full",
 	lbOutcomeDROP_NO_NEXT_HOP:   "no_next_hop",
+	lbOutcomeDROP_TOO_BIG:       "too_big",
 	lbOutcomeDROP_HEADROOM:      "headroom",
 	lbOutcomeDROP_INTERNAL:      "internal",
 }

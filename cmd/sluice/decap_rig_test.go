@@ -88,7 +88,7 @@ func (r *decapRig) syn(vip netip.Addr) []byte {
 		return testenv.Frame{DstMAC: to, SrcMAC: from, Src: netip.AddrPortFrom(decapClient4, r.port), Dst: dst,
 			Flags: testenv.SYN, Seq: 1000, Window: 65535}.Bytes()
 	}
-	return testenv.Frame6{DstMAC: to, SrcMAC: from, Src: netip.AddrPortFrom(decapClient6, r.port), Dst: dst,
+	return testenv.Frame{DstMAC: to, SrcMAC: from, Src: netip.AddrPortFrom(decapClient6, r.port), Dst: dst,
 		Flags: testenv.SYN, Seq: 1000, Window: 65535}.Bytes()
 }
 

@@ -14,20 +14,35 @@ func VerifyChecksums(b []byte) error {
 	if err != nil {
 		return err
 	}
-	if f.EtherType != EtherTypeIPv4 {
-		return nil
-	}
 	ip := b[etherHeaderLen+len(f.VLANs)*vlanTagLen:]
-	header := ip[:int(f.IHL)*4]
-	if err := verify("IPv4 header", header, 10, sumBytes(0, header)); err != nil {
-		return err
+	var l4 []byte
+	var pseudo uint32
+	switch f.EtherType {
+	default:
+		return nil
+	case EtherTypeIPv4:
+		header := ip[:int(f.IHL)*4]
+		if err := verify("IPv4 header", header, 10, sumBytes(0, header)); err != nil {
+			return err
+		}
+		l4 = ip[len(header):f.TotalLength]
+		pseudo = pseudoHeaderSum([4]byte(ip[12:]), [4]byte(ip[16:]), f.Protocol, len(l4))
+	case EtherTypeIPv6:
+		headers := ipv6HeaderLen
+		for _, e := range f.Extensions {
+			headers += len(e)
+		}
+		l4 = ip[headers:f.TotalLength]
+		pseudo = pseudoHeaderSum6([16]byte(ip[8:]), [16]byte(ip[24:]), f.Protocol, len(l4))
 	}
 	if f.FragOffset > 0 || f.MoreFragments {
 		return nil
 	}
-	l4 := ip[len(header):f.TotalLength]
-	pseudo := pseudoHeaderSum([4]byte(ip[12:]), [4]byte(ip[16:]), f.Protocol, len(l4))
 	switch f.Protocol {
+	case ProtocolICMP:
+		return verify("ICMP", l4, 2, sumBytes(0, l4))
+	case ProtocolICMPv6:
+		return verify("ICMPv6", l4, 2, sumBytes(pseudo, l4))
 	case ProtocolTCP:
 		return verify("TCP", l4, 16, sumBytes(pseudo, l4))
 	case ProtocolUDP:
@@ -51,6 +66,11 @@ func verify(what string, data []byte, offset int, sum uint32) error {
 
 // pseudoHeaderSum sums up the pseudo header of TCP and UDP over IPv4.
 func pseudoHeaderSum(src, dst [4]byte, protocol uint8, l4Len int) uint32 {
+	return sumBytes(sumBytes(uint32(protocol)+uint32(l4Len), src[:]), dst[:])
+}
+
+// pseudoHeaderSum6 does so over IPv6 (RFC 8200, section 8.1).
+func pseudoHeaderSum6(src, dst [16]byte, protocol uint8, l4Len int) uint32 {
 	return sumBytes(sumBytes(uint32(protocol)+uint32(l4Len), src[:]), dst[:])
 }
 

@@ -50,20 +50,28 @@ func (f TCPFlags) String() string {
 }
 
 // A Frame describes an Ethernet frame. What is left zero gets a value that makes
-// it valid: IPv4, TCP, TTL 64, right lengths and checksums.
+// it valid: IPv4 or IPv6, as the addresses are, TCP, TTL 64, right lengths and
+// checksums.
 type Frame struct {
 	DstMAC, SrcMAC net.HardwareAddr
 	VLANs          []uint16 // VLAN ids, the outer one first
-	// EtherType other than 0 and EtherTypeIPv4: Payload follows at once.
+	// EtherType other than 0 and those of IP: Payload follows at once.
 	EtherType uint16
 
 	Src, Dst      netip.AddrPort
-	TOS, TTL      uint8
+	TOS, TTL      uint8 // of IPv6 the traffic class and the hop limit
 	ID            uint16
 	DontFragment  bool
 	MoreFragments bool
 	FragOffset    uint16 // bytes, a multiple of 8; with one, Payload follows the IP header
 	IPOptions     []byte // a multiple of 4 bytes
+
+	// Of IPv6. Extensions are as in Tunnel; a fragment header follows them where
+	// the packet is a fragment.
+	FlowLabel   uint32
+	Extensions  [][]byte
+	NextHeaders []uint8
+
 	// Protocol other than 0, ProtocolTCP and ProtocolUDP: Payload follows the
 	// IP header.
 	Protocol uint8
@@ -100,11 +108,13 @@ func (f Frame) Bytes() []byte {
 		b = binary.BigEndian.AppendUint16(b, tag)
 		b = binary.BigEndian.AppendUint16(b, id)
 	}
-	b = binary.BigEndian.AppendUint16(b, cmp.Or(f.EtherType, EtherTypeIPv4))
-	if cmp.Or(f.EtherType, EtherTypeIPv4) == EtherTypeIPv4 {
-		b = f.appendIPv4(b)
-	} else {
-		b = append(b, f.Payload...)
+	switch {
+	case f.v6() && f.Dst.IsValid():
+		b = f.appendIPv6(binary.BigEndian.AppendUint16(b, EtherTypeIPv6))
+	case cmp.Or(f.EtherType, EtherTypeIPv4) == EtherTypeIPv4:
+		b = f.appendIPv4(binary.BigEndian.AppendUint16(b, EtherTypeIPv4))
+	default:
+		b = append(binary.BigEndian.AppendUint16(b, f.EtherType), f.Payload...)
 	}
 	for len(b) < f.PadTo {
 		b = append(b, 0)
@@ -113,18 +123,7 @@ func (f Frame) Bytes() []byte {
 }
 
 func (f Frame) appendIPv4(b []byte) []byte {
-	var l4 []byte
-	protocol := cmp.Or(f.Protocol, ProtocolTCP)
-	switch {
-	case f.FragOffset > 0:
-		l4 = f.Payload
-	case protocol == ProtocolTCP:
-		l4 = f.tcp()
-	case protocol == ProtocolUDP:
-		l4 = f.udp()
-	default:
-		l4 = f.Payload
-	}
+	l4 := f.l4()
 	src, dst := addr4(f.Src), addr4(f.Dst)
 	headerLen := ipHeaderLen + len(f.IPOptions)
 	fragment := f.FragOffset / 8
@@ -139,7 +138,7 @@ func (f Frame) appendIPv4(b []byte) []byte {
 	b = binary.BigEndian.AppendUint16(b, cmp.Or(f.TotalLength, uint16(headerLen+len(l4))))
 	b = binary.BigEndian.AppendUint16(b, f.ID)
 	b = binary.BigEndian.AppendUint16(b, fragment)
-	b = append(b, cmp.Or(f.TTL, 64), protocol, 0, 0)
+	b = append(b, cmp.Or(f.TTL, 64), cmp.Or(f.Protocol, ProtocolTCP), 0, 0)
 	b = append(b, src[:]...)
 	b = append(b, dst[:]...)
 	b = append(b, f.IPOptions...)
@@ -175,6 +174,9 @@ func (f Frame) udp() []byte {
 }
 
 func (f Frame) pseudoHeader(l4Len int) uint32 {
+	if f.v6() {
+		return pseudoHeaderSum6(f.Src.Addr().As16(), f.Dst.Addr().As16(), cmp.Or(f.Protocol, ProtocolTCP), l4Len)
+	}
 	src, dst := addr4(f.Src), addr4(f.Dst)
 	return pseudoHeaderSum(src, dst, cmp.Or(f.Protocol, ProtocolTCP), l4Len)
 }
@@ -196,11 +198,16 @@ func ParseFrame(b []byte) (Frame, error) {
 		etherType, rest = binary.BigEndian.Uint16(rest[2:]), rest[vlanTagLen:]
 	}
 	f.EtherType = etherType
-	if etherType != EtherTypeIPv4 {
+	var err error
+	switch etherType {
+	case EtherTypeIPv4:
+		err = f.parseIPv4(rest)
+	case EtherTypeIPv6:
+		err = f.parseIPv6(rest)
+	default:
 		f.Payload = rest
-		return f, nil
 	}
-	if err := f.parseIPv4(rest); err != nil {
+	if err != nil {
 		return Frame{}, fmt.Errorf("parse frame: %w", err)
 	}
 	return f, nil
@@ -227,7 +234,10 @@ func (f *Frame) parseIPv4(b []byte) error {
 		f.PadTo = etherHeaderLen + len(f.VLANs)*vlanTagLen + len(b)
 	}
 
-	l4 := b[headerLen:total]
+	return f.parseL4(b[headerLen:total], src, dst)
+}
+
+func (f *Frame) parseL4(l4 []byte, src, dst netip.Addr) error {
 	var sport, dport uint16
 	switch {
 	case f.FragOffset > 0:

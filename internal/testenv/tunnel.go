@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 )
 
@@ -222,36 +221,4 @@ func splitLink(b []byte) (link []byte, etherType uint16, packet []byte, err erro
 		etherType = binary.BigEndian.Uint16(b[at:])
 	}
 	return b[:at], etherType, b[at+2:], nil
-}
-
-// A Frame6 describes an Ethernet frame with a TCP segment over IPv6. What is left
-// zero gets a value that makes it valid: hop limit 64, right lengths and checksum.
-type Frame6 struct {
-	DstMAC, SrcMAC net.HardwareAddr
-	VLANs          []uint16 // VLAN ids, the outer one first
-
-	Src, Dst     netip.AddrPort
-	TrafficClass uint8
-	FlowLabel    uint32
-	HopLimit     uint8
-
-	Flags    TCPFlags
-	Seq, Ack uint32
-	Window   uint16
-	Payload  []byte
-}
-
-// Bytes returns the frame as it is on the wire, without preamble and check
-// sequence.
-func (f Frame6) Bytes() []byte {
-	tcp := Frame{
-		Src: f.Src, Dst: f.Dst, Flags: f.Flags, Seq: f.Seq, Ack: f.Ack, Window: f.Window, Payload: f.Payload,
-	}.tcp()
-	src, dst := f.Src.Addr().As16(), f.Dst.Addr().As16()
-	tcp[16], tcp[17] = 0, 0
-	sum := sumBytes(sumBytes(uint32(ProtocolTCP+len(tcp)), src[:]), dst[:])
-	binary.BigEndian.PutUint16(tcp[16:], foldChecksum(sumBytes(sum, tcp)))
-	link := Frame{DstMAC: f.DstMAC, SrcMAC: f.SrcMAC, VLANs: f.VLANs, EtherType: EtherTypeIPv6}.Bytes()
-	header := Tunnel{Src: f.Src.Addr(), Dst: f.Dst.Addr(), TOS: f.TrafficClass, FlowLabel: f.FlowLabel, TTL: f.HopLimit}
-	return append(header.appendIPv6(link, ProtocolTCP, len(tcp)), tcp...)
 }

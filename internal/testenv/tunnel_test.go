@@ -21,7 +21,7 @@ func tunnelled4(vlans ...uint16) []byte {
 }
 
 func tunnelled6(vlans ...uint16) []byte {
-	return Frame6{VLANs: vlans, Src: netip.MustParseAddrPort("[2001:db8:1::7]:40000"), Dst: netip.MustParseAddrPort("[2001:db8::100]:80"),
+	return Frame{VLANs: vlans, Src: netip.MustParseAddrPort("[2001:db8:1::7]:40000"), Dst: netip.MustParseAddrPort("[2001:db8::100]:80"),
 		Flags: SYN, Payload: []byte("x")}.Bytes()
 }
 
@@ -130,7 +130,7 @@ func TestTunnelRefuses(t *testing.T) {
 }
 
 // The checksum of TCP over IPv6 holds over its pseudo header (RFC 8200, section 8.1).
-func TestFrame6Checksum(t *testing.T) {
+func TestIPv6FrameChecksum(t *testing.T) {
 	ip := tunnelled6()[14:]
 	sum := sumBytes(uint32(ProtocolTCP+len(ip)-40), ip[8:40])
 	if got := foldChecksum(sumBytes(sum, ip[40:])); got != 0 {
