@@ -15,8 +15,7 @@ func addrReason(err error) string {
 	return err.Error()
 }
 
-// parseAddr returns the IPv4 address of one host, or what is wrong with s. An
-// IPv6 address is refused: it is not supported yet.
+// parseAddr returns the address of one host, or what is wrong with s.
 func parseAddr(s string) (netip.Addr, string) {
 	a, err := netip.ParseAddr(s)
 	switch {
@@ -26,39 +25,68 @@ func parseAddr(s string) (netip.Addr, string) {
 		return a, fmt.Sprintf("bad address %q: names are not looked up, write the IP address", s)
 	case err != nil:
 		return a, fmt.Sprintf("bad address %q: %s", s, addrReason(err))
+	case a.Zone() != "":
+		return a, fmt.Sprintf("bad address %q: a zone (%%%s) has no place here", s, a.Zone())
 	case a.Is4In6():
 		return a, fmt.Sprintf("bad address %q: write %v", s, a.Unmap())
-	case a.Is6():
-		return a, fmt.Sprintf("address %s: IPv6 is not supported yet", s)
 	}
 	return a, hostProblem(a)
 }
 
+// parseAddr4 is parseAddr where IPv6 is not supported yet.
+func parseAddr4(s string) (netip.Addr, string) {
+	if a, err := netip.ParseAddr(s); err == nil && a.Is6() && !a.Is4In6() {
+		return a, fmt.Sprintf("address %s: IPv6 is not supported yet", s)
+	}
+	return parseAddr(s)
+}
+
 func isLetter(r rune) bool { return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' }
 
-// hostProblem says why an IPv4 address cannot be the one of a host on a
-// network, or "".
+// hostProblem says why an address cannot be the one of a host on a network, or
+// "".
 func hostProblem(a netip.Addr) string {
 	switch {
-	case a.IsUnspecified() || a.As4()[0] == 0:
+	case a.Is4() && a.As4()[0] == 0:
 		return fmt.Sprintf("address %v is not the address of a host (0.0.0.0/8 is unspecified)", a)
+	case a.IsUnspecified():
+		return fmt.Sprintf("address %v is not the address of a host (it is the unspecified one)", a)
 	case a.IsLoopback():
 		return fmt.Sprintf("address %v is a loopback address: no other machine can reach it", a)
 	case a.IsMulticast():
 		return fmt.Sprintf("address %v is a multicast address", a)
 	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return fmt.Sprintf("address %v is the broadcast address", a)
+	case a.Is6() && a.IsLinkLocalUnicast():
+		return fmt.Sprintf("address %v is a link-local address: it is known on one link only", a)
 	}
 	return ""
 }
 
-// address decodes the IPv4 address of a host.
+// familyOf names the family of an address.
+func familyOf(a netip.Addr) string {
+	if a.Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+// address decodes the address of a host.
 func (d *decoder) address(n *node, what string) (netip.Addr, bool) {
+	return d.addressBy(parseAddr, n, what)
+}
+
+// address4 is address where IPv6 is not supported yet.
+func (d *decoder) address4(n *node, what string) (netip.Addr, bool) {
+	return d.addressBy(parseAddr4, n, what)
+}
+
+func (d *decoder) addressBy(parse func(string) (netip.Addr, string), n *node, what string) (netip.Addr, bool) {
 	s, ok := d.addressText(n, what, "192.0.2.1")
 	if !ok {
 		return netip.Addr{}, false
 	}
-	a, problem := parseAddr(s)
+	a, problem := parse(s)
 	if problem != "" {
 		d.errorf(n, "%s", problem)
 		return netip.Addr{}, false
@@ -80,62 +108,6 @@ func (d *decoder) addressText(n *node, what, example string) (string, bool) {
 	return d.text(n, what)
 }
 
-// endpoint decodes "ip:port", and "ip" where the port may be left out (0).
-func (d *decoder) endpoint(n *node, what string, portNeeded bool) (netip.AddrPort, bool) {
-	s, ok := d.addressText(n, what, "\"192.0.2.1:80\"")
-	if !ok {
-		return netip.AddrPort{}, false
-	}
-	ap, problem := parseEndpoint(s, portNeeded)
-	if problem != "" {
-		d.errorf(n, "%s", problem)
-		return netip.AddrPort{}, false
-	}
-	return ap, true
-}
-
-func parseEndpoint(s string, portNeeded bool) (netip.AddrPort, string) {
-	if _, err := netip.ParseAddr(s); err == nil {
-		a, problem := parseAddr(s)
-		if problem == "" && portNeeded {
-			problem = fmt.Sprintf("address %s has no port: write \"%s:80\" (with the port that is meant)", s, s)
-		}
-		return netip.AddrPortFrom(a, 0), problem
-	}
-	i := strings.LastIndexByte(s, ':')
-	if i < 0 {
-		a, problem := parseAddr(s)
-		return netip.AddrPortFrom(a, 0), problem
-	}
-	host, port := s[:i], s[i+1:]
-	if strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]") {
-		host = host[1 : len(host)-1]
-	}
-	if host == "" {
-		return netip.AddrPort{}, fmt.Sprintf("bad address %q: there is no address before the port", s)
-	}
-	a, problem := parseAddr(host)
-	if problem != "" {
-		return netip.AddrPort{}, problem
-	}
-	if port == "*" {
-		return netip.AddrPort{}, fmt.Sprintf("address %s: every port (\":*\") is not supported yet", s)
-	}
-	if first, last, ok := strings.Cut(port, "-"); ok && isPort(first) && isPort(last) {
-		return netip.AddrPort{}, fmt.Sprintf("address %s: a range of ports is not supported yet", s)
-	}
-	if !isPort(port) {
-		return netip.AddrPort{}, fmt.Sprintf("bad address %q: the port must be a number from 1 to 65535", s)
-	}
-	p, _ := strconv.ParseUint(port, 10, 16)
-	return netip.AddrPortFrom(a, uint16(p)), ""
-}
-
-func isPort(s string) bool {
-	p, err := strconv.ParseUint(s, 10, 16)
-	return err == nil && p > 0 && s[0] != '0'
-}
-
 // prefix decodes "ip/bits" or "ip", which means one address.
 func (d *decoder) prefix(n *node, what string) (netip.Prefix, bool) {
 	s, ok := d.addressText(n, what, "192.0.2.1/24")
@@ -143,7 +115,7 @@ func (d *decoder) prefix(n *node, what string) (netip.Prefix, bool) {
 		return netip.Prefix{}, false
 	}
 	host, bits, has := strings.Cut(s, "/")
-	a, problem := parseAddr(host)
+	a, problem := parseAddr4(host)
 	if problem != "" {
 		d.errorf(n, "%s", problem)
 		return netip.Prefix{}, false

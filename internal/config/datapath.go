@@ -1,6 +1,7 @@
 package config
 
 import (
+	"net/netip"
 	"strconv"
 	"strings"
 
@@ -9,8 +10,10 @@ import (
 
 var datapathSchema = schema{
 	what: "datapath",
-	keys: []string{"interfaces", "mode", "max_flows", "nat"},
+	keys: []string{"interfaces", "mode", "max_flows", "nat", "tunnel"},
 }
+
+var tunnelSchema = schema{what: "tunnel", keys: []string{"source_ipv4", "source_ipv6"}}
 
 var natSchema = schema{what: "nat", keys: []string{"ports"}}
 
@@ -26,8 +29,25 @@ const (
 // not to be fooled by a client.
 var defaultPorts = lb.PortRange{First: 1024, Last: 65535}
 
+// Where the outer source addresses of tunnels come from: a private prefix (RFC
+// 1918) and the discard-only one (RFC 6666), to which nothing is sent back.
+var (
+	defaultTunnelSource4 = netip.MustParsePrefix("172.16.0.0/16")
+	defaultTunnelSource6 = netip.MustParsePrefix("100::/64")
+)
+
+// Bounds of these prefixes' lengths: that of the smallest blocks that anyone
+// holds.
+const (
+	minTunnelBits4 = 8
+	minTunnelBits6 = 32
+)
+
 func (d *decoder) datapath(doc *document, nodes []nodeDef, s self) Datapath {
-	dp := Datapath{Mode: ModeAuto, MaxFlows: defaultFlows, Ports: defaultPorts}
+	dp := Datapath{
+		Mode: ModeAuto, MaxFlows: defaultFlows, Ports: defaultPorts,
+		TunnelSource4: defaultTunnelSource4, TunnelSource6: defaultTunnelSource6,
+	}
 	interfacesSet := false
 	if n := doc.set["datapath"]; n != nil {
 		f, ok := d.fields(n, &datapathSchema)
@@ -53,6 +73,9 @@ func (d *decoder) datapath(doc *document, nodes []nodeDef, s self) Datapath {
 				}
 			}
 		}
+		if n := f.own["tunnel"]; n != nil {
+			d.tunnelSources(n, &dp)
+		}
 	}
 	if !interfacesSet && len(doc.items["services"]) > 0 {
 		d.needInterfaces(doc, nodes)
@@ -61,6 +84,42 @@ func (d *decoder) datapath(doc *document, nodes []nodeDef, s self) Datapath {
 		dp.Interfaces = s.def.Interfaces
 	}
 	return dp
+}
+
+func (d *decoder) tunnelSources(n *node, dp *Datapath) {
+	f, ok := d.fields(n, &tunnelSchema)
+	if !ok {
+		return
+	}
+	for _, key := range []struct {
+		name        string
+		into        *netip.Prefix
+		least, most int
+	}{
+		{"source_ipv4", &dp.TunnelSource4, minTunnelBits4, 32},
+		{"source_ipv6", &dp.TunnelSource6, minTunnelBits6, 128},
+	} {
+		n := f.own[key.name]
+		if n == nil {
+			continue
+		}
+		p, ok := d.sources(n, key.name)
+		if !ok {
+			continue
+		}
+		switch {
+		case p.Addr().BitLen() != key.most:
+			d.errorf(n, "%s must be an %s prefix, %v is %s", key.name, familyOf(key.into.Addr()), p, familyOf(p.Addr()))
+		case p.Bits() < key.least:
+			d.errorf(n, "%s must have a length from %d to %d, not %v", key.name, key.least, key.most, p)
+		default:
+			if problem := hostProblem(p.Addr()); problem != "" {
+				d.errorf(n, "%s %v cannot be a source: %s", key.name, p, problem)
+				continue
+			}
+			*key.into = p
+		}
+	}
 }
 
 // needInterfaces reports nodes that have services and no interface that their

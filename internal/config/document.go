@@ -31,7 +31,7 @@ func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config 
 	for _, i := range instances {
 		c.VRRP = append(c.VRRP, i.Instance)
 	}
-	d.crossCheck(services, instances)
+	d.crossCheck(c, services, instances)
 
 	c.Admin = d.admin(doc.set["admin"])
 	return c

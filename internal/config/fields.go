@@ -74,6 +74,10 @@ func (f fields) get(key string) *node {
 	return f.defaults[key]
 }
 
+// sets tells whether the mapping itself sets a key, for good: what a section of
+// defaults says may not apply everywhere.
+func (f fields) sets(key string) bool { return f.own[key] != nil && !f.partial }
+
 // need is get for a key without which the mapping makes no sense.
 func (f fields) need(key string) *node {
 	n := f.get(key)

@@ -2,10 +2,14 @@ package config
 
 import (
 	"errors"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	"github.com/sluice-lb/sluice/internal/lb"
 )
 
 // FuzzLoad feeds any text as the main file, with a second file that it may
@@ -20,6 +24,9 @@ func FuzzLoad(f *testing.F) {
 		f.Add(c.yaml, "")
 	}
 	for _, c := range syntaxMistakes {
+		f.Add(c.yaml, "")
+	}
+	for _, c := range slices.Concat(frontendMistakes, forwardingMistakes, accessMistakes) {
 		f.Add(c.yaml, "")
 	}
 	f.Fuzz(func(t *testing.T, main, other string) {
@@ -79,15 +86,20 @@ func checkInvariants(t *testing.T, c *Config) {
 	if len(c.Services) > 0 && len(c.Datapath.Interfaces) == 0 {
 		t.Error("services without interfaces")
 	}
+	if p := c.Datapath.TunnelSource4; !p.Addr().Is4() || p != p.Masked() || p.Bits() < 8 {
+		t.Errorf("outer IPv4 sources %v", p)
+	}
+	if p := c.Datapath.TunnelSource6; !p.Addr().Is6() || p.Addr().Is4In6() || p != p.Masked() || p.Bits() < 32 {
+		t.Errorf("outer IPv6 sources %v", p)
+	}
+	held := map[listening][]lb.PortRange{}
 	for _, s := range c.Services {
 		if s.Name == "" || len(s.Addresses) == 0 || len(s.Pool.Servers) == 0 || s.Pool.Name == "" || !isPrime(s.TableSize) {
 			t.Errorf("service %+v is not complete", s)
 		}
-		for _, a := range s.Addresses {
-			if !a.Addr().Is4() || a.Port() == 0 {
-				t.Errorf("service %s: address %v", s.Name, a)
-			}
-		}
+		checkFrontend(t, s, held)
+		checkForwarding(t, s)
+		checkAccess(t, s)
 		if p := s.Pool.Probe; p != nil && (p.Type == "" || p.Timeout <= 0 || p.Timeout > p.Interval || p.Rise < 1 || p.Fall < 1) {
 			t.Errorf("service %s: probe %+v", s.Name, p)
 		}
@@ -97,5 +109,104 @@ func checkInvariants(t *testing.T, c *Config) {
 			i.Interval <= 0 || len(i.Password) > 8 || len(i.Addresses) == 0 {
 			t.Errorf("instance %+v is not complete", i)
 		}
+	}
+}
+
+// checkFrontend checks where a service listens. held is what the services
+// before it have.
+func checkFrontend(t *testing.T, s lb.Service, held map[listening][]lb.PortRange) {
+	t.Helper()
+	if s.Protocol != lb.TCP && s.Protocol != lb.UDP {
+		t.Errorf("service %s: %v", s.Name, s.Protocol)
+	}
+	for _, f := range s.Addresses {
+		if !f.VIP.IsValid() || f.VIP.Is4In6() || f.VIP.Zone() != "" || f.Ports.First == 0 || f.Ports.Last < f.Ports.First {
+			t.Errorf("service %s: address %v", s.Name, f)
+		}
+		l := listening{f.VIP, s.Protocol}
+		for _, r := range held[l] {
+			if r.First <= f.Ports.Last && f.Ports.First <= r.Last {
+				t.Errorf("service %s: address %v overlaps ports %v", s.Name, f, r)
+			}
+		}
+		held[l] = append(held[l], f.Ports)
+		if p := s.Pool.Probe; p != nil && p.Port == 0 && f.Ports.Count() > 1 {
+			for _, server := range s.Pool.Servers {
+				if server.Port == 0 {
+					t.Errorf("service %s: no port to probe %v", s.Name, server.Address)
+				}
+			}
+		}
+	}
+}
+
+// checkForwarding checks that the addresses of a service suit its forwarding
+// mode.
+func checkForwarding(t *testing.T, s lb.Service) {
+	t.Helper()
+	if s.Forward < lb.NAT || s.Forward > lb.DNAT {
+		t.Errorf("service %s: %v", s.Name, s.Forward)
+	}
+	if (len(s.SourceAddresses) > 0) != (s.Forward == lb.NAT) {
+		t.Errorf("service %s: %v with source addresses %v", s.Name, s.Forward, s.SourceAddresses)
+	}
+	if s.Affinity == lb.AffinityFlow && (s.Protocol != lb.UDP || s.Forward == lb.NAT) {
+		t.Errorf("service %s: affinity of %v, %v", s.Name, s.Protocol, s.Forward)
+	}
+	first := s.Addresses[0]
+	several := false
+	for _, f := range s.Addresses {
+		several = several || f.Ports.Count() > 1 || f.Ports != first.Ports
+		if s.Forward == lb.DNAT && f.VIP != first.VIP {
+			t.Errorf("service %s: VIPs %v and %v without source NAT", s.Name, first.VIP, f.VIP)
+		}
+		if s.Forward.Rewrites() && f.VIP.Is4() != first.VIP.Is4() {
+			t.Errorf("service %s: %v with %v", s.Name, first, f)
+		}
+	}
+	for _, server := range s.Pool.Servers {
+		if s.Forward.Rewrites() && server.Address.Is4() != first.VIP.Is4() {
+			t.Errorf("service %s: %v to %v", s.Name, first, server.Address)
+		}
+		wrong := false
+		switch s.Forward {
+		case lb.NAT:
+			wrong = several && server.Port == 0
+		case lb.DNAT:
+			wrong = several && server.Port != 0
+		default:
+			wrong = server.Port != 0 && (several || server.Port != first.Port())
+		}
+		if wrong {
+			t.Errorf("service %s: %v, addresses %v, server port %d", s.Name, s.Forward, s.Addresses, server.Port)
+		}
+	}
+	for _, a := range s.SourceAddresses {
+		if a.Is4() != first.VIP.Is4() {
+			t.Errorf("service %s: source %v for %v", s.Name, a, first)
+		}
+	}
+}
+
+// checkAccess checks rules, limits and times of a service.
+func checkAccess(t *testing.T, s lb.Service) {
+	t.Helper()
+	seen := map[netip.Prefix]bool{}
+	allow := false
+	for _, r := range s.Rules {
+		if !r.Prefix.IsValid() || r.Prefix != r.Prefix.Masked() || r.Prefix.Addr().Is4In6() || seen[r.Prefix] {
+			t.Errorf("service %s: rule %v", s.Name, r)
+		}
+		seen[r.Prefix] = true
+		allow = allow || r.Allow
+	}
+	if s.AllowOnly != allow {
+		t.Errorf("service %s: allow only %v with rules %v", s.Name, s.AllowOnly, s.Rules)
+	}
+	if l := s.SourceLimit; l != (lb.SourceLimit{}) && (l.Rate < 1 || l.Rate > maxRate || l.Burst < 1 || l.Burst > maxRate) {
+		t.Errorf("service %s: limit %+v", s.Name, l)
+	}
+	if s.SlowStart < 0 || s.TrackWindow < 0 || s.TrackWindow > maxTrackWindow || s.TrackWindow > 0 && s.TrackWindow < time.Second || s.DrainTimeout < 0 {
+		t.Errorf("service %s: slow start %v, window %v, drain timeout %v", s.Name, s.SlowStart, s.TrackWindow, s.DrainTimeout)
 	}
 }

@@ -57,17 +57,20 @@ func TestLoadPair(t *testing.T) {
 		},
 		Datapath: Datapath{
 			Interfaces: []string{"eth0", "eth1"}, Mode: ModeNative, MaxFlows: 5000, Ports: lb.PortRange{First: 1025, Last: 2024},
+			TunnelSource4: netip.MustParsePrefix("172.16.0.0/16"), TunnelSource6: netip.MustParsePrefix("100::/64"),
 		},
 		ShareIndex: 0, ShareCount: 2, PortShare: lb.PortRange{First: 1025, Last: 1524},
 		Pools: []lb.Pool{web},
 		Services: []lb.Service{
 			{
 				Name: "web", Addresses: []lb.Frontend{lb.FrontendOf(addrPort("192.0.2.100:80"))}, Protocol: lb.TCP, Forward: lb.NAT,
-				SourceAddresses: []netip.Addr{addr("192.0.2.100")}, TableSize: 65537, Quorum: 1, Pool: web,
+				SourceAddresses: []netip.Addr{addr("192.0.2.100")}, TableSize: 65537, Quorum: 1,
+				TrackWindow: 5 * time.Minute, DrainTimeout: time.Hour, Pool: web,
 			},
 			{
 				Name: "mail", Addresses: []lb.Frontend{lb.FrontendOf(addrPort("198.51.100.1:25")), lb.FrontendOf(addrPort("198.51.100.2:25"))},
 				Protocol: lb.TCP, Forward: lb.NAT, SourceAddresses: []netip.Addr{addr("198.51.100.9")}, TableSize: 251, Quorum: 0,
+				TrackWindow: 5 * time.Minute, DrainTimeout: time.Hour,
 				Pool: lb.Pool{
 					Name:    "mail",
 					Servers: []lb.Server{{Address: addr("192.0.2.21"), Weight: 1}},
@@ -77,6 +80,7 @@ func TestLoadPair(t *testing.T) {
 			{
 				Name: "files", Addresses: []lb.Frontend{lb.FrontendOf(addrPort("192.0.2.100:20")), lb.FrontendOf(addrPort("192.0.2.100:21"))},
 				Protocol: lb.TCP, Forward: lb.DSR, TableSize: 65537, Quorum: 1,
+				TrackWindow: 5 * time.Minute, DrainTimeout: time.Hour,
 				Pool: lb.Pool{
 					Name:    "files",
 					Servers: []lb.Server{{Address: addr("192.0.2.31"), Weight: 1}, {Address: addr("192.0.2.32"), Weight: 1}},
@@ -106,7 +110,10 @@ func TestLoadDefaultsOfDefaults(t *testing.T) {
 	got := mustLoad(t, "vrrp:\n- {name: v, interface: eth0, virtual_router_id: 1, addresses: [192.0.2.1]}\n")
 	want := &Config{
 		File: "sluice.yaml", Files: []string{"sluice.yaml"}, Node: "lb1", Nodes: []Node{},
-		Datapath:   Datapath{Mode: ModeAuto, MaxFlows: 1000000, Ports: lb.PortRange{First: 1024, Last: 65535}},
+		Datapath: Datapath{
+			Mode: ModeAuto, MaxFlows: 1000000, Ports: lb.PortRange{First: 1024, Last: 65535},
+			TunnelSource4: netip.MustParsePrefix("172.16.0.0/16"), TunnelSource6: netip.MustParsePrefix("100::/64"),
+		},
 		ShareCount: 2, PortShare: lb.PortRange{First: 1024, Last: 33279},
 		VRRP: []Instance{{
 			Name: "v", Interface: "eth0", VRID: 1, Priority: 100, Version: 3, Interval: time.Second, Preempt: true,
@@ -131,7 +138,7 @@ func TestReference(t *testing.T) {
 		t.Fatalf("load the reference configuration:\n%v", err)
 	}
 	checkInvariants(t, c)
-	if len(c.Services) != 2 || len(c.VRRP) != 1 || len(c.Pools) != 1 || len(c.Nodes) != 2 {
+	if len(c.Services) != 3 || len(c.VRRP) != 1 || len(c.Pools) != 1 || len(c.Nodes) != 2 {
 		t.Errorf("services %d, instances %d, pools %d, nodes %d", len(c.Services), len(c.VRRP), len(c.Pools), len(c.Nodes))
 	}
 	for _, s := range supported {
@@ -145,8 +152,8 @@ func TestReference(t *testing.T) {
 
 // supported is every schema.
 var supported = []*schema{
-	&topLevel, &defaultsSchema, &serviceDefaultsSchema, &nodeSchema, &datapathSchema, &natSchema, &poolSchema,
-	&serverSchema, &healthSchema, &serviceSchema, &instanceSchema, &authenticationSchema, &adminSchema,
+	&topLevel, &defaultsSchema, &serviceDefaultsSchema, &nodeSchema, &datapathSchema, &natSchema, &tunnelSchema, &poolSchema,
+	&serverSchema, &healthSchema, &serviceSchema, &sourceLimitSchema, &instanceSchema, &authenticationSchema, &adminSchema,
 }
 
 func TestLoadMissingFile(t *testing.T) {

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -34,7 +33,7 @@ func (d *decoder) nodes(items []*node) []nodeDef {
 		}
 		def := nodeDef{Node: Node{Priority: DefaultPriority}, at: item}
 		if n := f.need("address"); n != nil {
-			if a, ok := d.address(n, "address"); ok {
+			if a, ok := d.address4(n, "address"); ok {
 				def.Address = a
 				if other, dup := addresses[a]; dup {
 					d.errorf(n, "address %v is the one of node %q already", a, other)
@@ -167,10 +166,9 @@ func (d *decoder) unlisted(at *node, who, name string, nodes []nodeDef) {
 // decides, not the order of the file: nodes need not have the same file.
 func (d *decoder) share(c *Config, doc *document, s self) {
 	c.ShareIndex, c.ShareCount = 0, 2
-	if len(c.Nodes) > 0 {
-		sorted := slices.SortedFunc(slices.Values(c.Nodes), func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
-		c.ShareCount = len(sorted)
-		c.ShareIndex = max(0, slices.IndexFunc(sorted, func(n Node) bool { return n.Name == s.name }))
+	if names := c.shareOrder(); len(names) > 0 {
+		c.ShareCount = len(names)
+		c.ShareIndex = max(0, slices.Index(names, s.name))
 	}
 	ports := c.Datapath.Ports
 	if ports.Count() < c.ShareCount {
@@ -182,6 +180,16 @@ func (d *decoder) share(c *Config, doc *document, s self) {
 		return
 	}
 	c.PortShare = share(ports, c.ShareIndex, c.ShareCount)
+}
+
+// shareOrder returns the names of the nodes in the order of their shares.
+func (c *Config) shareOrder() []string {
+	var names []string
+	for _, n := range c.Nodes {
+		names = append(names, n.Name)
+	}
+	slices.Sort(names)
+	return names
 }
 
 // share returns part i of n parts of the range, whose sizes differ by one port

@@ -96,7 +96,7 @@ func (d *decoder) servers(n *node, what string, p *poolDef) {
 	p.whole = true
 	seen := map[netip.AddrPort]*node{}
 	for _, item := range items {
-		if _, problem := parseEndpoint(item.text, false); item.kind == scalar && problem == "" {
+		if _, problem := parseEndpoint(item.text); item.kind == scalar && problem == "" {
 			d.errorf(item, "a server must be a mapping: write {address: %s}", item.written())
 			p.whole = false
 			continue
@@ -120,7 +120,7 @@ func (d *decoder) servers(n *node, what string, p *poolDef) {
 			p.whole = false
 			continue
 		}
-		ap, ok := d.endpoint(s.at, "address", false)
+		ap, ok := d.endpoint(s.at, "address")
 		if !ok {
 			p.whole = false
 			continue

@@ -30,7 +30,7 @@ vrrp:
 	{"VIP and port in two services", withInterface + "pools: [{name: p, servers: [{address: 192.0.2.1}]}]\nservices:\n" +
 		"- {name: a, address: \"192.0.2.100:80\", forward: dsr, pool: p}\n- name: b\n  address: [\"192.0.2.100:81\", \"192.0.2.100:80\", \"192.0.2.100:81\"]\n  forward: dsr\n  pool: p\n", []string{
 		`6:31: address 192.0.2.100:80 belongs to service "a" already: the first one is on line 4`,
-		`6:49: address 192.0.2.100:81 is listed twice in service "b"`,
+		`6:49: address 192.0.2.100:81 is listed twice in service "b": the first one is on line 6`,
 	}},
 	{"dangling pool", withInterface + "pools: [{name: web, servers: [{address: 192.0.2.1}]}]\nservices:\n" +
 		"- {name: a, address: \"192.0.2.100:80\", pool: wbe}\n- {name: b, address: \"192.0.2.100:81\", pool: other}\n", []string{
@@ -107,9 +107,9 @@ services:
 		`5:61: server 192.0.2.100 is the VIP of service "a": its traffic would go round in a circle`,
 	}},
 	{"words", withInterface + "services:\n- {name: a, address: \"192.0.2.100:80\", protocol: TCP, forward: natt, scheduler: rr, backends: [{address: 192.0.2.1}]}\n", []string{
-		`3:50: protocol must be tcp, not "TCP"; did you mean "tcp"?`,
-		`3:64: forward must be one of nat, dsr, not "natt"; did you mean "nat"?`,
-		`3:81: scheduler must be maglev, not "rr"`,
+		`3:50: protocol must be one of tcp, udp, not "TCP"; did you mean "tcp"?`,
+		`3:64: forward must be one of nat, dsr, tunnel, not "natt"; did you mean "nat"?`,
+		`3:81: scheduler must be one of maglev, source_hash, not "rr"`,
 	}},
 
 	// Health.
@@ -146,11 +146,11 @@ services:
 	{"a default timeout and a short interval", "defaults: {health: {timeout: 2s, interval: 3s}}\npools:\n- name: p\n  health: {type: tcp, interval: 1s}\n  servers: [{address: 192.0.2.1}]\n", []string{
 		`4:33: timeout 2s is longer than the interval 1s`,
 	}},
-	{"defaults that nothing uses", "defaults:\n  service: {forward: x, protocol: udp, address: y, quorum: -1}\n  health: {interval: 1, rise: x, via: vip}\n  pools: {}\n", []string{
-		`2:22: forward must be one of nat, dsr, not "x"`,
-		`2:35: protocol: udp is not supported yet`,
-		`2:40: unknown key "address" in the defaults of services; each service has its own`,
-		`2:60: quorum must be a whole number from 0 to 65535, not -1`,
+	{"defaults that nothing uses", "defaults:\n  service: {forward: x, protocol: sctp, address: y, quorum: -1}\n  health: {interval: 1, rise: x, via: vip}\n  pools: {}\n", []string{
+		`2:22: forward must be one of nat, dsr, tunnel, not "x"`,
+		`2:35: protocol must be one of tcp, udp, not "sctp"`,
+		`2:41: unknown key "address" in the defaults of services; each service has its own`,
+		`2:61: quorum must be a whole number from 0 to 65535, not -1`,
 		`3:22: interval has no unit: write 1s`,
 		`3:31: rise must be a whole number from 1 to 255 in decimal digits, not "x"`,
 		`3:34: via is not supported yet`,

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/sluice-lb/sluice/internal/lb"
@@ -13,20 +14,63 @@ type serviceDef struct {
 	lb.Service
 	nameAt    *node
 	addresses []*node // parallel to Addresses
-	sources   []*node // parallel to SourceAddresses where these are set
+	sources   []*node // parallel to SourceAddresses where the service sets these itself
 	backends  *poolDef
 	f         fields
 }
 
-var servicesLater = []string{"affinity", "slow_start", "track_window", "drain_timeout", "allow", "deny"}
+// vips returns the addresses of the service without their ports, each once.
+func (s *serviceDef) vips() []netip.Addr {
+	var all []netip.Addr
+	seen := map[netip.Addr]bool{}
+	for _, f := range s.Addresses {
+		if !seen[f.VIP] {
+			seen[f.VIP] = true
+			all = append(all, f.VIP)
+		}
+	}
+	return all
+}
+
+// onePort tells whether the service has one port, on however many VIPs, and
+// which.
+func (s *serviceDef) onePort() (uint16, bool) {
+	if len(s.Addresses) == 0 {
+		return 0, false
+	}
+	port := s.Addresses[0].Port()
+	for _, f := range s.Addresses {
+		if f.Ports.Count() != 1 || f.Port() != port {
+			return 0, false
+		}
+	}
+	return port, true
+}
+
+// sourceAt is where source address i stands; for one that is a VIP by default,
+// where the service has its name.
+func (s *serviceDef) sourceAt(i int) *node {
+	if i < len(s.sources) {
+		return s.sources[i]
+	}
+	return s.at()
+}
+
+// at is where the service has its name, or where it starts.
+func (s *serviceDef) at() *node {
+	if s.nameAt != nil {
+		return s.nameAt
+	}
+	return s.f.n
+}
 
 var serviceSchema = schema{
 	what: "a service",
 	keys: []string{
-		"name", "address", "protocol", "forward", "source_nat", "source_addresses", "scheduler",
-		"pool", "backends", "health", "quorum", "table_size",
+		"name", "address", "protocol", "forward", "source_nat", "source_addresses", "scheduler", "affinity",
+		"pool", "backends", "health", "quorum", "table_size", "slow_start", "track_window", "drain_timeout",
+		"allow", "deny", "source_limit",
 	},
-	later: servicesLater,
 	hints: map[string]string{
 		"servers":     "in a service they are called \"backends\"",
 		"addresses":   "write \"address\": it takes one or a list",
@@ -40,9 +84,10 @@ var serviceSchema = schema{
 var serviceDefaultsSchema = schema{
 	what: "the defaults of services",
 	keys: []string{
-		"protocol", "forward", "source_nat", "source_addresses", "scheduler", "pool", "quorum", "table_size",
+		"protocol", "forward", "source_nat", "source_addresses", "scheduler", "affinity",
+		"pool", "quorum", "table_size", "slow_start", "track_window", "drain_timeout",
+		"allow", "deny", "source_limit",
 	},
-	later: servicesLater,
 	hints: map[string]string{
 		"name":     "each service has its own",
 		"address":  "each service has its own",
@@ -50,12 +95,6 @@ var serviceDefaultsSchema = schema{
 		"health":   "it stands beside \"service\" in defaults",
 	},
 }
-
-// Bounds of a table.
-const (
-	minTableSize = 2
-	maxTableSize = 1 << 20
-)
 
 // services decodes the section and resolves the pools.
 func (d *decoder) services(items []*node, pools []*poolDef, def defaults) []*serviceDef {
@@ -104,11 +143,7 @@ func (d *decoder) service(f fields, pools map[string]*poolDef, def defaults) *se
 	}
 	s.sources = d.serviceSettings(f, &s.Service)
 	if s.Forward == lb.NAT && s.SourceAddresses == nil {
-		for _, ap := range s.Addresses {
-			if !slices.Contains(s.SourceAddresses, ap.Addr()) {
-				s.SourceAddresses = append(s.SourceAddresses, ap.Addr())
-			}
-		}
+		s.SourceAddresses = s.vips()
 	}
 	backends, pool := f.own["backends"], f.own["pool"]
 	switch {
@@ -167,107 +202,9 @@ func (d *decoder) serviceAddresses(n *node, s *serviceDef) {
 		}
 	}
 	for _, item := range items {
-		if ap, ok := d.endpoint(item, "address", true); ok {
-			s.Addresses = append(s.Addresses, lb.FrontendOf(ap))
+		if f, ok := d.frontend(item, "address"); ok {
+			s.Addresses = append(s.Addresses, f)
 			s.addresses = append(s.addresses, item)
-		}
-	}
-}
-
-// serviceSettings decodes the keys that may have defaults. It returns the
-// places of the source addresses.
-func (d *decoder) serviceSettings(f fields, s *lb.Service) (sources []*node) {
-	s.Protocol, s.Forward, s.Quorum, s.TableSize = lb.TCP, lb.NAT, 1, lb.DefaultTableSize
-	if n := f.get("protocol"); n != nil {
-		d.oneOf(n, "protocol", []string{"tcp"}, []string{"udp"})
-	}
-	if n := f.get("forward"); n != nil {
-		switch w, _ := d.oneOf(n, "forward", []string{"nat", "dsr"}, []string{"tunnel", "proxy"}); w {
-		case "dsr":
-			s.Forward = lb.DSR
-		case "":
-			s.Forward = 0 // not known: nothing that depends on it is checked
-		}
-	}
-	if n := f.get("scheduler"); n != nil {
-		d.oneOf(n, "scheduler", []string{"maglev"}, []string{"source_hash"})
-	}
-	if n := f.get("source_nat"); n != nil {
-		on, ok := d.boolean(n, "source_nat")
-		switch {
-		case !ok:
-		case !on:
-			d.errorf(n, "source_nat: false is not supported yet")
-		case s.Forward == lb.DSR && f.own["source_nat"] != nil:
-			d.errorf(n, "source_nat is for forward: nat; with dsr the backend sees the client's address")
-		}
-	}
-	if n := f.get("source_addresses"); n != nil {
-		sources = d.sourceAddresses(n, s, f.own["source_addresses"] != nil)
-	}
-	if n := f.get("quorum"); n != nil {
-		if i, ok := d.integer(n, "quorum", 0, maxWeight); ok {
-			s.Quorum = i
-		}
-	}
-	if n := f.get("table_size"); n != nil {
-		if i, ok := d.integer(n, "table_size", minTableSize, maxTableSize); ok {
-			if !isPrime(i) {
-				d.errorf(n, "table_size must be a prime, not %d: take %d", i, nextPrime(i))
-			} else {
-				s.TableSize = i
-			}
-		}
-	}
-	return sources
-}
-
-func (d *decoder) sourceAddresses(n *node, s *lb.Service, own bool) (places []*node) {
-	items, ok := d.list(n, "source_addresses")
-	if !ok {
-		return nil
-	}
-	if s.Forward == lb.DSR {
-		if own && len(items) > 0 {
-			d.errorf(n, "source_addresses is for forward: nat; with dsr the backend sees the client's address")
-		}
-		return nil
-	}
-	for _, item := range items {
-		a, ok := d.address(item, "source address")
-		if !ok {
-			continue
-		}
-		if slices.Contains(s.SourceAddresses, a) {
-			d.errorf(item, "duplicate source address %v", a)
-			continue
-		}
-		s.SourceAddresses = append(s.SourceAddresses, a)
-		places = append(places, item)
-	}
-	return places
-}
-
-func isPrime(n int) bool {
-	for i := 2; i*i <= n; i++ {
-		if n%i == 0 {
-			return false
-		}
-	}
-	return n >= 2
-}
-
-// nextPrime returns the least prime above n, or the greatest one that a table
-// may have.
-func nextPrime(n int) int {
-	for p := n + 1; p <= maxTableSize; p++ {
-		if isPrime(p) {
-			return p
-		}
-	}
-	for p := n - 1; ; p-- {
-		if isPrime(p) {
-			return p
 		}
 	}
 }

@@ -19,12 +19,10 @@ var design string
 // yet, that it is refused with these words and at its place.
 func TestUnsupportedKeys(t *testing.T) {
 	frames := map[*schema]string{
-		&topLevel:              "%s: 1\n",
-		&healthSchema:          "pools:\n- name: p\n  servers: [{address: 192.0.2.1}]\n  health:\n    type: tcp\n    %s: 1\n",
-		&serviceSchema:         "datapath: {interfaces: [e]}\nservices:\n- name: s\n  address: \"192.0.2.100:80\"\n  backends: [{address: 192.0.2.1}]\n  %s: 1\n",
-		&serviceDefaultsSchema: "defaults:\n  service:\n    %s: 1\n",
-		&instanceSchema:        "vrrp:\n- name: v\n  interface: e\n  virtual_router_id: 1\n  addresses: [192.0.2.1]\n  %s: 1\n",
-		&adminSchema:           "admin:\n  %s: 1\n",
+		&topLevel:       "%s: 1\n",
+		&healthSchema:   "pools:\n- name: p\n  servers: [{address: 192.0.2.1}]\n  health:\n    type: tcp\n    %s: 1\n",
+		&instanceSchema: "vrrp:\n- name: v\n  interface: e\n  virtual_router_id: 1\n  addresses: [192.0.2.1]\n  %s: 1\n",
+		&adminSchema:    "admin:\n  %s: 1\n",
 	}
 	for _, s := range supported {
 		frame, ok := frames[s]
@@ -49,20 +47,7 @@ func TestUnsupportedValues(t *testing.T) {
 	}
 	const address = "  address: \"192.0.2.100:80\"\n"
 	for _, tt := range []mistakeCase{
-		{"udp", service(address + "  protocol: udp\n"), []string{"6:13: protocol: udp is not supported yet"}},
-		{"tunnel", service(address + "  forward: tunnel\n"), []string{"6:12: forward: tunnel is not supported yet"}},
 		{"proxy", service(address + "  forward: proxy\n"), []string{"6:12: forward: proxy is not supported yet"}},
-		{"source_hash", service(address + "  scheduler: source_hash\n"), []string{"6:14: scheduler: source_hash is not supported yet"}},
-		{"no source NAT", service(address + "  source_nat: false\n"), []string{"6:15: source_nat: false is not supported yet"}},
-		{"range of ports", service("  address: \"192.0.2.100:8000-8100\"\n"), []string{`5:12: address 192.0.2.100:8000-8100: a range of ports is not supported yet`}},
-		{"every port", service("  address: [\"192.0.2.100:*\"]\n"), []string{`5:13: address 192.0.2.100:*: every port (":*") is not supported yet`}},
-		{"IPv6 VIP", service("  address: \"[2001:db8::100]:80\"\n"), []string{`5:12: address 2001:db8::100: IPv6 is not supported yet`}},
-		{"IPv6 VIP, every port", service("  address: \"[2001:db8::100]:*\"\n"), []string{`5:12: address 2001:db8::100: IPv6 is not supported yet`}},
-		{"IPv6 server", "pools: [{name: p, servers: [{address: \"2001:db8::1\"}, {address: \"[2001:db8::2]:80\"}]}]\n", []string{
-			"1:39: address 2001:db8::1: IPv6 is not supported yet",
-			"1:65: address 2001:db8::2: IPv6 is not supported yet",
-		}},
-		{"IPv6 source address", service(address + "  source_addresses: [\"2001:db8::1\"]\n"), []string{"6:22: address 2001:db8::1: IPv6 is not supported yet"}},
 		{"IPv6 of an instance", "vrrp:\n- {name: v, interface: e, virtual_router_id: 1, addresses: [\"2001:db8::1/64\"]}\n", []string{
 			"2:61: address 2001:db8::1: IPv6 is not supported yet",
 		}},
@@ -103,8 +88,7 @@ func TestDesign(t *testing.T) {
 	}
 	want := map[string]bool{}
 	for _, key := range []string{
-		"affinity", "slow_start", "track_window", "drain_timeout", "allow", "deny", "checks", "unicast", "sync_wait", "routes",
-		"virtual_mac", "heartbeat", "track", "group", "notify", "sync", "http", "dns", "listen",
+		"checks", "unicast", "sync_wait", "routes", "virtual_mac", "heartbeat", "track", "group", "notify", "sync", "http", "dns", "listen",
 	} {
 		want[key] = true
 	}
