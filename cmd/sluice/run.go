@@ -189,7 +189,7 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	}
 	datapath, err := loader.Open(loader.Options{
 		PinDir: n.pinDir, MaxFlows: d.MaxFlows, Slots: slots, Log: n.log,
-		Ports: n.cfg.PortShare,
+		Ports: n.cfg.PortShare, TunnelSource4: d.TunnelSource4, TunnelSource6: d.TunnelSource6,
 	})
 	if err != nil {
 		return err
