@@ -31,6 +31,7 @@ func (d *Datapath) apply(want lb.Snapshot, drained map[uint32]bool) error {
 		return err
 	}
 	d.state, d.want = next, want
+	d.scan = scan{} // what it counted is old news
 	d.nameServices(want)
 	return nil
 }

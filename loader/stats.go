@@ -47,7 +47,7 @@ type BackendStats struct {
 	Address      netip.AddrPort
 	Slots        int // of the service's table
 	Previous     int // slots that it owned until a change whose window is open still
-	Pinned       int // connections that are kept with it whoever owns their slots; nat: all of its connections
+	Pinned       int // connections that are kept with it whoever owns their slots; nat: all of its connections; -1: not counted yet
 	Alive        bool
 	NextHop      lb.NextHop
 	Packets      uint64
@@ -117,6 +117,9 @@ func readStats(m *kernelMaps, state *State, names map[uint16]string, pinned map[
 				return s, err
 			}
 			b.Slots, b.Previous, b.Pinned = slots[n], previous[n], pinned[n]
+			if pinned == nil {
+				b.Pinned = -1
+			}
 			service.Backends = append(service.Backends, b)
 		}
 		slices.SortFunc(service.Backends, func(a, b BackendStats) int { return a.Address.Compare(b.Address) })

@@ -41,6 +41,8 @@ func (t *tables) where() []loader.Attachment {
 
 func (t *tables) Apply(s lb.Snapshot) error { return t.datapath.Apply(s) }
 
+func (t *tables) Maintain() error { return t.datapath.Maintain() }
+
 func (t *tables) RefreshInterfaces() error {
 	if t.datapath.RefreshInterfaces() == nil {
 		return nil

@@ -84,8 +84,10 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 				Usage: "`DIR` for the admin socket, the lock and the record of added addresses"},
 			&cli.StringFlag{Name: "pin-dir", EnvVars: []string{"SLUICE_PIN_DIR"}, Value: loader.DefaultPinDir,
 				Usage: "`DIR` on a BPF file system for what outlives the daemon"},
+			&cli.StringFlag{Name: "state-dir", EnvVars: []string{"SLUICE_STATE_DIR"}, Value: "/var/lib/sluice",
+				Usage: "`DIR` for what outlives a reboot: operators' changes"},
 		},
-		Commands: []*cli.Command{runCommand(), checkCommand(), statusCommand(), detachCommand(), decapCommand(), versionCommand()},
+		Commands: []*cli.Command{runCommand(), checkCommand(), statusCommand(), backendCommand(), detachCommand(), decapCommand(), versionCommand()},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return usage(c, fmt.Errorf("%q is no command", c.Args().First()), false)
@@ -97,7 +99,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		command.OnUsageError = usage
 		action := command.Action
 		command.Action = func(c *cli.Context) error {
-			if c.Args().Present() {
+			if c.Args().Present() && len(c.Command.Subcommands) == 0 {
 				return usage(c, fmt.Errorf("unexpected %q", strings.Join(c.Args().Slice(), " ")), false)
 			}
 			return action(c)

@@ -26,6 +26,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(actAsSluice) != "" {
 		main() // exits
 	}
+	if os.Getenv(actAsEcho) != "" {
+		os.Exit(echo())
+	}
 	// Parallel tests are those that wait for the clock, not for a processor.
 	flag.Parse()
 	if err := flag.Set("test.parallel", "8"); err != nil {
@@ -98,7 +101,7 @@ func sluice(h *testenv.Host, args ...string) *exec.Cmd {
 	if err != nil {
 		self = os.Args[0]
 	}
-	cmd := exec.Command(self, append([]string{"--run-dir", h.RunDir, "--pin-dir", h.PinDir}, args...)...)
+	cmd := exec.Command(self, append([]string{"--run-dir", h.RunDir, "--pin-dir", h.PinDir, "--state-dir", filepath.Join(h.RunDir, "state")}, args...)...)
 	// The race detector would wait a second at each exit.
 	cmd.Env = append(h.Env(), actAsSluice+"=1", "GORACE=atexit_sleep_ms=10")
 	return cmd

@@ -44,7 +44,7 @@ func runCommand() *cli.Command {
 				return err
 			}
 			d := &node{
-				cfg: cfg, runDir: c.String("run-dir"), pinDir: c.String("pin-dir"), started: time.Now(),
+				cfg: cfg, runDir: c.String("run-dir"), pinDir: c.String("pin-dir"), stateDir: c.String("state-dir"), started: time.Now(),
 				log: slog.New(slog.NewTextHandler(c.App.ErrWriter, &slog.HandlerOptions{Level: level})),
 			}
 			return d.run(c.Context)
@@ -56,6 +56,7 @@ func runCommand() *cli.Command {
 type node struct {
 	cfg            *config.Config
 	runDir, pinDir string
+	stateDir       string
 	started        time.Time
 	log            *slog.Logger
 
@@ -127,7 +128,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	if err := n.makeRouters(inside, &goroutines); err != nil {
 		return n.undo(err)
 	}
-	admin, err := control.Listen(socket(n.cfg, n.runDir), n.status, n.log)
+	admin, err := control.Listen(socket(n.cfg, n.runDir), daemonOf{n}, n.log)
 	if err != nil {
 		return n.undo(err)
 	}
@@ -157,6 +158,18 @@ func (n *node) run(ctx context.Context) (err error) {
 	notify(n.log, daemon.SdNotifyStopping)
 	n.release(inside)
 	return nil
+}
+
+// daemonOf is a node as the admin socket knows it.
+type daemonOf struct{ *node }
+
+func (d daemonOf) Status() control.Status { return d.status() }
+
+func (d daemonOf) Change(c control.Change) (string, error) {
+	if d.loop == nil {
+		return "", errors.New("there is no service, so there is no backend to change")
+	}
+	return d.loop.Change(c)
 }
 
 // undo takes away the data plane that a start has made before it failed, with
@@ -201,6 +214,11 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 			return err
 		}
 	}
+	if n.fresh {
+		if err := datapath.Apply(control.Unserved(n.cfg.Services)); err != nil {
+			return err
+		}
+	}
 	n.tables = &tables{datapath: datapath, interfaces: d.Interfaces, mode: loader.Mode(d.Mode)}
 	if err := n.tables.attach(); err != nil {
 		return err
@@ -220,7 +238,14 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 		return err
 	}
 	n.closers = append(n.closers, func() error { hops.Close(); return nil })
-	n.loop = control.NewLoop(n.cfg.Services, n.tables, checker, hops, n.log)
+	changes, err := control.OpenOverrides(filepath.Join(n.stateDir, "overrides.json"))
+	if err != nil {
+		return err
+	}
+	if alarm := changes.Alarm(); alarm != "" {
+		n.log.Error(alarm)
+	}
+	n.loop = control.NewLoop(n.cfg.Services, n.tables, checker, hops, changes, n.log)
 	goroutines.Go(func() {
 		for {
 			select {

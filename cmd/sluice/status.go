@@ -138,16 +138,13 @@ func statusConfig(c *cli.Context) (*config.Config, error) {
 // nameServices gives services that were read from the kernel, which knows no
 // names, those of the configuration.
 func nameServices(services []control.ServiceStatus, cfg *config.Config) {
-	names := map[lb.Frontend]string{}
-	for _, s := range cfg.Services {
-		for _, a := range s.Addresses {
-			names[a] = s.Name
-		}
-	}
 	for i, s := range services {
-		for _, a := range s.Addresses {
-			if s.Name == "" {
-				services[i].Name = names[a]
+		for _, c := range cfg.Services {
+			first := c.Addresses[0]
+			if s.Name == "" && s.Protocol == c.Protocol.String() && slices.ContainsFunc(s.Addresses, func(f lb.Frontend) bool {
+				return f.VIP == first.VIP && f.Ports.Contains(first.Port())
+			}) {
+				services[i].Name = c.Name
 			}
 		}
 	}
@@ -198,8 +195,15 @@ func printStatus(w io.Writer, s control.Status) error {
 			if state == "" {
 				state = "-"
 			}
-			fmt.Fprintf(t, "  %s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", k.Address, strings.ReplaceAll(state, "_", " "),
-				k.Weight, k.Slots, k.Flows, k.Packets, k.Bytes, k.ReplyPackets, k.ReplyBytes, k.NextHop, k.Why)
+			if k.Pinned > 0 && k.Slots == 0 {
+				k.Why = strings.TrimPrefix(fmt.Sprintf("%s, %d connections left", k.Why, k.Pinned), ", ")
+			}
+			weight := fmt.Sprint(k.Weight)
+			if s.Running && k.Weight != k.Configured {
+				weight += fmt.Sprintf(" (configured %d)", k.Configured)
+			}
+			fmt.Fprintf(t, "  %s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", k.Address, strings.ReplaceAll(state, "_", " "),
+				weight, k.Slots, k.Flows, k.Packets, k.Bytes, k.ReplyPackets, k.ReplyBytes, k.NextHop, k.Why)
 		}
 		t.Flush()
 		for _, l := range []struct {
@@ -211,6 +215,9 @@ func printStatus(w io.Writer, s control.Status) error {
 			{v.Losses.FlowsFull, "connections refused: the flow table is full"},
 			{v.Losses.Evicted, "handshakes given up for newer ones"},
 			{v.Losses.EarlyReuse, "source ports reused within 60 s"},
+			{v.Losses.HandshakesFull, "handshakes not remembered: no room"},
+			{v.Losses.PinsFull, "connections not pinned: no room"},
+			{v.Losses.TooBig, "packets too long for the tunnel"},
 		} {
 			if l.n > 0 {
 				fmt.Fprintf(&b, "  %d %s\n", l.n, l.what)

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -24,9 +26,21 @@ type Admin struct {
 	log    *slog.Logger
 }
 
+// A Daemon is who answers on the socket.
+type Daemon interface {
+	Status() Status
+	// Change makes an operator's change. Text says what has become of it.
+	Change(Change) (text string, err error)
+}
+
+// changed is the answer to a Change.
+type changed struct {
+	Text string `json:"text"`
+}
+
 // Listen opens the admin socket. A socket file that a killed daemon left is
 // replaced; one where somebody answers, or a file of another kind, is an error.
-func Listen(path string, status func() Status, log *slog.Logger) (*Admin, error) {
+func Listen(path string, d Daemon, log *slog.Logger) (*Admin, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("open the admin socket: %w", err)
 	}
@@ -47,8 +61,26 @@ func Listen(path string, status func() Status, log *slog.Logger) (*Admin, error)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		if err := json.NewEncoder(w).Encode(status()); err != nil {
+		if err := json.NewEncoder(w).Encode(d.Status()); err != nil {
 			log.Debug("answer a status request", "error", err)
+		}
+	})
+	mux.HandleFunc("POST /backend", func(w http.ResponseWriter, r *http.Request) {
+		var c Change
+		var answer changed
+		decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16))
+		decoder.DisallowUnknownFields()
+		err := decoder.Decode(&c)
+		if err == nil {
+			answer.Text, err = d.Change(c)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(w).Encode(answer); err != nil {
+			log.Debug("answer a change", "error", err)
 		}
 	})
 	a := &Admin{
@@ -98,30 +130,56 @@ const askTimeout = 10 * time.Second
 // the error is ErrNotRunning.
 func Ask(ctx context.Context, socket string) (Status, error) {
 	var s Status
+	err := ask(ctx, socket, http.MethodGet, "/status", nil, &s)
+	return s, err
+}
+
+// SendChange has the daemon behind the socket make an operator's change. Where
+// there is no daemon, the error is ErrNotRunning.
+func SendChange(ctx context.Context, socket string, c Change) (text string, err error) {
+	var answer changed
+	err = ask(ctx, socket, http.MethodPost, "/backend", c, &answer)
+	return answer.Text, err
+}
+
+func ask(ctx context.Context, socket, method, path string, question, answer any) error {
 	client := http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		},
 		DisableKeepAlives: true,
 	}, Timeout: askTimeout}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://sluice/status", nil)
+	var body io.Reader
+	if question != nil {
+		text, err := json.Marshal(question)
+		if err != nil {
+			return fmt.Errorf("ask the daemon: %w", err)
+		}
+		body = bytes.NewReader(text)
+	}
+	request, err := http.NewRequestWithContext(ctx, method, "http://sluice"+path, body)
 	if err != nil {
-		return s, fmt.Errorf("ask the daemon: %w", err)
+		return fmt.Errorf("ask the daemon: %w", err)
 	}
 	response, err := client.Do(request)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
-		return s, fmt.Errorf("ask the daemon on %s: %w", socket, ErrNotRunning)
+		return fmt.Errorf("ask the daemon on %s: %w", socket, ErrNotRunning)
 	}
 	if err != nil {
-		return s, fmt.Errorf("ask the daemon on %s: %w", socket, err)
+		return fmt.Errorf("ask the daemon on %s: %w", socket, err)
 	}
 	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
+	switch response.StatusCode {
+	case http.StatusOK:
+	case http.StatusBadRequest:
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 4096))
+		return errors.New(strings.TrimSpace(string(text)))
+	default:
 		text, _ := io.ReadAll(io.LimitReader(response.Body, 200))
-		return s, fmt.Errorf("ask the daemon on %s: it answered %s: %s", socket, response.Status, text)
+		return fmt.Errorf("ask the daemon on %s: it answered %s: %s", socket, response.Status, text)
 	}
-	if err := json.NewDecoder(response.Body).Decode(&s); err != nil {
-		return s, fmt.Errorf("read the daemon's answer: %w", err)
+	if err := json.NewDecoder(response.Body).Decode(answer); err != nil {
+		return fmt.Errorf("read the daemon's answer: %w", err)
 	}
-	return s, nil
+	return nil
 }

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -15,9 +16,21 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+type fakeDaemon struct{ s Status }
+
+func (d fakeDaemon) Status() Status { return d.s }
+
+// Change refuses what is for "nobody".
+func (d fakeDaemon) Change(c Change) (string, error) {
+	if c.Scope == "nobody" {
+		return "", errRefused
+	}
+	return fmt.Sprint(c.Action, " ", c.Scope, " ", c.Address, " ", c.Weight), nil
+}
+
 func listen(t *testing.T, path string) *Admin {
 	t.Helper()
-	a, err := Listen(path, func() Status { return Status{Node: "lb1", Running: true, PID: 7} }, slog.New(slog.DiscardHandler))
+	a, err := Listen(path, fakeDaemon{Status{Node: "lb1", Running: true, PID: 7}}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +125,7 @@ func TestAdminRefuses(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			a, err := Listen(path, func() Status { return Status{} }, slog.New(slog.DiscardHandler))
+			a, err := Listen(path, fakeDaemon{}, slog.New(slog.DiscardHandler))
 			if err == nil {
 				t.Fatalf("no error, want one with %q (close: %v)", tc.want, a.Close())
 			}
@@ -189,5 +202,21 @@ func TestAskEndsWithItsContext(t *testing.T) {
 	cancel()
 	if _, err := Ask(ctx, path); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, want %v", err, context.Canceled)
+	}
+}
+
+func TestAdminTakesChanges(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sluice.sock")
+	if _, err := SendChange(t.Context(), path, Change{}); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("without a daemon: %v", err)
+	}
+	a := listen(t, path)
+	defer a.Close()
+	got, err := SendChange(t.Context(), path, Change{Weight, "web", "192.0.2.11", 7})
+	if want := "weight web 192.0.2.11 7"; got != want || err != nil {
+		t.Errorf("got %q, %v; want %q", got, err, want)
+	}
+	if _, err := SendChange(t.Context(), path, Change{Drain, "nobody", "192.0.2.11", 0}); err == nil || err.Error() != errRefused.Error() {
+		t.Errorf("a change that is refused: %v, want %v", err, errRefused)
 	}
 }

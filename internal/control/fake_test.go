@@ -30,13 +30,17 @@ type fakeWorld struct {
 	applied  []lb.Snapshot             // those that went well
 	looks    int                       // calls of RefreshInterfaces
 	absent   error                     // what RefreshInterfaces answers
-	onApply  func()                    // called by Apply
+	tidied   int                       // calls of Maintain
+	untidy   error                     // what Maintain answers
+	changes  *Overrides
+	onApply  func() // called by Apply
 }
 
 func newFakeWorld() *fakeWorld {
 	return &fakeWorld{
 		changed: make(chan struct{}, 1), ready: make(chan struct{}),
 		verdicts: map[netip.AddrPort]health.Status{}, hops: map[netip.Addr]lb.NextHop{},
+		changes: &Overrides{all: map[target]Override{}},
 	}
 }
 
@@ -59,6 +63,19 @@ func (w *fakeWorld) RefreshInterfaces() error {
 	defer w.mu.Unlock()
 	w.looks++
 	return w.absent
+}
+
+func (w *fakeWorld) Maintain() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.tidied++
+	return w.untidy
+}
+
+func (w *fakeWorld) maintained() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.tidied
 }
 
 // The set of Checker and that of NextHops differ in type only: fakeChecker and
@@ -92,6 +109,10 @@ func (w *fakeWorld) status(t health.Target) (health.Status, bool) {
 	defer w.mu.Unlock()
 	s, ok := w.verdicts[t.Address]
 	return s, ok
+}
+
+func (w *fakeWorld) override(service lb.Service, s lb.Server) Override {
+	return w.changes.of(service, s)
 }
 
 func (w *fakeWorld) nextHop(a netip.Addr) (lb.NextHop, error) {
@@ -176,7 +197,7 @@ func runLoop(t *testing.T, patience time.Duration, services []lb.Service, f func
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := newFakeWorld()
-		l := NewLoop(services, w, fakeChecker{w}, fakeHops{w}, slog.New(slog.DiscardHandler))
+		l := NewLoop(services, w, fakeChecker{w}, fakeHops{w}, w.changes, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		var done sync.WaitGroup
 		done.Go(func() { l.Run(ctx, patience) })

@@ -19,6 +19,9 @@ type Tables interface {
 	// RefreshInterfaces makes the data plane know the MAC addresses that its
 	// interfaces have now. Its error is one of the problems of a status.
 	RefreshInterfaces() error
+	// Maintain ends what time has ended: windows of slots, idle flows, backends
+	// that have drained.
+	Maintain() error
 }
 
 // Checker probes servers.
@@ -41,6 +44,9 @@ const retryAfter = time.Second
 // lookEvery is how often the loop looks at the world even if nobody called.
 const lookEvery = 10 * time.Second
 
+// maintainEvery is how often the data plane is maintained.
+const maintainEvery = time.Second
+
 // A Loop keeps the data plane in line with the configuration, the health of
 // servers and the ways to them.
 type Loop struct {
@@ -48,12 +54,14 @@ type Loop struct {
 	tables   Tables
 	checker  Checker
 	hops     NextHops
+	changes  *Overrides
 	log      *slog.Logger
 
 	dirty   chan struct{}
 	applied chan struct{} // closed after the first Apply
 
-	interfaces string // what is wrong with the interfaces; Run's own
+	// What is wrong with the interfaces, the maintenance and the last write; Run's own.
+	interfaces, maintenance, written string
 
 	mu      sync.Mutex
 	views   []View
@@ -61,9 +69,9 @@ type Loop struct {
 }
 
 // NewLoop returns a loop over the services of a configuration. Run runs it.
-func NewLoop(services []lb.Service, tables Tables, checker Checker, hops NextHops, log *slog.Logger) *Loop {
+func NewLoop(services []lb.Service, tables Tables, checker Checker, hops NextHops, changes *Overrides, log *slog.Logger) *Loop {
 	return &Loop{
-		services: services, tables: tables, checker: checker, hops: hops, log: log,
+		services: services, tables: tables, checker: checker, hops: hops, changes: changes, log: log,
 		dirty: make(chan struct{}, 1), applied: make(chan struct{}),
 	}
 }
@@ -110,6 +118,8 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 	defer retry.Stop()
 	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
+	maintenance := time.NewTicker(maintainEvery)
+	defer maintenance.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -118,6 +128,11 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 		case <-l.dirty:
 		case <-retry.C:
 		case <-ticker.C:
+		case <-maintenance.C:
+			if ok {
+				l.maintain()
+			}
+			continue
 		}
 		views := l.look()
 		next := snapshot(views)
@@ -159,6 +174,31 @@ func (l *Loop) look() []View {
 	return views
 }
 
+// maintain has the data plane tidied up. What is wrong with that is known until it
+// is right again.
+func (l *Loop) maintain() {
+	before := l.maintenance
+	l.maintenance = ""
+	if err := l.tables.Maintain(); err != nil {
+		l.maintenance = err.Error()
+		if l.maintenance != before {
+			l.log.Error("the data plane cannot be maintained", "error", err)
+		}
+	}
+	if l.maintenance != before {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.setProblem(l.written)
+	}
+}
+
+// setProblem makes known what is wrong: with the last write, and beside.
+func (l *Loop) setProblem(written string) {
+	l.written = written
+	all := slices.DeleteFunc([]string{written, l.interfaces, l.maintenance, l.changes.Alarm()}, func(s string) bool { return s == "" })
+	l.problem = strings.Join(all, "; ")
+}
+
 // publish makes the views known and says what has changed about services. It
 // comes after the write: who reads that a server serves may rely on it.
 func (l *Loop) publish(views []View, problem string) {
@@ -176,10 +216,8 @@ func (l *Loop) publish(views []View, problem string) {
 			l.log.Info("service is up again", "service", v.Service.Name, "servers", now)
 		}
 	}
-	l.views, l.problem = views, problem
-	if l.interfaces != "" {
-		l.problem = strings.TrimPrefix(problem+"; "+l.interfaces, "; ")
-	}
+	l.views = views
+	l.setProblem(problem)
 }
 
 func (l *Loop) targets() []health.Target {
@@ -205,6 +243,19 @@ func (l *Loop) addresses() []netip.Addr {
 	slices.SortFunc(as, netip.Addr.Compare)
 	return slices.Compact(as)
 }
+
+// Change makes an operator's change and has it applied. Text says what has become
+// of it.
+func (l *Loop) Change(c Change) (text string, err error) {
+	if text, err = l.changes.Apply(c, l.services); err != nil {
+		return "", err
+	}
+	l.log.Info("changed by an operator", "change", text)
+	l.Dirty()
+	return text, nil
+}
+
+func (l *Loop) override(service lb.Service, s lb.Server) Override { return l.changes.of(service, s) }
 
 func (l *Loop) status(t health.Target) (health.Status, bool) { return l.checker.Status(t) }
 func (l *Loop) nextHop(a netip.Addr) (lb.NextHop, error)     { return l.hops.Lookup(a) }

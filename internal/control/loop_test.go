@@ -235,3 +235,47 @@ func TestLoopReportsServicesThatGoDownAndComeBack(t *testing.T) {
 		}
 	})
 }
+
+// The data plane is maintained once a second, but not before it holds something.
+func TestLoopMaintains(t *testing.T) {
+	runLoop(t, time.Hour, []lb.Service{webService()}, func(t *testing.T, l *Loop, w *fakeWorld) {
+		healthy(w)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if n := w.maintained(); n != 0 {
+			t.Errorf("maintained %d times before the first Apply", n)
+		}
+		close(w.ready)
+		synctest.Wait()
+		before := w.maintained()
+		time.Sleep(10*time.Second + time.Millisecond)
+		synctest.Wait()
+		if n := w.maintained() - before; n < 9 || n > 10 {
+			t.Errorf("maintained %d times in 10 s", n)
+		}
+		w.mu.Lock()
+		w.untidy = errRefused
+		w.mu.Unlock()
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if _, problem := l.Views(); problem != errRefused.Error() {
+			t.Errorf("problem %q, want %q", problem, errRefused)
+		}
+		w.mu.Lock()
+		w.untidy = nil
+		w.mu.Unlock()
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if _, problem := l.Views(); problem != "" {
+			t.Errorf("problem %q after maintenance went well", problem)
+		}
+	})
+}
+
+// A service that nobody serves yet is there all the same.
+func TestUnserved(t *testing.T) {
+	got := Unserved([]lb.Service{webService()})
+	if len(got.Services) != 1 || got.Services[0].Name != "web" || len(got.Services[0].Backends) != 0 {
+		t.Errorf("got %+v", got)
+	}
+}

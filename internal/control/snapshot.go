@@ -22,6 +22,9 @@ const (
 	ServerDown    ServerState = "down"     // its probe fails: what it served is void
 	ServerUnknown ServerState = "unknown"  // its probe has no result yet
 	ServerNoRoute ServerState = "no_route" // healthy or not probed, but there is no way to it
+	// By an operator's command.
+	ServerDrained  ServerState = "drained"  // up, but gets nothing new
+	ServerDisabled ServerState = "disabled" // as if its probe failed
 )
 
 // A Server is a server of a service, and what has become of it.
@@ -34,6 +37,10 @@ type Server struct {
 	// weight is not 0, and it is not a backup that is not needed.
 	Serving bool
 	NextHop lb.NextHop
+	// Override is what an operator has changed; Weight is as he wants it.
+	Override Override
+	// Configured is the weight that the configuration gives.
+	Configured int
 }
 
 // A View is a service as the loop sees it now.
@@ -73,6 +80,7 @@ func endpoint(service lb.Service, s lb.Server) netip.AddrPort {
 type facts interface {
 	status(health.Target) (health.Status, bool)
 	nextHop(netip.Addr) (lb.NextHop, error)
+	override(lb.Service, lb.Server) Override
 }
 
 // view computes what has become of a service's servers.
@@ -80,7 +88,12 @@ func view(service lb.Service, f facts) View {
 	v := View{Service: service}
 	primary := false
 	for _, s := range service.Pool.Servers {
-		server := Server{Server: s, Address: endpoint(service, s), State: ServerUp}
+		server := Server{
+			Server: s, Address: endpoint(service, s), State: ServerUp, Configured: s.Weight, Override: f.override(service, s),
+		}
+		if w := server.Override.Weight; w != nil {
+			server.Weight = *w
+		}
 		if service.Pool.Probe != nil {
 			server.State, server.Why = verdict(f, health.Target{Address: server.Address, Probe: *service.Pool.Probe})
 		}
@@ -89,7 +102,13 @@ func view(service lb.Service, f facts) View {
 		if err != nil && server.State == ServerUp {
 			server.State, server.Why = ServerNoRoute, err.Error()
 		}
-		server.Serving = server.State == ServerUp && s.Weight > 0
+		switch {
+		case server.Override.State == Disable:
+			server.State, server.Why = ServerDisabled, "by an operator"
+		case server.Override.State == Drain && server.State == ServerUp:
+			server.State, server.Why = ServerDrained, "by an operator"
+		}
+		server.Serving = server.State == ServerUp && server.Weight > 0
 		primary = primary || server.Serving && !s.Backup
 		v.Servers = append(v.Servers, server)
 	}
@@ -118,7 +137,7 @@ func snapshot(views []View) lb.Snapshot {
 	for _, v := range views {
 		s := lb.ServiceState{Service: v.Service}
 		for _, server := range v.Servers {
-			b := lb.Backend{Address: server.Address, NextHop: server.NextHop, Failed: server.State == ServerDown}
+			b := lb.Backend{Address: server.Address, NextHop: server.NextHop, Failed: server.State == ServerDown || server.State == ServerDisabled}
 			if server.Serving {
 				b.Weight = server.Weight
 			}
@@ -129,6 +148,17 @@ func snapshot(views []View) lb.Snapshot {
 	}
 	slices.SortFunc(out.Services, func(a, b lb.ServiceState) int { return cmp.Compare(a.Name, b.Name) })
 	return out
+}
+
+// Unserved returns services that nobody serves yet. A data plane that holds them
+// drops their packets, which come again; one that holds nothing would leave them to
+// the kernel, which refuses connections.
+func Unserved(services []lb.Service) lb.Snapshot {
+	var views []View
+	for _, s := range services {
+		views = append(views, View{Service: s})
+	}
+	return snapshot(views)
 }
 
 // sameBackends tells whether two snapshots of one configuration are equal.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/lb"
@@ -78,15 +79,17 @@ const (
 
 // A ServiceStatus is a service with its servers and counters.
 type ServiceStatus struct {
-	Name      string          `json:"name"`
-	Addresses []lb.Frontend   `json:"addresses"`
-	Protocol  string          `json:"protocol"`
-	Forward   string          `json:"forward"`
-	State     string          `json:"state"`
-	Healthy   int             `json:"healthy"`
-	Quorum    int             `json:"quorum"`
-	Losses    loader.Losses   `json:"losses"`
-	Backends  []BackendStatus `json:"backends"`
+	Name      string        `json:"name"`
+	Addresses []lb.Frontend `json:"addresses"`
+	// Pool is the service\'s own name where it has backends of its own.
+	Pool     string          `json:"pool,omitempty"`
+	Protocol string          `json:"protocol"`
+	Forward  string          `json:"forward"`
+	State    string          `json:"state"`
+	Healthy  int             `json:"healthy"`
+	Quorum   int             `json:"quorum"`
+	Losses   loader.Losses   `json:"losses"`
+	Backends []BackendStatus `json:"backends"`
 }
 
 // A BackendStatus is a server of a service. Counters are those since the data
@@ -105,6 +108,15 @@ type BackendStatus struct {
 	Flows        uint64         `json:"flows"`
 	ReplyPackets uint64         `json:"reply_packets"`
 	ReplyBytes   uint64         `json:"reply_bytes"`
+	// Override is what an operator has changed, in words; Configured the weight of
+	// the configuration.
+	Override   string `json:"override,omitempty"`
+	Configured int    `json:"configured_weight"`
+	// Previous are the slots that it owned until a change whose window is open
+	// still; Pinned the connections that are kept with it whoever owns their slots,
+	// in nat all of its connections while it has no slots; -1: not counted yet.
+	Previous int `json:"previous_slots"`
+	Pinned   int `json:"pinned"`
 }
 
 // NewInstance describes a virtual router.
@@ -132,18 +144,13 @@ func NewInstance(s vrrp.Status, addresses []netip.Prefix) Instance {
 // Services joins what the loop knows of services with what the data plane has
 // counted. Views of nil mean that no daemon runs.
 func Services(views []View, stats loader.Stats) []ServiceStatus {
-	counted := map[lb.Frontend]loader.ServiceStats{}
-	for _, s := range stats.Services {
-		for _, a := range s.Addresses {
-			counted[a] = s
-		}
-	}
 	out := []ServiceStatus{}
 	for _, v := range views {
-		c := counted[v.Service.Addresses[0]]
+		c := countsOf(v.Service, stats)
 		s := ServiceStatus{
-			Name: v.Service.Name, Addresses: v.Service.Addresses, Protocol: v.Service.Protocol.String(),
-			Forward: v.Service.Forward.String(), State: ServiceUp, Healthy: v.Healthy(),
+			Name: v.Service.Name, Addresses: v.Service.Addresses, Pool: v.Service.Pool.Name,
+			Protocol: v.Service.Protocol.String(),
+			Forward:  v.Service.Forward.String(), State: ServiceUp, Healthy: v.Healthy(),
 			Quorum: v.Service.Quorum, Losses: c.Losses, Backends: []BackendStatus{},
 		}
 		switch {
@@ -160,6 +167,10 @@ func Services(views []View, stats loader.Stats) []ServiceStatus {
 			b := backendStatus(backends[server.Address])
 			b.Address, b.State, b.Why, b.Serving = server.Address, server.State, server.Why, server.Serving
 			b.Weight, b.Backup, b.NextHop = server.Weight, server.Backup, mac(server.NextHop)
+			b.Configured = server.Configured
+			if !server.Override.none() {
+				b.Override = server.Override.String()
+			}
 			s.Backends = append(s.Backends, b)
 		}
 		out = append(out, s)
@@ -169,7 +180,7 @@ func Services(views []View, stats loader.Stats) []ServiceStatus {
 	}
 	for _, c := range stats.Services {
 		s := ServiceStatus{
-			Name: c.Name, Addresses: c.Addresses, Protocol: lb.TCP.String(), Forward: c.Forward.String(),
+			Name: c.Name, Addresses: c.Addresses, Protocol: c.Protocol.String(), Forward: c.Forward.String(),
 			State: ServiceUnknown, Losses: c.Losses, Backends: []BackendStatus{},
 		}
 		for _, b := range c.Backends {
@@ -180,11 +191,24 @@ func Services(views []View, stats loader.Stats) []ServiceStatus {
 	return out
 }
 
+// countsOf finds the counters of a service: those of who has its first port.
+func countsOf(service lb.Service, stats loader.Stats) loader.ServiceStats {
+	first := service.Addresses[0]
+	for _, s := range stats.Services {
+		if s.Protocol == service.Protocol && slices.ContainsFunc(s.Addresses, func(f lb.Frontend) bool {
+			return f.VIP == first.VIP && f.Ports.Contains(first.Port())
+		}) {
+			return s
+		}
+	}
+	return loader.ServiceStats{}
+}
+
 func backendStatus(b loader.BackendStats) BackendStatus {
 	return BackendStatus{
 		Address: b.Address, Serving: b.Slots > 0, Slots: b.Slots, NextHop: mac(b.NextHop),
 		Packets: b.Packets, Bytes: b.Bytes, Flows: b.Flows,
-		ReplyPackets: b.ReplyPackets, ReplyBytes: b.ReplyBytes,
+		ReplyPackets: b.ReplyPackets, ReplyBytes: b.ReplyBytes, Previous: b.Previous, Pinned: b.Pinned,
 	}
 }
 

@@ -17,15 +17,15 @@ import (
 func up() View {
 	s := webService()
 	return View{Service: s, Servers: []Server{
-		{Server: s.Pool.Servers[0], Address: netip.MustParseAddrPort("192.0.2.12:80"), State: ServerUp, Serving: true, NextHop: hopTo(12)},
-		{Server: s.Pool.Servers[1], Address: netip.MustParseAddrPort("192.0.2.11:80"), State: ServerUp},
+		{Server: s.Pool.Servers[0], Address: netip.MustParseAddrPort("192.0.2.12:80"), State: ServerUp, Serving: true, NextHop: hopTo(12), Configured: 3},
+		{Server: s.Pool.Servers[1], Address: netip.MustParseAddrPort("192.0.2.11:80"), State: ServerUp, Configured: 1},
 	}}
 }
 
 // counted is what the data plane says about that service.
 func counted() loader.Stats {
 	return loader.Stats{Services: []loader.ServiceStats{{
-		Name: "as the data plane calls it", Addresses: webService().Addresses, Forward: lb.DSR,
+		Name: "as the data plane calls it", Addresses: webService().Addresses, Protocol: lb.TCP, Forward: lb.DSR,
 		Losses: loader.Losses{NoBackend: 3},
 		Backends: []loader.BackendStats{{
 			Address: netip.MustParseAddrPort("192.0.2.12:80"), Slots: lb.DefaultTableSize, NextHop: hopTo(12),
@@ -37,15 +37,15 @@ func counted() loader.Stats {
 func TestServicesOfARunningDaemon(t *testing.T) {
 	got := Services([]View{up()}, counted())
 	want := []ServiceStatus{{
-		Name: "web", Addresses: webService().Addresses, Protocol: "tcp", Forward: "dsr", State: ServiceUp,
+		Name: "web", Addresses: webService().Addresses, Pool: "web", Protocol: "tcp", Forward: "dsr", State: ServiceUp,
 		Healthy: 2, Quorum: 1, Losses: loader.Losses{NoBackend: 3},
 		Backends: []BackendStatus{
 			{
-				Address: netip.MustParseAddrPort("192.0.2.12:80"), State: ServerUp, Serving: true, Weight: 3,
+				Address: netip.MustParseAddrPort("192.0.2.12:80"), State: ServerUp, Serving: true, Weight: 3, Configured: 3,
 				Slots: lb.DefaultTableSize, NextHop: "02:00:00:00:00:0c",
 				Packets: 10, Bytes: 1000, Flows: 2, ReplyPackets: 9, ReplyBytes: 900,
 			},
-			{Address: netip.MustParseAddrPort("192.0.2.11:80"), State: ServerUp, Weight: 1, Backup: true},
+			{Address: netip.MustParseAddrPort("192.0.2.11:80"), State: ServerUp, Weight: 1, Configured: 1, Backup: true},
 		},
 	}}
 	if diff := cmp.Diff(want, got, cmpAddresses); diff != "" {

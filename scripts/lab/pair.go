@@ -147,7 +147,7 @@ func (p *pair) startServer(ctx context.Context, backend string) (err error) {
 func (p *pair) startDaemon(node string) (err error) {
 	h := p.lab.Host(node)
 	p.daemons[node], err = h.Start("sluice", exec.Command(p.sluice,
-		"--run-dir", h.RunDir, "--pin-dir", h.PinDir, "run", "-c", p.config, "--node", node))
+		"--run-dir", h.RunDir, "--pin-dir", h.PinDir, "--state-dir", filepath.Join(h.RunDir, "state"), "run", "-c", p.config, "--node", node))
 	return err
 }
 
