@@ -62,6 +62,23 @@ ARRAY(losses, struct service_losses, MAX_SERVICES, BPF_MAP_TYPE_PERCPU_ARRAY, 0)
 /* Packets by outcome and CPU. */
 ARRAY(outcomes, __u64, OUTCOMES, BPF_MAP_TYPE_PERCPU_ARRAY, 0);
 
+/* Who may use a service, by prefix. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, MAX_RULES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct rule_key);
+	__type(value, __u32); /* enum rule */
+} access_rules SEC(".maps");
+
+/* When a client may open its next connection, ns of CLOCK_MONOTONIC. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_SOURCES);
+	__type(key, struct source_key);
+	__type(value, __u64);
+} source_buckets SEC(".maps");
+
 /* TCP flows of slots that are not clean: those whose SYN has been seen. */
 FLOWS(handshakes, BPF_MAP_TYPE_HASH, 0);
 

@@ -6,6 +6,7 @@
 #include "balance.h"
 #include "emit.h"
 #include "fast.h"
+#include "guard.h"
 #include "nat.h"
 #include "parse.h"
 #include "pins.h"
@@ -64,6 +65,8 @@ static __always_inline int balance(struct packet *p, int *action)
 		return out;
 	if (p->fragment)
 		return DROP_FRAGMENT;
+	if (service->flags & GUARDED && (out = check_visitor(p)))
+		return out;
 
 	switch (service->forward) {
 	case FORWARD_DSR:

@@ -34,6 +34,8 @@ enum limits {
 	NAT_EMBRYONIC = 16384,	/* handshakes that one pair remembers, at most */
 	NAT_RING = 81920,	/* NAT_PORTS + NAT_EMBRYONIC words */
 	NAT_WAYS = 8,		/* words in a bucket: one cache line */
+	MAX_RULES = 65536,	/* of all services together */
+	MAX_SOURCES = 262144,	/* whose new connections are counted */
 	MAX_VLANS = 2,
 	STRAGGLERS_PER_TICK = 2048, /* that one CPU may pin */
 	UDP_IDLE_TICKS = 2235,	/* 300 s (RFC 4787, REQ-5) */
@@ -76,6 +78,8 @@ enum outcome {
 	DROP_MALFORMED_TCP,
 	DROP_MALFORMED_UDP,
 	DROP_FRAGMENT,		/* first fragment of a TCP segment to a service, or of a reply */
+	DROP_DENIED,		/* the service's rules keep the client out */
+	DROP_SOURCE_LIMIT,	/* the client opens connections too fast */
 	DROP_TTL,		/* nat, time to live used up */
 	DROP_NO_BACKEND,	/* service has no healthy backend */
 	DROP_NO_PORT,		/* nat, every source port towards the backend is taken */
@@ -290,6 +294,24 @@ struct pin {
 	__u32 pad;
 };
 
+/* A prefix of clients of a service. */
+struct rule_key {
+	__u32 prefix_length; /* bits of what follows */
+	__u32 service; /* its number << 1, 1 for IPv6 */
+	__be32 address[4]; /* IPv4 in the first word alone */
+};
+
+enum rule {
+	RULE_ALLOW = 1,
+	RULE_DENY = 2,
+};
+
+/* A client of a service, or the /64 that it is in. */
+struct source_key {
+	__u64 address;
+	__u64 service; /* its number << 1, 1 for IPv6 */
+};
+
 /* What one CPU has pinned in a tick. */
 struct allowance {
 	__u32 tick;
@@ -309,6 +331,7 @@ struct exported {
 	enum limits limits;
 	enum forward forward;
 	enum service_flags service_flags;
+	enum rule rule;
 	enum outcome outcome;
 	enum entry entry;
 	enum slot_bits slot_bits;

@@ -107,12 +107,14 @@ type benchExported struct {
 	Limits       uint32
 	Forward      uint32
 	ServiceFlags uint32
+	Rule         uint32
 	Outcome      uint32
 	Entry        uint32
 	SlotBits     uint32
 	SlotState    uint32
 	NatState     uint32
 	NatFlags     uint32
+	_            [4]byte
 	NatFlow      struct {
 		_               structs.HostLayout
 		Client          [2]uint64
@@ -201,6 +203,13 @@ type benchPortTable struct {
 	Service [65536]uint16
 }
 
+type benchRuleKey struct {
+	_            structs.HostLayout
+	PrefixLength uint32
+	Service      uint32
+	Address      [4]uint32
+}
+
 type benchServiceLosses struct {
 	_              structs.HostLayout
 	NoBackend      uint64
@@ -213,10 +222,17 @@ type benchServiceLosses struct {
 	PinsFull       uint64
 }
 
+type benchSourceKey struct {
+	_       structs.HostLayout
+	Address uint64
+	Service uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	benchMapAccessRules        = "access_rules"
 	benchMapAnswerAllowance    = "answer_allowance"
 	benchMapBenchFlows         = "bench_flows"
 	benchMapBenchState         = "bench_state"
@@ -233,6 +249,7 @@ const (
 	benchMapPins               = "pins"
 	benchMapPorts              = "ports"
 	benchMapSlots              = "slots"
+	benchMapSourceBuckets      = "source_buckets"
 	benchMapStragglerAllowance = "straggler_allowance"
 	benchMapStragglers         = "stragglers"
 	benchMapTraffic            = "traffic"
@@ -303,6 +320,7 @@ type benchProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type benchMapSpecs struct {
+	AccessRules        *ebpf.MapSpec `ebpf:"access_rules"`
 	AnswerAllowance    *ebpf.MapSpec `ebpf:"answer_allowance"`
 	BenchFlows         *ebpf.MapSpec `ebpf:"bench_flows"`
 	BenchState         *ebpf.MapSpec `ebpf:"bench_state"`
@@ -319,6 +337,7 @@ type benchMapSpecs struct {
 	Pins               *ebpf.MapSpec `ebpf:"pins"`
 	Ports              *ebpf.MapSpec `ebpf:"ports"`
 	Slots              *ebpf.MapSpec `ebpf:"slots"`
+	SourceBuckets      *ebpf.MapSpec `ebpf:"source_buckets"`
 	StragglerAllowance *ebpf.MapSpec `ebpf:"straggler_allowance"`
 	Stragglers         *ebpf.MapSpec `ebpf:"stragglers"`
 	Traffic            *ebpf.MapSpec `ebpf:"traffic"`
@@ -363,6 +382,7 @@ func (o *benchObjects) Close() error {
 //
 // It can be passed to loadBenchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type benchMaps struct {
+	AccessRules        *ebpf.Map `ebpf:"access_rules"`
 	AnswerAllowance    *ebpf.Map `ebpf:"answer_allowance"`
 	BenchFlows         *ebpf.Map `ebpf:"bench_flows"`
 	BenchState         *ebpf.Map `ebpf:"bench_state"`
@@ -379,6 +399,7 @@ type benchMaps struct {
 	Pins               *ebpf.Map `ebpf:"pins"`
 	Ports              *ebpf.Map `ebpf:"ports"`
 	Slots              *ebpf.Map `ebpf:"slots"`
+	SourceBuckets      *ebpf.Map `ebpf:"source_buckets"`
 	StragglerAllowance *ebpf.Map `ebpf:"straggler_allowance"`
 	Stragglers         *ebpf.Map `ebpf:"stragglers"`
 	Traffic            *ebpf.Map `ebpf:"traffic"`
@@ -388,6 +409,7 @@ type benchMaps struct {
 
 func (m *benchMaps) Close() error {
 	return _BenchClose(
+		m.AccessRules,
 		m.AnswerAllowance,
 		m.BenchFlows,
 		m.BenchState,
@@ -404,6 +426,7 @@ func (m *benchMaps) Close() error {
 		m.Pins,
 		m.Ports,
 		m.Slots,
+		m.SourceBuckets,
 		m.StragglerAllowance,
 		m.Stragglers,
 		m.Traffic,

@@ -4,6 +4,6 @@ package loader
 // bpf2go turns their types into Go's. Debian's multiarch headers are named for
 // the machine that generates; the object is the same on all.
 
-//go:generate sh -c "go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -go-package loader -type layout -type limits -type service_flags -type flow_key -type pin -type forward -type outcome -type entry -type slot_bits -type slot_state -type nat_state -type nat_flags -type interface -type vip -type service -type backend -type port_table -type next_hop -type nat_flow lb ../bpf/lb.c -- -O2 -g -Wall -Werror -mcpu=v3 -I/usr/include/$(gcc -dumpmachine)"
+//go:generate sh -c "go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -go-package loader -type layout -type limits -type service_flags -type rule_key -type rule -type flow_key -type pin -type forward -type outcome -type entry -type slot_bits -type slot_state -type nat_state -type nat_flags -type interface -type vip -type service -type backend -type port_table -type next_hop -type nat_flow lb ../bpf/lb.c -- -O2 -g -Wall -Werror -mcpu=v3 -I/usr/include/$(gcc -dumpmachine)"
 //go:generate sh -c "go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -go-package loader -output-suffix _test bench ../bpf/bench.c -- -O2 -g -Wall -Werror -mcpu=v3 -I/usr/include/$(gcc -dumpmachine)"
 //go:generate sh -c "go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -go-package loader -type limits -type outcome decap ../bpf/decap.c -- -O2 -g -Wall -Werror -mcpu=v3 -I/usr/include/$(gcc -dumpmachine)"

@@ -103,12 +103,14 @@ type lbExported struct {
 	Limits       uint32
 	Forward      uint32
 	ServiceFlags uint32
+	Rule         uint32
 	Outcome      uint32
 	Entry        uint32
 	SlotBits     uint32
 	SlotState    uint32
 	NatState     uint32
 	NatFlags     uint32
+	_            [4]byte
 	NatFlow      struct {
 		_               structs.HostLayout
 		Client          [2]uint64
@@ -181,6 +183,8 @@ const (
 	lbLimitsNAT_EMBRYONIC       lbLimits = 16384
 	lbLimitsNAT_RING            lbLimits = 81920
 	lbLimitsNAT_WAYS            lbLimits = 8
+	lbLimitsMAX_RULES           lbLimits = 65536
+	lbLimitsMAX_SOURCES         lbLimits = 262144
 	lbLimitsMAX_VLANS           lbLimits = 2
 	lbLimitsSTRAGGLERS_PER_TICK lbLimits = 2048
 	lbLimitsUDP_IDLE_TICKS      lbLimits = 2235
@@ -288,15 +292,17 @@ const (
 	lbOutcomeDROP_MALFORMED_TCP lbOutcome = 11
 	lbOutcomeDROP_MALFORMED_UDP lbOutcome = 12
 	lbOutcomeDROP_FRAGMENT      lbOutcome = 13
-	lbOutcomeDROP_TTL           lbOutcome = 14
-	lbOutcomeDROP_NO_BACKEND    lbOutcome = 15
-	lbOutcomeDROP_NO_PORT       lbOutcome = 16
-	lbOutcomeDROP_FLOWS_FULL    lbOutcome = 17
-	lbOutcomeDROP_NO_NEXT_HOP   lbOutcome = 18
-	lbOutcomeDROP_TOO_BIG       lbOutcome = 19
-	lbOutcomeDROP_HEADROOM      lbOutcome = 20
-	lbOutcomeDROP_INTERNAL      lbOutcome = 21
-	lbOutcomeOUTCOMES           lbOutcome = 22
+	lbOutcomeDROP_DENIED        lbOutcome = 14
+	lbOutcomeDROP_SOURCE_LIMIT  lbOutcome = 15
+	lbOutcomeDROP_TTL           lbOutcome = 16
+	lbOutcomeDROP_NO_BACKEND    lbOutcome = 17
+	lbOutcomeDROP_NO_PORT       lbOutcome = 18
+	lbOutcomeDROP_FLOWS_FULL    lbOutcome = 19
+	lbOutcomeDROP_NO_NEXT_HOP   lbOutcome = 20
+	lbOutcomeDROP_TOO_BIG       lbOutcome = 21
+	lbOutcomeDROP_HEADROOM      lbOutcome = 22
+	lbOutcomeDROP_INTERNAL      lbOutcome = 23
+	lbOutcomeOUTCOMES           lbOutcome = 24
 )
 
 type lbPairKey struct {
@@ -322,6 +328,20 @@ type lbPin struct {
 type lbPortTable struct {
 	_       structs.HostLayout
 	Service [65536]uint16
+}
+
+type lbRule uint32
+
+const (
+	lbRuleRULE_ALLOW lbRule = 1
+	lbRuleRULE_DENY  lbRule = 2
+)
+
+type lbRuleKey struct {
+	_            structs.HostLayout
+	PrefixLength uint32
+	Service      uint32
+	Address      [4]uint32
 }
 
 type lbService struct {
@@ -376,6 +396,12 @@ const (
 	lbSlotStateSLOT_SETTLING lbSlotState = 2
 )
 
+type lbSourceKey struct {
+	_       structs.HostLayout
+	Address uint64
+	Service uint64
+}
+
 type lbVip struct {
 	_       structs.HostLayout
 	Address [2]uint64
@@ -388,6 +414,7 @@ type lbVip struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	lbMapAccessRules        = "access_rules"
 	lbMapAnswerAllowance    = "answer_allowance"
 	lbMapHandshakes         = "handshakes"
 	lbMapLosses             = "losses"
@@ -402,6 +429,7 @@ const (
 	lbMapPins               = "pins"
 	lbMapPorts              = "ports"
 	lbMapSlots              = "slots"
+	lbMapSourceBuckets      = "source_buckets"
 	lbMapStragglerAllowance = "straggler_allowance"
 	lbMapStragglers         = "stragglers"
 	lbMapTraffic            = "traffic"
@@ -469,6 +497,7 @@ type lbProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type lbMapSpecs struct {
+	AccessRules        *ebpf.MapSpec `ebpf:"access_rules"`
 	AnswerAllowance    *ebpf.MapSpec `ebpf:"answer_allowance"`
 	Handshakes         *ebpf.MapSpec `ebpf:"handshakes"`
 	Losses             *ebpf.MapSpec `ebpf:"losses"`
@@ -483,6 +512,7 @@ type lbMapSpecs struct {
 	Pins               *ebpf.MapSpec `ebpf:"pins"`
 	Ports              *ebpf.MapSpec `ebpf:"ports"`
 	Slots              *ebpf.MapSpec `ebpf:"slots"`
+	SourceBuckets      *ebpf.MapSpec `ebpf:"source_buckets"`
 	StragglerAllowance *ebpf.MapSpec `ebpf:"straggler_allowance"`
 	Stragglers         *ebpf.MapSpec `ebpf:"stragglers"`
 	Traffic            *ebpf.MapSpec `ebpf:"traffic"`
@@ -526,6 +556,7 @@ func (o *lbObjects) Close() error {
 //
 // It can be passed to loadLbObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lbMaps struct {
+	AccessRules        *ebpf.Map `ebpf:"access_rules"`
 	AnswerAllowance    *ebpf.Map `ebpf:"answer_allowance"`
 	Handshakes         *ebpf.Map `ebpf:"handshakes"`
 	Losses             *ebpf.Map `ebpf:"losses"`
@@ -540,6 +571,7 @@ type lbMaps struct {
 	Pins               *ebpf.Map `ebpf:"pins"`
 	Ports              *ebpf.Map `ebpf:"ports"`
 	Slots              *ebpf.Map `ebpf:"slots"`
+	SourceBuckets      *ebpf.Map `ebpf:"source_buckets"`
 	StragglerAllowance *ebpf.Map `ebpf:"straggler_allowance"`
 	Stragglers         *ebpf.Map `ebpf:"stragglers"`
 	Traffic            *ebpf.Map `ebpf:"traffic"`
@@ -549,6 +581,7 @@ type lbMaps struct {
 
 func (m *lbMaps) Close() error {
 	return _LbClose(
+		m.AccessRules,
 		m.AnswerAllowance,
 		m.Handshakes,
 		m.Losses,
@@ -563,6 +596,7 @@ func (m *lbMaps) Close() error {
 		m.Pins,
 		m.Ports,
 		m.Slots,
+		m.SourceBuckets,
 		m.StragglerAllowance,
 		m.Stragglers,
 		m.Traffic,

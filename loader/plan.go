@@ -82,6 +82,9 @@ func (p *planner) services(want lb.Snapshot) error {
 	if err := p.vips(want, numbers); err != nil {
 		return err
 	}
+	if err := p.rules(want, numbers); err != nil {
+		return err
+	}
 	keepBackends := map[uint32]bool{}
 	keepPairs := map[uint32]bool{}
 	for i, s := range want.Services {

@@ -140,6 +140,10 @@ func (m *sim) apply(t *testing.T, s step) {
 		}
 	case addPair:
 		m.Pairs[s.Number] = s.Pair
+	case setRule:
+		m.Rules[s.Rule] = s.Allow
+	case clearRule:
+		delete(m.Rules, s.Rule)
 	case sharePair:
 		m.Pairs[s.Number] = s.Pair
 	case removePair:

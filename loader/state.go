@@ -20,6 +20,7 @@ type State struct {
 	Services map[uint16]serviceEntry
 	Slots    map[uint16][]slot // by service number
 	Backends map[uint32]backendEntry
+	Rules    map[ruleID]bool // whether they allow
 	Pairs    map[uint32]pairEntry
 
 	generation uint32 // the highest that any backend has or had
@@ -39,6 +40,12 @@ func (s *State) service(table uint32, port uint16) uint16 {
 		}
 	}
 	return 0
+}
+
+// A ruleID is a prefix of clients of a service.
+type ruleID struct {
+	Service uint16
+	Prefix  netip.Prefix // masked
 }
 
 type vipEntry struct {
@@ -93,6 +100,7 @@ func newState() *State {
 		Services: map[uint16]serviceEntry{},
 		Slots:    map[uint16][]slot{},
 		Backends: map[uint32]backendEntry{},
+		Rules:    map[ruleID]bool{},
 		Pairs:    map[uint32]pairEntry{},
 	}
 }
@@ -102,7 +110,7 @@ func newState() *State {
 func (s *State) clone() *State {
 	return &State{
 		VIPs: maps.Clone(s.VIPs), Ports: maps.Clone(s.Ports), Services: maps.Clone(s.Services),
-		Slots: maps.Clone(s.Slots), Backends: maps.Clone(s.Backends), Pairs: maps.Clone(s.Pairs),
+		Slots: maps.Clone(s.Slots), Backends: maps.Clone(s.Backends), Rules: maps.Clone(s.Rules), Pairs: maps.Clone(s.Pairs),
 		generation: s.generation,
 	}
 }

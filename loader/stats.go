@@ -175,6 +175,8 @@ var outcomeNames = map[lbOutcome]string{
 	lbOutcomeDROP_MALFORMED_TCP: "malformed_tcp",
 	lbOutcomeDROP_MALFORMED_UDP: "malformed_udp",
 	lbOutcomeDROP_FRAGMENT:      "fragment",
+	lbOutcomeDROP_DENIED:        "denied",
+	lbOutcomeDROP_SOURCE_LIMIT:  "source_limit",
 	lbOutcomeDROP_TTL:           "ttl",
 	lbOutcomeDROP_NO_BACKEND:    "no_backend",
 	lbOutcomeDROP_NO_PORT:       "no_port",

@@ -134,6 +134,9 @@ func (t *tables) readState() (*State, error) {
 	if err := t.readServices(s); err != nil {
 		return nil, err
 	}
+	if err := t.readRules(s); err != nil {
+		return nil, err
+	}
 	if err := t.readPairs(s); err != nil {
 		return nil, err
 	}
