@@ -51,6 +51,7 @@ static __always_inline int find_flow(struct packet *p, __u64 hash, __u32 now, st
 static __always_inline int new_flow(struct packet *p, struct service *service, __u64 hash,
 				    __u32 now, struct nat_found *f)
 {
+	struct address client = source_of(p);
 	struct nat_flow *flow;
 	__u32 choice, pair, *chosen;
 
@@ -86,13 +87,13 @@ static __always_inline int new_flow(struct packet *p, struct service *service, _
 		return DROP_INTERNAL;
 
 	/* Nobody reads the entry while it is free: its state comes last. */
-	flow->client[0] = 0;
-	flow->client[1] = mapped(p->ip->saddr);
-	flow->client_port = p->tcp->source;
-	flow->vip_port = p->tcp->dest;
+	flow->client[0] = client.word[0];
+	flow->client[1] = client.word[1];
+	flow->client_port = p->port[0];
+	flow->vip_port = p->port[1];
 	flow->vip = p->vip_index;
 	flow->backend = f->number;
-	flow->flags = 0;
+	flow->flags = p->protocol == IPPROTO_UDP ? NAT_UDP : 0;
 	flow->last_seen = now;
 	flow->backend_sequence = 0;
 	flow->generation = f->backend->generation;
@@ -119,53 +120,102 @@ static __always_inline __u16 fold(__u64 sum)
 	return ~sum;
 }
 
-/*
- * Writes the new 4-tuple, one hop less to live, and both checksums (RFC 1624,
- * eqn. 3). There must be a hop left.
- */
-static __always_inline void rewrite(struct packet *p, __be32 saddr, __be32 daddr, __be16 source,
-				    __be16 dest)
+/* The sum of an address's words, for a checksum. */
+static __always_inline __u64 sum6(struct in6_addr *a)
 {
-	struct iphdr *ip = p->ip;
-	struct tcphdr *tcp = p->tcp;
-	__u64 addresses, rest;
+	return (__u64)a->s6_addr32[0] + a->s6_addr32[1] + a->s6_addr32[2] + a->s6_addr32[3];
+}
 
-	addresses = (__u64)(__u32)~ip->saddr + (__u32)~ip->daddr + saddr + daddr;
-	rest = (__u64)(__u16)~tcp->source + (__u16)~tcp->dest + source + dest;
-	/* The low byte of the word that time to live and protocol share goes down by one. */
-	ip->check = fold((__u16)~ip->check + addresses + 0xfffe);
-	tcp->check = fold((__u16)~tcp->check + addresses + rest);
-	ip->ttl--;
-	ip->saddr = saddr;
-	ip->daddr = daddr;
-	tcp->source = source;
-	tcp->dest = dest;
+static __always_inline __u64 unsum6(struct in6_addr *a)
+{
+	return (__u64)(__u32)~a->s6_addr32[0] + (__u32)~a->s6_addr32[1] + (__u32)~a->s6_addr32[2] +
+	       (__u32)~a->s6_addr32[3];
+}
+
+static __always_inline void store6(struct in6_addr *a, __u64 *word)
+{
+	a->s6_addr32[0] = word[0];
+	a->s6_addr32[1] = word[0] >> 32;
+	a->s6_addr32[2] = word[1];
+	a->s6_addr32[3] = word[1] >> 32;
+}
+
+/*
+ * Writes the new 4-tuple, one hop less to live, and the checksums (RFC 1624, eqn.
+ * 3). There must be a hop left. The addresses are of the packet's family.
+ */
+static __always_inline void rewrite(struct packet *p, __u64 *source, __u64 *dest,
+				    __be16 source_port, __be16 dest_port)
+{
+	__u64 sum;
+	__u16 *check;
+
+	if (p->v6) {
+		struct ipv6hdr *ip = p->ip6;
+
+		sum = unsum6(&ip->saddr) + unsum6(&ip->daddr);
+		store6(&ip->saddr, source);
+		store6(&ip->daddr, dest);
+		sum += sum6(&ip->saddr) + sum6(&ip->daddr);
+		ip->hop_limit--;
+	} else {
+		struct iphdr *ip = p->ip;
+		__be32 saddr = source[1] >> 32, daddr = dest[1] >> 32;
+
+		sum = (__u64)(__u32)~ip->saddr + (__u32)~ip->daddr + saddr + daddr;
+		/* The low byte of the word that time to live and protocol share goes down by one. */
+		ip->check = fold((__u16)~ip->check + sum + 0xfffe);
+		ip->ttl--;
+		ip->saddr = saddr;
+		ip->daddr = daddr;
+	}
+	sum += (__u64)(__u16)~p->port[0] + (__u16)~p->port[1] + source_port + dest_port;
+	p->port[0] = source_port;
+	p->port[1] = dest_port;
+	if (p->protocol == IPPROTO_UDP) {
+		check = &p->udp->check;
+		/* Over IPv4, 0 says that there is none (RFC 768). */
+		if (!*check && !p->v6)
+			return;
+		*check = fold((__u16)~*check + sum);
+		if (!*check)
+			*check = 0xffff;
+		return;
+	}
+	check = &p->tcp->check;
+	*check = fold((__u16)~*check + sum);
+}
+
+static __always_inline bool no_hop_left(struct packet *p)
+{
+	return (p->v6 ? p->ip6->hop_limit : p->ip->ttl) <= 1;
 }
 
 /* A packet of a client to a nat service. */
 static __always_inline int nat_forward(struct packet *p, struct service *service, int *action)
 {
+	struct address client = source_of(p);
+	bool udp = p->protocol == IPPROTO_UDP;
 	struct nat_found f = {};
 	__u32 now = ticks();
 	__u64 hash;
 	int out;
 
-	if (p->v6 || p->protocol != IPPROTO_TCP)
-		return PASS_PROTOCOL;
-	if (p->ip->ttl <= 1)
+	if (no_hop_left(p))
 		return DROP_TTL;
-	hash = nat_hash(p->ip->saddr, p->tcp->source, p->vip_index, p->tcp->dest);
+	hash = nat_hash(client.word[0], client.word[1], p->port[0], p->vip_index, p->port[1], udp);
 	out = find_flow(p, hash, now, &f);
 	if (out == NEXT) {
 		learn_last_hop(p, f.flow);
 		track(p, &f.place, f.flow, f.port, NAT_FIN_CLIENT, now);
-	} else if (out == PASS_NO_FLOW && p->opens) {
+	} else if (out == PASS_NO_FLOW && (p->opens || udp)) {
+		p->opens = true;
 		out = new_flow(p, service, hash, now, &f);
 	}
 	if (out != NEXT)
 		return out;
-	rewrite(p, f.place.pair->source[1] >> 32, f.backend->address[1] >> 32, bpf_htons(f.port),
-		f.backend->port ? f.backend->port : p->tcp->dest);
+	rewrite(p, f.place.pair->source, f.backend->address, bpf_htons(f.port),
+		f.backend->port ? f.backend->port : p->port[1]);
 	out = emit(p, &f.backend->next_hop, action);
 	if (out == SENT)
 		count_forward(p, f.number);
@@ -175,9 +225,9 @@ static __always_inline int nat_forward(struct packet *p, struct service *service
 /* The pair that a packet to a source address is a reply to: its number, or MAX_PAIRS. */
 static __always_inline __u32 find_pair(struct packet *p)
 {
-	__u64 address = mapped(p->ip->saddr);
-	__u32 hash = (address + p->tcp->source + ((__u64)p->vip_index << 16)) * GOLDEN >>
-		     (64 - PAIR_KEY_BITS);
+	struct address a = source_of(p);
+	__u32 hash = ((a.word[1] ^ a.word[0] * 0xff51afd7ed558ccdULL) + p->port[0] +
+		      ((__u64)p->vip_index << 16) + p->protocol) * GOLDEN >> (64 - PAIR_KEY_BITS);
 
 	for (int i = 0; i < PROBES; i++) {
 		__u32 index = (hash + i) & (MAX_PAIR_KEYS - 1);
@@ -185,9 +235,9 @@ static __always_inline __u32 find_pair(struct packet *p)
 
 		if (!key || key->state == ENTRY_EMPTY)
 			break;
-		if (key->address[1] == address && !key->address[0] && key->vip == p->vip_index &&
-		    key->port == p->tcp->source && key->protocol == IPPROTO_TCP &&
-		    key->state == ENTRY_USED)
+		if (key->address[1] == a.word[1] && key->address[0] == a.word[0] &&
+		    key->vip == p->vip_index && key->port == p->port[0] &&
+		    key->protocol == p->protocol && key->state == ENTRY_USED)
 			return key->pair;
 	}
 	return MAX_PAIRS;
@@ -212,7 +262,7 @@ static __always_inline void last_hop(struct nat_flow *flow, struct next_hop *hop
 /* A packet to a VIP's port that is no service: a reply to a nat flow, perhaps. */
 static __always_inline int nat_reply(struct packet *p, int *action)
 {
-	__u32 port = bpf_ntohs(p->tcp->dest), now, number;
+	__u32 port = bpf_ntohs(p->port[1]), now, number;
 	struct next_hop hop = {};
 	struct nat_place place = {};
 	struct backend *backend;
@@ -220,7 +270,7 @@ static __always_inline int nat_reply(struct packet *p, int *action)
 	struct vip *vip;
 	int out;
 
-	if (!p->vip->source || p->v6 || p->protocol != IPPROTO_TCP)
+	if (!p->vip->source)
 		return PASS_NO_SERVICE;
 	number = find_pair(p);
 	if (number >= MAX_PAIRS)
@@ -238,11 +288,11 @@ static __always_inline int nat_reply(struct packet *p, int *action)
 		return PASS_NO_SERVICE;
 	if (p->fragment)
 		return DROP_FRAGMENT;
-	if (p->ip->ttl <= 1)
+	if (no_hop_left(p))
 		return DROP_TTL;
 	track(p, &place, flow, port, NAT_FIN_BACKEND, now);
 	last_hop(flow, &hop);
-	rewrite(p, vip->address[1] >> 32, flow->client[1] >> 32, flow->vip_port, flow->client_port);
+	rewrite(p, vip->address, flow->client, flow->vip_port, flow->client_port);
 	out = emit(p, &hop, action);
 	if (out == SENT)
 		count_reply(p, number);

@@ -13,11 +13,12 @@
 volatile const __u64 nat_seed = 0; /* so that nobody can aim at a bucket */
 volatile const __u32 nat_bucket_mask = 0;
 
-static __always_inline __u64 nat_hash(__be32 client, __be16 client_port, __u32 vip, __be16 vip_port)
+static __always_inline __u64 nat_hash(__u64 high, __u64 low, __be16 client_port, __u32 vip,
+				      __be16 vip_port, bool udp)
 {
-	__u64 ports = (__u64)vip << 32 | (__u32)client_port << 16 | vip_port;
+	__u64 rest = (__u64)udp << 48 | (__u64)vip << 32 | (__u32)client_port << 16 | vip_port;
 
-	return mix(mix(client + nat_seed) + ports);
+	return mix(mix((low ^ high * GOLDEN) + nat_seed) + rest);
 }
 
 static __always_inline __u32 first_bucket(__u64 hash)
@@ -32,9 +33,11 @@ static __always_inline __u32 second_bucket(__u64 hash)
 
 static __always_inline bool nat_key_equal(struct nat_flow *flow, struct packet *p)
 {
-	return flow->client[1] == mapped(p->ip->saddr) && !flow->client[0] &&
-	       flow->client_port == p->tcp->source && flow->vip_port == p->tcp->dest &&
-	       flow->vip == p->vip_index;
+	struct address client = source_of(p);
+
+	return flow->client[1] == client.word[1] && flow->client[0] == client.word[0] &&
+	       flow->client_port == p->port[0] && flow->vip_port == p->port[1] &&
+	       flow->vip == p->vip_index && !(flow->flags & NAT_UDP) == (p->protocol == IPPROTO_TCP);
 }
 
 /* The packet's flow in one bucket: its pair << 16 | port, or 0. */
@@ -127,7 +130,8 @@ SUBPROGRAM int move_name(__u32 where, __u32 now)
 	flow = nat_entry((__u32)value >> 16, value & 0xffff);
 	if (!value || !flow || flow->bucket != where)
 		return 0;
-	hash = nat_hash(flow->client[1] >> 32, flow->client_port, flow->vip, flow->vip_port);
+	hash = nat_hash(flow->client[0], flow->client[1], flow->client_port, flow->vip, flow->vip_port,
+			flow->flags & NAT_UDP);
 	index = first_bucket(hash);
 	if (index == where / NAT_WAYS)
 		index = second_bucket(hash);

@@ -77,6 +77,12 @@ static __always_inline void track(struct packet *p, struct nat_place *place, str
 
 	if (flow->last_seen != now)
 		flow->last_seen = now;
+	if (p->protocol == IPPROTO_UDP) {
+		/* UDP has no handshake: who answers has taken part. */
+		if (fin == NAT_FIN_BACKEND && state == NAT_SYN_SENT)
+			advance(flow, state, NAT_UDP_REPLIED);
+		return;
+	}
 	if (tcp->rst) {
 		if (state != NAT_CLOSED && state != NAT_FREE)
 			close_flow(place, flow, port, state);

@@ -240,6 +240,7 @@ enum nat_state {
 	NAT_ESTABLISHED,
 	NAT_CLOSING, /* one side has sent FIN */
 	NAT_CLOSED, /* both have, or one has sent RST */
+	NAT_UDP_REPLIED, /* UDP: both ends have sent */
 	NAT_STATES = 8, /* a power of two, with room */
 };
 
@@ -248,6 +249,7 @@ enum nat_flags {
 	NAT_FIN_BACKEND = 2,
 	NAT_QUEUED = 4, /* its port stands in the ring */
 	NAT_OPENED = 8, /* the client has answered the backend's SYN */
+	NAT_UDP = 16, /* its protocol; else TCP */
 };
 
 /* NAT: a translated flow. Its place is its source port. One cache line. */

@@ -65,6 +65,7 @@ var natTimeouts = map[lbNatState]time.Duration{
 	lbNatStateNAT_ESTABLISHED:  124 * time.Minute, // RFC 5382, REQ-5
 	lbNatStateNAT_CLOSING:      4 * time.Minute,   // RFC 5382, REQ-5
 	lbNatStateNAT_CLOSED:       time.Minute,
+	lbNatStateNAT_UDP_REPLIED:  udpIdle,
 }
 
 // MaxFlows is the most that Options.MaxFlows may be: 4 GiB of names.

@@ -89,7 +89,12 @@ func vipHash(a netip.Addr) uint32 {
 }
 
 // pairHash is where find_pair of bpf/nat.h begins to look for a pair.
-func pairHash(backend netip.AddrPort, vip uint32) uint32 {
-	h := mapped(backend.Addr())[1] + uint64(bigEndian16(backend.Port())) + uint64(vip)<<16
+func pairHash(backend netip.AddrPort, vip uint32, protocol lb.Protocol) uint32 {
+	w := mapped(backend.Addr())
+	if backend.Addr().Is4() {
+		w[0] = 0
+	}
+	h := w[1] ^ w[0]*0xff51afd7ed558ccd
+	h += uint64(bigEndian16(backend.Port())) + uint64(vip)<<16 + uint64(protocol)
 	return uint32(h * golden >> (64 - lbLimitsPAIR_KEY_BITS))
 }

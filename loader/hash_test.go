@@ -164,7 +164,7 @@ func TestPlacesSpread(t *testing.T) {
 		used := map[uint32]bool{}
 		for vip := range uint32(8) {
 			for i := range int(lbLimitsMAX_PAIRS) / 8 {
-				hash := pairHash(netip.AddrPortFrom(addr(i), 80), vip*511)
+				hash := pairHash(netip.AddrPortFrom(addr(i), 80), vip*511, lb.TCP)
 				index, err := place("pair", hash, uint32(lbLimitsMAX_PAIR_KEYS), func(i uint32) bool { return used[i] })
 				if err != nil {
 					t.Fatalf("vip %d, backend %d: %v", vip, i, err)

@@ -210,6 +210,7 @@ const (
 	lbNatFlagsNAT_FIN_BACKEND lbNatFlags = 2
 	lbNatFlagsNAT_QUEUED      lbNatFlags = 4
 	lbNatFlagsNAT_OPENED      lbNatFlags = 8
+	lbNatFlagsNAT_UDP         lbNatFlags = 16
 )
 
 type lbNatFlow struct {
@@ -261,6 +262,7 @@ const (
 	lbNatStateNAT_ESTABLISHED  lbNatState = 3
 	lbNatStateNAT_CLOSING      lbNatState = 4
 	lbNatStateNAT_CLOSED       lbNatState = 5
+	lbNatStateNAT_UDP_REPLIED  lbNatState = 6
 	lbNatStateNAT_STATES       lbNatState = 8
 )
 

@@ -42,7 +42,7 @@ func (t *tables) makePair(n uint32, p pairEntry) error {
 	if q.flows, err = mapWords(flows); err != nil {
 		return err
 	}
-	ports, err := freePorts(p.Share)
+	ports, err := freePorts(p.Share, p.Protocol)
 	if err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func (t *tables) makePair(n uint32, p pairEntry) error {
 	}
 	return put(t.objects.NatPairs, n, &lbNatPair{
 		Source: mapped(p.Source), Address: mapped(p.Address.Addr()), Vip: p.VIP,
-		Port: bigEndian16(p.Address.Port()), Protocol: uint16(lb.TCP),
+		Port: bigEndian16(p.Address.Port()), Protocol: uint16(p.Protocol),
 		FirstPort: p.Share.First, LastPort: p.Share.Last, Handshakes: handshakes(p.Share) - 1,
 		Tail: uint64(len(ports)),
 	})
@@ -72,8 +72,8 @@ func handshakes(share lb.PortRange) uint32 {
 
 // freePorts returns the ports of a share, shuffled, without those that the node
 // itself listens on.
-func freePorts(share lb.PortRange) ([]uint16, error) {
-	taken, err := listeners()
+func freePorts(share lb.PortRange, protocol lb.Protocol) ([]uint16, error) {
+	taken, err := listeners(protocol)
 	if err != nil {
 		return nil, err
 	}
@@ -87,11 +87,12 @@ func freePorts(share lb.PortRange) ([]uint16, error) {
 	return ports, nil
 }
 
-// listeners returns the TCP ports that sockets of this network namespace listen
-// on, whatever their address.
-func listeners() (map[uint16]bool, error) {
+// listeners returns the ports that sockets of this network namespace listen on,
+// whatever their address; of UDP, those that they are bound to.
+func listeners(protocol lb.Protocol) (map[uint16]bool, error) {
 	ports := map[uint16]bool{}
-	for _, name := range []string{"/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"} {
+	for _, suffix := range []string{"", "6"} {
+		name := "/proc/thread-self/net/" + protocol.String() + suffix
 		f, err := os.Open(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // a kernel without IPv6
@@ -99,7 +100,7 @@ func listeners() (map[uint16]bool, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list listening sockets: %w", err)
 		}
-		err = readListeners(f, ports)
+		err = readListeners(f, protocol, ports)
 		f.Close()
 		if err != nil {
 			return nil, fmt.Errorf("list listening sockets: read %s: %w", name, err)
@@ -108,14 +109,16 @@ func listeners() (map[uint16]bool, error) {
 	return ports, nil
 }
 
-const tcpListen = "0A" // TCP_LISTEN of include/net/tcp_states.h
+// What makes a socket a listening one, of include/net/tcp_states.h: TCP_LISTEN,
+// and for UDP TCP_CLOSE, which is a socket that is not connected.
+var listenState = map[lb.Protocol]string{lb.TCP: "0A", lb.UDP: "07"}
 
-func readListeners(f *os.File, ports map[uint16]bool) error {
+func readListeners(f *os.File, protocol lb.Protocol, ports map[uint16]bool) error {
 	lines := bufio.NewScanner(f)
 	lines.Scan() // heading
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
-		if len(fields) < 4 || fields[3] != tcpListen {
+		if len(fields) < 4 || fields[3] != listenState[protocol] {
 			continue
 		}
 		_, hex, _ := strings.Cut(fields[1], ":")

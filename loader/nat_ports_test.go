@@ -26,7 +26,7 @@ func newNAT(t *testing.T, share lb.PortRange) (*Datapath, pairView) {
 // freeShare returns n ports in a row that nobody listens on.
 func freeShare(t *testing.T, n int) lb.PortRange {
 	t.Helper()
-	taken, err := listeners()
+	taken, err := listeners(lb.TCP)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,7 +48,7 @@ func plan(have *State, want lb.Snapshot, lim limits, table tableFunc) ([]step, *
 	}
 	p.slotRuns, p.choiceRuns = newRuns(slots), newRuns(choices)
 	for n, pair := range have.Pairs {
-		p.known[pairID{pair.Address, pair.Source}] = n
+		p.known[pairID{pair.Address, pair.Source, pair.Protocol}] = n
 		p.keys[pair.Key] = true
 	}
 	if err := p.services(want); err != nil {
@@ -195,7 +195,7 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 			e.Generation = p.next.generation
 		}
 		if s.Forward == lb.NAT {
-			if err := p.pairs(&e, s.SourceAddresses, keepPairs); err != nil {
+			if err := p.pairs(&e, s.Service, keepPairs); err != nil {
 				return err
 			}
 		}
@@ -265,7 +265,7 @@ func (p *planner) leave(number uint16, s lb.ServiceState, known map[netip.AddrPo
 			e.Leaving = max(1, uint32(p.lim.now/time.Second))
 		}
 		if s.Forward == lb.NAT {
-			if err := p.pairs(&e, s.SourceAddresses, keepPairs); err != nil {
+			if err := p.pairs(&e, s.Service, keepPairs); err != nil {
 				return err
 			}
 		}
@@ -300,13 +300,14 @@ func flagsOf(s lb.Service) lbServiceFlags {
 }
 
 // pairs gives a nat backend its pairs, one for each source address.
-func (p *planner) pairs(e *backendEntry, sources []netip.Addr, keep map[uint32]bool) error {
+func (p *planner) pairs(e *backendEntry, s lb.Service, keep map[uint32]bool) error {
+	sources := s.SourceAddresses
 	if len(sources) == 0 {
 		return errors.New("nat needs a source address")
 	}
 	var pairs []uint32
 	for _, source := range sources {
-		n, err := p.pair(e.Address, source)
+		n, err := p.pair(pairID{e.Address, source, s.Protocol})
 		if err != nil {
 			return err
 		}
@@ -325,8 +326,8 @@ func (p *planner) pairs(e *backendEntry, sources []netip.Addr, keep map[uint32]b
 	return nil
 }
 
-func (p *planner) pair(address netip.AddrPort, source netip.Addr) (uint32, error) {
-	id := pairID{address, source}
+func (p *planner) pair(id pairID) (uint32, error) {
+	address, source := id.address, id.source
 	if n, ok := p.known[id]; ok {
 		if e := p.next.Pairs[n]; e.Share != p.lim.share {
 			e.Share = p.lim.share
@@ -340,12 +341,12 @@ func (p *planner) pair(address netip.AddrPort, source netip.Addr) (uint32, error
 		return 0, err
 	}
 	vip := p.next.VIPs[source].Index
-	key, err := place("backend "+address.String(), pairHash(address, vip), uint32(lbLimitsMAX_PAIR_KEYS),
+	key, err := place("backend "+address.String(), pairHash(address, vip, id.protocol), uint32(lbLimitsMAX_PAIR_KEYS),
 		func(i uint32) bool { return p.keys[i] })
 	if err != nil {
 		return 0, err
 	}
-	pair := pairEntry{Source: source, Address: address, VIP: vip, Key: key, Share: p.lim.share}
+	pair := pairEntry{Source: source, Address: address, Protocol: id.protocol, VIP: vip, Key: key, Share: p.lim.share}
 	p.next.Pairs[n] = pair
 	p.known[id] = n
 	p.keys[key] = true
@@ -354,6 +355,7 @@ func (p *planner) pair(address netip.AddrPort, source netip.Addr) (uint32, error
 }
 
 type pairID struct {
-	address netip.AddrPort
-	source  netip.Addr
+	address  netip.AddrPort
+	source   netip.Addr
+	protocol lb.Protocol
 }

@@ -89,8 +89,8 @@ func (q *portQueue) add(port uint16) {
 
 // setShare gives a pair another range of ports. Its flows go on, whatever their
 // port is; from now on only ports of the new range are handed out.
-func (t *tables) setShare(n uint32, share lb.PortRange) error {
-	ports, err := freePorts(share)
+func (t *tables) setShare(n uint32, share lb.PortRange, protocol lb.Protocol) error {
+	ports, err := freePorts(share, protocol)
 	if err != nil {
 		return err
 	}

@@ -79,11 +79,12 @@ func (b backendEntry) equal(o backendEntry) bool {
 }
 
 type pairEntry struct {
-	Source  netip.Addr
-	Address netip.AddrPort // backend's
-	VIP     uint32         // index of Source
-	Key     uint32         // place in nat_keys
-	Share   lb.PortRange   // this node's ports of Source
+	Source   netip.Addr
+	Address  netip.AddrPort // backend's
+	Protocol lb.Protocol
+	VIP      uint32       // index of Source
+	Key      uint32       // place in nat_keys
+	Share    lb.PortRange // this node's ports of Source
 }
 
 func (e serviceEntry) protocol() lb.Protocol {

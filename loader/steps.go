@@ -216,7 +216,7 @@ func (s addPair) apply(t *tables) error {
 	}
 	return put(t.objects.NatKeys, s.Pair.Key, &lbPairKey{
 		Address: mapped(s.Pair.Address.Addr()), Vip: s.Pair.VIP, Port: bigEndian16(s.Pair.Address.Port()),
-		Protocol: uint16(lb.TCP), Pair: s.Number, State: uint32(lbEntryENTRY_USED),
+		Protocol: uint16(s.Pair.Protocol), Pair: s.Number, State: uint32(lbEntryENTRY_USED),
 	})
 }
 
@@ -229,7 +229,7 @@ func (s sharePair) String() string {
 	return fmt.Sprintf("give pair %d ports %v", s.Number, s.Pair.Share)
 }
 
-func (s sharePair) apply(t *tables) error { return t.setShare(s.Number, s.Pair.Share) }
+func (s sharePair) apply(t *tables) error { return t.setShare(s.Number, s.Pair.Share, s.Pair.Protocol) }
 
 type removePair struct {
 	Number uint32

@@ -266,11 +266,12 @@ func (t *tables) readPairs(s *State) error {
 			return fmt.Errorf("read pair %d: %w", key.Pair, err)
 		}
 		s.Pairs[key.Pair] = pairEntry{
-			Source:  unmapped(pair.Source),
-			Address: netip.AddrPortFrom(unmapped(key.Address), bigEndian16(key.Port)),
-			VIP:     key.Vip,
-			Key:     uint32(k),
-			Share:   lb.PortRange{First: pair.FirstPort, Last: pair.LastPort},
+			Source:   unmapped(pair.Source),
+			Address:  netip.AddrPortFrom(unmapped(key.Address), bigEndian16(key.Port)),
+			Protocol: lb.Protocol(key.Protocol),
+			VIP:      key.Vip,
+			Key:      uint32(k),
+			Share:    lb.PortRange{First: pair.FirstPort, Last: pair.LastPort},
 		}
 	}
 	return nil
