@@ -222,12 +222,11 @@ static __always_inline int nat_forward(struct packet *p, struct service *service
 	return out;
 }
 
-/* The pair that a packet to a source address is a reply to: its number, or MAX_PAIRS. */
-static __always_inline __u32 find_pair(struct packet *p)
+/* The pair of a backend and a source address: its number, or MAX_PAIRS. */
+static __always_inline __u32 pair_of(struct address *a, __be16 port, __u32 protocol, __u32 vip)
 {
-	struct address a = source_of(p);
-	__u32 hash = ((a.word[1] ^ a.word[0] * 0xff51afd7ed558ccdULL) + p->port[0] +
-		      ((__u64)p->vip_index << 16) + p->protocol) * GOLDEN >> (64 - PAIR_KEY_BITS);
+	__u32 hash = ((a->word[1] ^ a->word[0] * 0xff51afd7ed558ccdULL) + port + ((__u64)vip << 16) +
+		      protocol) * GOLDEN >> (64 - PAIR_KEY_BITS);
 
 	for (int i = 0; i < PROBES; i++) {
 		__u32 index = (hash + i) & (MAX_PAIR_KEYS - 1);
@@ -235,12 +234,19 @@ static __always_inline __u32 find_pair(struct packet *p)
 
 		if (!key || key->state == ENTRY_EMPTY)
 			break;
-		if (key->address[1] == a.word[1] && key->address[0] == a.word[0] &&
-		    key->vip == p->vip_index && key->port == p->port[0] &&
-		    key->protocol == p->protocol && key->state == ENTRY_USED)
+		if (key->address[1] == a->word[1] && key->address[0] == a->word[0] && key->vip == vip &&
+		    key->port == port && key->protocol == protocol && key->state == ENTRY_USED)
 			return key->pair;
 	}
 	return MAX_PAIRS;
+}
+
+/* The pair that a packet to a source address is a reply to: its number, or MAX_PAIRS. */
+static __always_inline __u32 find_pair(struct packet *p)
+{
+	struct address a = source_of(p);
+
+	return pair_of(&a, p->port[0], p->protocol, p->vip_index);
 }
 
 /* The way to the client of a flow; its interface is 0 where none is known. */

@@ -7,6 +7,7 @@
 #include "emit.h"
 #include "fast.h"
 #include "guard.h"
+#include "icmp.h"
 #include "nat.h"
 #include "parse.h"
 #include "pins.h"
@@ -78,10 +79,10 @@ static __always_inline int balance(struct packet *p, int *action)
 	return PASS_NO_SERVICE;
 }
 
-/* The verdict on one frame. What was not forwarded is counted here and nowhere else. */
+/* What becomes of one frame: verdict << 8 | outcome. */
 SUBPROGRAM int pipeline(struct xdp_md *ctx)
 {
-	int action = XDP_ABORTED, out;
+	int action = 0, out;
 	struct packet p = {};
 
 	p.ctx = ctx;
@@ -89,17 +90,27 @@ SUBPROGRAM int pipeline(struct xdp_md *ctx)
 	p.end = (void *)(long)ctx->data_end;
 	p.interface = ctx->ingress_ifindex;
 	out = balance(&p, &action);
-	if (out == SENT || out == ANSWERED)
-		return action;
-	count_outcome(out);
-	return out < DROP_MALFORMED_IP ? XDP_PASS : XDP_DROP;
+	return action << 8 | out;
 }
 
+/* The verdict on one frame. What was not forwarded is counted here and nowhere else. */
 static __always_inline int process(struct xdp_md *ctx)
 {
 	int verdict = dry ? XDP_ABORTED : fast_path(ctx);
+	__u32 out;
 
-	return verdict == XDP_ABORTED ? pipeline(ctx) : verdict;
+	if (verdict != XDP_ABORTED)
+		return verdict;
+	out = pipeline(ctx);
+	if ((out & 0xff) == PASS_PROTOCOL)
+		out = icmp_pipeline(ctx);
+	verdict = out >> 8;
+	out &= 0xff;
+	if (out == SENT || out == ANSWERED)
+		return verdict;
+	if (!dry)
+		count_outcome(out);
+	return out < DROP_MALFORMED_IP ? XDP_PASS : XDP_DROP;
 }
 
 #endif
