@@ -8,19 +8,25 @@
 /* The number of the service of a VIP's port; 0 where there is none. */
 static __always_inline __u32 service_of(struct vip *vip, bool udp, __be16 port)
 {
+	__u64 index = bpf_ntohs(port);
 	struct port_table *table;
 
 	if (!vip->ports[udp])
 		return 0;
+	/* The compiler would swap and scale in one, and Linux 6.1 lose the bound. */
+	asm volatile("%0 &= 0xffff" : "+r"(index));
 	table = bpf_map_lookup_elem(&ports, &vip->ports[udp]);
-	return table ? table->service[bpf_ntohs(port)] : 0;
+	return table ? table->service[index] : 0;
 }
 
 /* A pair of IPv6 addresses, or one, in a word: every bit of it depends on all of theirs. */
 static __always_inline __u64 fold_addresses(struct packet *p, bool both)
 {
-	__u64 h = mix(half(&p->ip6->saddr, 1) + GOLDEN) + half(&p->ip6->saddr, 0);
+	__u64 h;
 
+	if ((void *)(p->ip6 + 1) > p->end) /* never: for Linux 6.1 */
+		return 0;
+	h = mix(half(&p->ip6->saddr, 1) + GOLDEN) + half(&p->ip6->saddr, 0);
 	if (both)
 		h = mix(mix(h) ^ half(&p->ip6->daddr, 1)) ^ half(&p->ip6->daddr, 0);
 	return h;

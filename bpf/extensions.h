@@ -23,15 +23,19 @@ struct fragment_header {
 	__be32 id;
 };
 
-/* What skip_headers found: offset << 32 | fragment, as FRAGMENT_, << 16 | protocol. */
-static __always_inline __u64 found_at(__u32 offset, __be16 fragment, __u32 protocol)
+/*
+ * What skip_headers found: offset of the fragment header << 48 | offset << 32 |
+ * fragment, as FRAGMENT_, << 16 | protocol.
+ */
+static __always_inline __u64 found_at(__u32 offset, __u32 header, __be16 fragment, __u32 protocol)
 {
-	return (__u64)offset << 32 | (__u32)fragment << 16 | protocol;
+	return (__u64)header << 48 | (__u64)offset << 32 | (__u32)fragment << 16 | protocol;
 }
 
 /* Walks from the header of this protocol, which is at offset of the frame. */
 SUBPROGRAM __u64 skip_headers(struct xdp_md *ctx, __u32 offset, __u32 protocol)
 {
+	__u32 header_at = 0;
 	__be16 fragment = 0;
 
 	for (int i = 0; i < MAX_EXTENSIONS; i++) {
@@ -46,18 +50,19 @@ SUBPROGRAM __u64 skip_headers(struct xdp_md *ctx, __u32 offset, __u32 protocol)
 		case IPPROTO_FRAGMENT:
 			break;
 		default:
-			return found_at(offset, fragment, protocol);
+			return found_at(offset, header_at, fragment, protocol);
 		}
 		if (offset > MAX_HEADERS - 8 || bpf_xdp_load_bytes(ctx, offset, &header, sizeof(header)))
-			return found_at(offset, 0, MALFORMED);
+			return found_at(offset, 0, 0, MALFORMED);
 		if (protocol == IPPROTO_FRAGMENT) {
 			__u16 word = bpf_ntohs(header.offset);
 
 			fragment = bpf_htons(word >> 3) | (word & 1 ? FRAGMENT_MORE : 0);
+			header_at = offset;
 			offset += sizeof(header);
 			/* What follows the header of a later fragment is no header. */
 			if (fragment & FRAGMENT_OFFSET)
-				return found_at(offset, fragment, header.next);
+				return found_at(offset, header_at, fragment, header.next);
 		} else if (protocol == IPPROTO_AH) {
 			offset += 8 + ((struct extension *)&header)->length * 4;
 		} else {
@@ -65,17 +70,18 @@ SUBPROGRAM __u64 skip_headers(struct xdp_md *ctx, __u32 offset, __u32 protocol)
 		}
 		protocol = header.next;
 	}
-	return found_at(offset, 0, MALFORMED);
+	return found_at(offset, 0, 0, MALFORMED);
 }
 
 /* Of a header that lies too deep the place is void. */
 static __always_inline void skip_extensions(struct packet *p)
 {
 	__u64 found = skip_headers(p->ctx, p->l3 + sizeof(*p->ip6) - p->data, p->protocol);
-	__u32 offset = found >> 32;
+	__u32 offset = found >> 32 & 0xffff;
 
 	p->protocol = offset > MAX_HEADERS ? MALFORMED : found & 0xffff;
 	p->fragment = found >> 16;
+	p->fragment_header = found >> 48 & MAX_HEADERS;
 	p->l4 = p->data + (offset & MAX_HEADERS);
 }
 

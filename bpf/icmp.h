@@ -133,6 +133,9 @@ static __always_inline int translate(struct packet *p, struct quoted *q, struct 
 	if (p->v6) {
 		struct ipv6hdr *in = q->l3, *out = p->ip6;
 
+		/* Linux 6.1 does not know any more that all of this has been looked at. */
+		if ((void *)(in + 1) > p->end || (void *)(out + 1) > p->end)
+			return DROP_INTERNAL;
 		inner = unsum6(&in->saddr) + unsum6(&in->daddr);
 		store6(&in->saddr, source->word);
 		store6(&in->daddr, dest->word);

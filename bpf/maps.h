@@ -62,6 +62,14 @@ ARRAY(losses, struct service_losses, MAX_SERVICES, BPF_MAP_TYPE_PERCPU_ARRAY, 0)
 /* Packets by outcome and CPU. */
 ARRAY(outcomes, __u64, OUTCOMES, BPF_MAP_TYPE_PERCPU_ARRAY, 0);
 
+/* Where the first fragments of packets went; backend 0: to the kernel. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_FRAGMENTED);
+	__type(key, struct fragment_key);
+	__type(value, struct pin);
+} fragments SEC(".maps");
+
 /* Who may use a service, by prefix. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);

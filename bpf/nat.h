@@ -153,6 +153,9 @@ static __always_inline void rewrite(struct packet *p, __u64 *source, __u64 *dest
 	if (p->v6) {
 		struct ipv6hdr *ip = p->ip6;
 
+		/* Linux 6.1 does not know any more that it is there. */
+		if ((void *)(ip + 1) > p->end)
+			return;
 		sum = unsum6(&ip->saddr) + unsum6(&ip->daddr);
 		store6(&ip->saddr, source);
 		store6(&ip->daddr, dest);
@@ -182,6 +185,8 @@ static __always_inline void rewrite(struct packet *p, __u64 *source, __u64 *dest
 			*check = 0xffff;
 		return;
 	}
+	if ((void *)(p->tcp + 1) > p->end) /* for Linux 6.1, too */
+		return;
 	check = &p->tcp->check;
 	*check = fold((__u16)~*check + sum);
 }

@@ -83,6 +83,9 @@ static __always_inline void track(struct packet *p, struct nat_place *place, str
 			advance(flow, state, NAT_UDP_REPLIED);
 		return;
 	}
+	/* Linux 6.1 does not know any more that it is there. */
+	if ((void *)(tcp + 1) > p->end)
+		return;
 	if (tcp->rst) {
 		if (state != NAT_CLOSED && state != NAT_FREE)
 			close_flow(place, flow, port, state);

@@ -50,6 +50,7 @@ struct packet {
 	__u32 header_length; /* of IP and transport */
 	__u32 protocol; /* of the transport header; MALFORMED */
 	__be16 fragment; /* FRAGMENT_MORE and FRAGMENT_OFFSET; 0: the packet is whole */
+	__u32 fragment_header; /* IPv6: its offset in the frame */
 	bool v6;
 	bool opens; /* asks for a new connection: SYN, and none of ACK, RST and FIN */
 	struct vip *vip;
@@ -80,7 +81,10 @@ static __always_inline struct address source_of(struct packet *p)
 {
 	struct address a = {};
 
+	/* That the header is there has been seen; Linux 6.1 does not know any more. */
 	if (p->v6) {
+		if ((void *)(p->ip6 + 1) > p->end)
+			return a;
 		a.word[0] = half(&p->ip6->saddr, 0);
 		a.word[1] = half(&p->ip6->saddr, 1);
 	} else {

@@ -204,6 +204,9 @@ static __always_inline __u32 remembered_owner(struct packet *p)
 	f.key.protocol = p->protocol;
 	if (p->protocol == IPPROTO_UDP)
 		return udp_owner(&f, p->slot);
+	/* Linux 6.1 does not know any more that it is there. */
+	if ((void *)(p->tcp + 1) > p->end)
+		return 0;
 	f.sequence = bpf_ntohl(p->tcp->seq);
 	f.opens = p->opens;
 	f.ends = p->tcp->fin | p->tcp->rst;

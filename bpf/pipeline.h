@@ -6,6 +6,7 @@
 #include "balance.h"
 #include "emit.h"
 #include "fast.h"
+#include "fragments.h"
 #include "guard.h"
 #include "icmp.h"
 #include "nat.h"
@@ -32,6 +33,8 @@ static __always_inline int forward_to_owner(struct packet *p, struct service *se
 		COUNT_LOSS(p->service, no_backend);
 		return DROP_NO_BACKEND;
 	}
+	if (p->fragment)
+		remember_fragment(p, owner);
 	out = service->forward == FORWARD_TUNNEL ? tunnel_to(p, owner, action) :
 						   emit(p, &backend_at(owner)->next_hop, action);
 	if (out == SENT)
@@ -60,11 +63,21 @@ static __always_inline int balance(struct packet *p, int *action)
 	service = look_ahead(p);
 	if (!service) {
 		out = check(p);
-		return out ? out : nat_reply(p, action);
-	}
-	if ((out = check(p)))
+		if (out == PASS_FRAGMENT)
+			return follow_fragment(p, action);
+		if (out)
+			return out;
+		out = nat_reply(p, action);
+		if (p->fragment && out == PASS_NO_SERVICE)
+			remember_fragment(p, 0);
 		return out;
-	if (p->fragment)
+	}
+	out = check(p);
+	if (out == PASS_FRAGMENT)
+		return follow_fragment(p, action);
+	if (out)
+		return out;
+	if (p->fragment && service->forward == FORWARD_NAT)
 		return DROP_FRAGMENT;
 	if (service->flags & GUARDED && (out = check_visitor(p)))
 		return out;

@@ -179,7 +179,9 @@ static __always_inline int tunnel_to(struct packet *p, __u32 number, int *action
 	}
 	o.backend = number;
 	o.length = p->length;
-	o.spread = mix(p->hash + ((__u64)p->port[0] << 16 | p->port[1]));
+	/* Of fragments only the first has ports. */
+	o.spread = mix(p->fragment || p->protocol == IPPROTO_ICMP || p->protocol == IPPROTO_ICMPV6 ?
+			       p->hash : p->hash + ((__u64)p->port[0] << 16 | p->port[1]));
 	o.vlans = p->vlans;
 	o.vlan[0] = p->vlan[0];
 	o.vlan[1] = p->vlan[1];

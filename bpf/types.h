@@ -34,6 +34,7 @@ enum limits {
 	NAT_EMBRYONIC = 16384,	/* handshakes that one pair remembers, at most */
 	NAT_RING = 81920,	/* NAT_PORTS + NAT_EMBRYONIC words */
 	NAT_WAYS = 8,		/* words in a bucket: one cache line */
+	MAX_FRAGMENTED = 65536,	/* packets in fragments that are remembered */
 	MAX_RULES = 65536,	/* of all services together */
 	MAX_SOURCES = 262144,	/* whose new connections are counted */
 	MAX_VLANS = 2,
@@ -77,7 +78,8 @@ enum outcome {
 	DROP_MALFORMED_IP,
 	DROP_MALFORMED_TCP,
 	DROP_MALFORMED_UDP,
-	DROP_FRAGMENT,		/* first fragment of a TCP segment to a service, or of a reply */
+	DROP_FRAGMENT,		/* of nat, or one that would overwrite a TCP header */
+	DROP_EARLY_FRAGMENT,	/* a later fragment before the first, or long after it */
 	DROP_DENIED,		/* the service's rules keep the client out */
 	DROP_SOURCE_LIMIT,	/* the client opens connections too fast */
 	DROP_TTL,		/* nat, time to live used up */
@@ -312,6 +314,15 @@ enum rule {
 struct source_key {
 	__u64 address;
 	__u64 service; /* its number << 1, 1 for IPv6 */
+};
+
+/* A packet that comes in fragments. */
+struct fragment_key {
+	__u64 source[2];
+	__u32 vip; /* index */
+	__be32 id;
+	__u32 protocol;
+	__u32 v6;
 };
 
 /* What one CPU has pinned in a tick. */

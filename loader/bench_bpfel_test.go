@@ -146,6 +146,15 @@ type benchFlowKey struct {
 	Pad        uint32
 }
 
+type benchFragmentKey struct {
+	_        structs.HostLayout
+	Source   [2]uint64
+	Vip      uint32
+	Id       uint32
+	Protocol uint32
+	V6       uint32
+}
+
 type benchMeta struct {
 	_          structs.HostLayout
 	Layout     uint32
@@ -236,6 +245,7 @@ const (
 	benchMapAnswerAllowance    = "answer_allowance"
 	benchMapBenchFlows         = "bench_flows"
 	benchMapBenchState         = "bench_state"
+	benchMapFragments          = "fragments"
 	benchMapHandshakes         = "handshakes"
 	benchMapLosses             = "losses"
 	benchMapMeta               = "meta"
@@ -324,6 +334,7 @@ type benchMapSpecs struct {
 	AnswerAllowance    *ebpf.MapSpec `ebpf:"answer_allowance"`
 	BenchFlows         *ebpf.MapSpec `ebpf:"bench_flows"`
 	BenchState         *ebpf.MapSpec `ebpf:"bench_state"`
+	Fragments          *ebpf.MapSpec `ebpf:"fragments"`
 	Handshakes         *ebpf.MapSpec `ebpf:"handshakes"`
 	Losses             *ebpf.MapSpec `ebpf:"losses"`
 	Meta               *ebpf.MapSpec `ebpf:"meta"`
@@ -386,6 +397,7 @@ type benchMaps struct {
 	AnswerAllowance    *ebpf.Map `ebpf:"answer_allowance"`
 	BenchFlows         *ebpf.Map `ebpf:"bench_flows"`
 	BenchState         *ebpf.Map `ebpf:"bench_state"`
+	Fragments          *ebpf.Map `ebpf:"fragments"`
 	Handshakes         *ebpf.Map `ebpf:"handshakes"`
 	Losses             *ebpf.Map `ebpf:"losses"`
 	Meta               *ebpf.Map `ebpf:"meta"`
@@ -413,6 +425,7 @@ func (m *benchMaps) Close() error {
 		m.AnswerAllowance,
 		m.BenchFlows,
 		m.BenchState,
+		m.Fragments,
 		m.Handshakes,
 		m.Losses,
 		m.Meta,

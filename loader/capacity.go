@@ -14,15 +14,31 @@ import (
 // that is exceeded.
 func Fits(services []lb.Service) error {
 	type pair struct {
-		server netip.AddrPort
-		source netip.Addr
+		server   netip.AddrPort
+		source   netip.Addr
+		protocol lb.Protocol
 	}
-	addresses, listening, pairs := map[netip.Addr]bool{}, map[netip.Addr]bool{}, map[pair]bool{}
-	backends, choices := 0, 0
+	type tableOf struct {
+		vip      netip.Addr
+		protocol lb.Protocol
+	}
+	addresses, listening, pairs := map[netip.Addr]bool{}, map[tableOf]bool{}, map[pair]bool{}
+	backends, choices, rules := 0, 0, 0
+	var errs []error
 	for _, s := range services {
+		if s.Forward == lb.DNAT {
+			errs = append(errs, fmt.Errorf("service %s: source_nat: false is not supported yet: leave it out, or use dsr or tunnel", s.Name))
+		}
+		if s.SlowStart > 0 {
+			errs = append(errs, fmt.Errorf("service %s: slow_start is not supported yet: leave it out", s.Name))
+		}
+		if s.SourceLimit.Rate > 0 && s.Protocol == lb.UDP {
+			errs = append(errs, fmt.Errorf("service %s: source_limit counts new connections, and UDP has none: leave it out", s.Name))
+		}
+		rules += len(s.Rules)
 		backends += len(s.Pool.Servers)
 		for _, a := range s.Addresses {
-			addresses[a.Addr()], listening[a.Addr()] = true, true
+			addresses[a.Addr()], listening[tableOf{a.Addr(), s.Protocol}] = true, true
 		}
 		if s.Forward != lb.NAT {
 			continue
@@ -32,11 +48,10 @@ func Fits(services []lb.Service) error {
 			addresses[source] = true
 			for _, server := range s.Pool.Servers {
 				port := cmp.Or(server.Port, s.Addresses[0].Port())
-				pairs[pair{netip.AddrPortFrom(server.Address, port), source}] = true
+				pairs[pair{netip.AddrPortFrom(server.Address, port), source, s.Protocol}] = true
 			}
 		}
 	}
-	var errs []error
 	for _, l := range []struct {
 		what       string
 		want, room int
@@ -46,8 +61,10 @@ func Fits(services []lb.Service) error {
 		{"services", len(services), int(lbLimitsMAX_SERVICES) - 1},
 		{"backends of all services together", backends, int(lbLimitsMAX_BACKENDS) - 1},
 		{"VIPs and source addresses", len(addresses), int(lbLimitsMAX_VIPS) / 4},
-		{"VIPs with services", len(listening), int(lbLimitsMAX_PORT_TABLES) - 1},
+		{"VIPs with services, by protocol", len(listening), int(lbLimitsMAX_PORT_TABLES) - 1},
 		{"pairs of a nat server and a source address", len(pairs), int(lbLimitsMAX_PAIRS) - 1},
+		// Old and new ones must fit together while they change.
+		{"allow and deny prefixes", rules, int(lbLimitsMAX_RULES) / 2},
 		{"source addresses of all nat backends together", choices, int(lbLimitsMAX_CHOICES)},
 	} {
 		if l.want > l.room {

@@ -151,6 +151,15 @@ const (
 	lbForwardFORWARD_DNAT   lbForward = 4
 )
 
+type lbFragmentKey struct {
+	_        structs.HostLayout
+	Source   [2]uint64
+	Vip      uint32
+	Id       uint32
+	Protocol uint32
+	V6       uint32
+}
+
 type lbInterface struct {
 	_     structs.HostLayout
 	Index uint32
@@ -183,6 +192,7 @@ const (
 	lbLimitsNAT_EMBRYONIC       lbLimits = 16384
 	lbLimitsNAT_RING            lbLimits = 81920
 	lbLimitsNAT_WAYS            lbLimits = 8
+	lbLimitsMAX_FRAGMENTED      lbLimits = 65536
 	lbLimitsMAX_RULES           lbLimits = 65536
 	lbLimitsMAX_SOURCES         lbLimits = 262144
 	lbLimitsMAX_VLANS           lbLimits = 2
@@ -280,31 +290,32 @@ type lbNextHop struct {
 type lbOutcome uint32
 
 const (
-	lbOutcomeNEXT               lbOutcome = 0
-	lbOutcomeSENT               lbOutcome = 1
-	lbOutcomeANSWERED           lbOutcome = 2
-	lbOutcomePASS_NOT_IP        lbOutcome = 3
-	lbOutcomePASS_NOT_VIP       lbOutcome = 4
-	lbOutcomePASS_OTHER_MAC     lbOutcome = 5
-	lbOutcomePASS_PROTOCOL      lbOutcome = 6
-	lbOutcomePASS_FRAGMENT      lbOutcome = 7
-	lbOutcomePASS_NO_SERVICE    lbOutcome = 8
-	lbOutcomePASS_NO_FLOW       lbOutcome = 9
-	lbOutcomeDROP_MALFORMED_IP  lbOutcome = 10
-	lbOutcomeDROP_MALFORMED_TCP lbOutcome = 11
-	lbOutcomeDROP_MALFORMED_UDP lbOutcome = 12
-	lbOutcomeDROP_FRAGMENT      lbOutcome = 13
-	lbOutcomeDROP_DENIED        lbOutcome = 14
-	lbOutcomeDROP_SOURCE_LIMIT  lbOutcome = 15
-	lbOutcomeDROP_TTL           lbOutcome = 16
-	lbOutcomeDROP_NO_BACKEND    lbOutcome = 17
-	lbOutcomeDROP_NO_PORT       lbOutcome = 18
-	lbOutcomeDROP_FLOWS_FULL    lbOutcome = 19
-	lbOutcomeDROP_NO_NEXT_HOP   lbOutcome = 20
-	lbOutcomeDROP_TOO_BIG       lbOutcome = 21
-	lbOutcomeDROP_HEADROOM      lbOutcome = 22
-	lbOutcomeDROP_INTERNAL      lbOutcome = 23
-	lbOutcomeOUTCOMES           lbOutcome = 24
+	lbOutcomeNEXT                lbOutcome = 0
+	lbOutcomeSENT                lbOutcome = 1
+	lbOutcomeANSWERED            lbOutcome = 2
+	lbOutcomePASS_NOT_IP         lbOutcome = 3
+	lbOutcomePASS_NOT_VIP        lbOutcome = 4
+	lbOutcomePASS_OTHER_MAC      lbOutcome = 5
+	lbOutcomePASS_PROTOCOL       lbOutcome = 6
+	lbOutcomePASS_FRAGMENT       lbOutcome = 7
+	lbOutcomePASS_NO_SERVICE     lbOutcome = 8
+	lbOutcomePASS_NO_FLOW        lbOutcome = 9
+	lbOutcomeDROP_MALFORMED_IP   lbOutcome = 10
+	lbOutcomeDROP_MALFORMED_TCP  lbOutcome = 11
+	lbOutcomeDROP_MALFORMED_UDP  lbOutcome = 12
+	lbOutcomeDROP_FRAGMENT       lbOutcome = 13
+	lbOutcomeDROP_EARLY_FRAGMENT lbOutcome = 14
+	lbOutcomeDROP_DENIED         lbOutcome = 15
+	lbOutcomeDROP_SOURCE_LIMIT   lbOutcome = 16
+	lbOutcomeDROP_TTL            lbOutcome = 17
+	lbOutcomeDROP_NO_BACKEND     lbOutcome = 18
+	lbOutcomeDROP_NO_PORT        lbOutcome = 19
+	lbOutcomeDROP_FLOWS_FULL     lbOutcome = 20
+	lbOutcomeDROP_NO_NEXT_HOP    lbOutcome = 21
+	lbOutcomeDROP_TOO_BIG        lbOutcome = 22
+	lbOutcomeDROP_HEADROOM       lbOutcome = 23
+	lbOutcomeDROP_INTERNAL       lbOutcome = 24
+	lbOutcomeOUTCOMES            lbOutcome = 25
 )
 
 type lbPairKey struct {
@@ -418,6 +429,7 @@ type lbVip struct {
 const (
 	lbMapAccessRules        = "access_rules"
 	lbMapAnswerAllowance    = "answer_allowance"
+	lbMapFragments          = "fragments"
 	lbMapHandshakes         = "handshakes"
 	lbMapLosses             = "losses"
 	lbMapMeta               = "meta"
@@ -501,6 +513,7 @@ type lbProgramSpecs struct {
 type lbMapSpecs struct {
 	AccessRules        *ebpf.MapSpec `ebpf:"access_rules"`
 	AnswerAllowance    *ebpf.MapSpec `ebpf:"answer_allowance"`
+	Fragments          *ebpf.MapSpec `ebpf:"fragments"`
 	Handshakes         *ebpf.MapSpec `ebpf:"handshakes"`
 	Losses             *ebpf.MapSpec `ebpf:"losses"`
 	Meta               *ebpf.MapSpec `ebpf:"meta"`
@@ -560,6 +573,7 @@ func (o *lbObjects) Close() error {
 type lbMaps struct {
 	AccessRules        *ebpf.Map `ebpf:"access_rules"`
 	AnswerAllowance    *ebpf.Map `ebpf:"answer_allowance"`
+	Fragments          *ebpf.Map `ebpf:"fragments"`
 	Handshakes         *ebpf.Map `ebpf:"handshakes"`
 	Losses             *ebpf.Map `ebpf:"losses"`
 	Meta               *ebpf.Map `ebpf:"meta"`
@@ -585,6 +599,7 @@ func (m *lbMaps) Close() error {
 	return _LbClose(
 		m.AccessRules,
 		m.AnswerAllowance,
+		m.Fragments,
 		m.Handshakes,
 		m.Losses,
 		m.Meta,

@@ -73,11 +73,11 @@ func TestDSR(t *testing.T) {
 		{"a port that is no service", toVIP(port(81)), xdpPass, "no_service"},
 		{"port 0", toVIP(port(0)), xdpPass, "no_service"},
 		{"port 65535", toVIP(port(65535)), xdpPass, "no_service"},
-		{"first fragment", toVIP(func(f *testenv.Frame) { f.MoreFragments = true }), xdpDrop, "fragment"},
+		{"first fragment", toVIP(func(f *testenv.Frame) { f.ID, f.MoreFragments = 9, true }), xdpTX, "sent"},
 		{"first fragment to no service", toVIP(port(81), func(f *testenv.Frame) { f.MoreFragments = true }), xdpPass, "no_service"},
 		{"later fragment", toVIP(func(f *testenv.Frame) { f.FragOffset = 1480; f.MoreFragments = true }), xdpPass, "later_fragment"},
 		{"last fragment", toVIP(func(f *testenv.Frame) { f.FragOffset = 2960 }), xdpPass, "later_fragment"},
-		{"fragment that hides the flags", toVIP(func(f *testenv.Frame) { f.FragOffset = 8 }), xdpPass, "later_fragment"},
+		{"fragment that hides the flags", toVIP(func(f *testenv.Frame) { f.FragOffset = 8 }), xdpDrop, "fragment"},
 	}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {

@@ -34,7 +34,7 @@ func TestNATPackets(t *testing.T) {
 		{"another service of the vip", []change{port(81)}, false, "no_flow"},
 		{"a port that is no service", []change{port(82)}, false, "no_service"},
 		{"first fragment", []change{func(f *testenv.Frame) { f.MoreFragments = true }}, false, "fragment"},
-		{"later fragment", []change{func(f *testenv.Frame) { f.FragOffset = 1480 }}, false, "later_fragment"},
+		{"later fragment", []change{func(f *testenv.Frame) { f.FragOffset = 1480 }}, false, "early_fragment"},
 		{"icmp", []change{func(f *testenv.Frame) { f.Protocol = testenv.ProtocolICMP }}, false, "protocol"},
 
 		{"reply", nil, true, "sent"},
@@ -43,7 +43,7 @@ func TestNATPackets(t *testing.T) {
 		{"reply, time to live 1", []change{ttl(1)}, true, "ttl"},
 		{"reply, tagged", []change{vlans(7)}, true, "sent"},
 		{"reply, first fragment", []change{func(f *testenv.Frame) { f.MoreFragments = true }}, true, "fragment"},
-		{"reply, later fragment", []change{func(f *testenv.Frame) { f.FragOffset = 1480 }}, true, "later_fragment"},
+		{"reply, later fragment", []change{func(f *testenv.Frame) { f.FragOffset = 1480 }}, true, "early_fragment"},
 		{"reply of another address", []change{func(f *testenv.Frame) { f.Src = netip.MustParseAddrPort("192.0.2.12:8080") }}, true, "no_service"},
 		{"reply from another port", []change{func(f *testenv.Frame) { f.Src = netip.MustParseAddrPort("192.0.2.11:8081") }}, true, "no_service"},
 		{"reply to a port without a flow", []change{func(f *testenv.Frame) {
