@@ -53,7 +53,7 @@ func TestFits(t *testing.T) {
 		{"one backend too many", make(1, 16384, 0, lb.DSR), "16384 backends of all services together: there is room for 16383"},
 		{"as many pairs as there can be", make(1, 8191, 1, lb.NAT), ""},
 		{"one pair too many", make(2, 4096, 1, lb.NAT), "8192 pairs of a nat server and a source address: there is room for 8191"},
-		{"one VIP too many", vips(256), "256 VIPs with services: there is room for 255"},
+		{"one VIP too many", vips(256), "256 VIPs with services, by protocol: there is room for 255"},
 	}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
