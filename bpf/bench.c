@@ -10,6 +10,7 @@
 enum bench_limits {
 	BENCH_FLOWS = 1048576,
 	BENCH_HEADERS = 54,
+	BENCH_HEADERS6 = 74,
 };
 
 /* What differs between two flows, as it stands in the frame. */
@@ -28,7 +29,7 @@ struct bench_state {
 	__u64 wrong; /* runs with another verdict than expected */
 	__u32 flows; /* a power of two */
 	__u32 expect;
-	__u8 frame[56];
+	__u8 frame[80];
 };
 
 ARRAY(bench_state, struct bench_state, 1, BPF_MAP_TYPE_ARRAY, 0);
@@ -61,6 +62,29 @@ static __always_inline struct bench_state *prepare(struct xdp_md *ctx)
 	return s;
 }
 
+/* The same for a frame of IPv6, whose client is the last 32 bits of an address. */
+static __always_inline struct bench_state *prepare6(struct xdp_md *ctx)
+{
+	__u32 zero = 0, index;
+	struct bench_state *s = bpf_map_lookup_elem(&bench_state, &zero);
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ipv6hdr *ip = data + ETH_HLEN;
+	struct tcphdr *tcp = (void *)(ip + 1);
+	struct bench_flow *flow;
+
+	if (!s || data + BENCH_HEADERS6 > end)
+		return NULL;
+	index = s->next++ & (s->flows - 1);
+	flow = bpf_map_lookup_elem(&bench_flows, &index);
+	if (!flow)
+		return NULL;
+	__builtin_memcpy(data, s->frame, BENCH_HEADERS6);
+	ip->saddr.s6_addr32[3] = flow->saddr;
+	tcp->source = flow->source;
+	asm volatile("" ::: "memory");
+	return s;
+}
+
 static __always_inline int verify(struct bench_state *s, int verdict)
 {
 	if (verdict != s->expect)
@@ -82,6 +106,72 @@ int bench_pipeline(struct xdp_md *ctx)
 	struct bench_state *s = prepare(ctx);
 
 	return s ? verify(s, process(ctx)) : XDP_ABORTED;
+}
+
+/* The floor of IPv6, whose frame is longer. */
+SEC("xdp.frags")
+int bench_empty6(struct xdp_md *ctx)
+{
+	struct bench_state *s = prepare6(ctx);
+
+	return s ? verify(s, XDP_PASS) : XDP_ABORTED;
+}
+
+SEC("xdp.frags")
+int bench_pipeline6(struct xdp_md *ctx)
+{
+	struct bench_state *s = prepare6(ctx);
+
+	return s ? verify(s, process(ctx)) : XDP_ABORTED;
+}
+
+/* A tunnel makes the frame longer; here that is undone, which costs a little, too. */
+SEC("xdp.frags")
+int bench_tunnel(struct xdp_md *ctx)
+{
+	struct bench_state *s = prepare(ctx);
+	int verdict;
+
+	if (!s)
+		return XDP_ABORTED;
+	verdict = verify(s, process(ctx));
+	return bpf_xdp_adjust_head(ctx, sizeof(struct iphdr)) ? XDP_ABORTED : verdict;
+}
+
+struct bench_key {
+	__be32 saddr;
+	__be32 daddr;
+	__be16 source;
+	__be16 dest;
+};
+
+/* What a balancer with a flow table looks up for every packet. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 2 * BENCH_FLOWS);
+	__type(key, struct bench_key);
+	__type(value, __u32);
+} bench_lru_map SEC(".maps");
+
+SEC("xdp.frags")
+int bench_lru(struct xdp_md *ctx)
+{
+	struct bench_state *s = prepare(ctx);
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct iphdr *ip = data + ETH_HLEN;
+	struct tcphdr *tcp = (void *)(ip + 1);
+	struct bench_key key = {};
+	__u32 one = 1;
+
+	if (!s || (void *)(tcp + 1) > end)
+		return XDP_ABORTED;
+	key.saddr = ip->saddr;
+	key.daddr = ip->daddr;
+	key.source = tcp->source;
+	key.dest = tcp->dest;
+	if (!bpf_map_lookup_elem(&bench_lru_map, &key))
+		bpf_map_update_elem(&bench_lru_map, &key, &one, BPF_ANY);
+	return verify(s, process(ctx));
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

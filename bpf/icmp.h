@@ -183,49 +183,25 @@ static __always_inline int translate(struct packet *p, struct quoted *q, struct 
 	return NEXT;
 }
 
-/* The flow whose reply is quoted, in one bucket: its pair << 16 | port, or 0. */
-static __always_inline __u32 find_quoted(struct quoted *q, __u32 vip, __u32 index, __u32 tag, __u32 now,
-					 struct nat_flow **found)
-{
-	struct nat_bucket *bucket = bpf_map_lookup_elem(&nat_buckets, &index);
-
-	if (!bucket)
-		return 0;
-	for (int i = 0; i < NAT_WAYS; i++) {
-		__u64 word = *(volatile __u64 *)&bucket->word[i];
-		__u32 id = word;
-		struct nat_flow *flow;
-
-		if (word >> 32 != tag || !id)
-			continue;
-		flow = nat_entry(id >> 16, id & 0xffff);
-		if (!flow || flow->state == NAT_FREE || nat_expired(flow, now) ||
-		    flow->client[1] != q->dest.word[1] || flow->client[0] != q->dest.word[0] ||
-		    flow->client_port != q->port[1] || flow->vip_port != q->port[0] || flow->vip != vip ||
-		    !(flow->flags & NAT_UDP) != (q->protocol == IPPROTO_TCP))
-			continue;
-		*found = flow;
-		return id;
-	}
-	return 0;
-}
-
 /* An error about what a nat backend sent, from the client's side: on to the backend. */
 static __always_inline int error_to_backend(struct packet *p, struct quoted *q, int *action)
 {
-	bool udp = q->protocol == IPPROTO_UDP;
-	__u64 hash = nat_hash(q->dest.word[0], q->dest.word[1], q->port[1], p->vip_index, q->port[0], udp);
+	/* The client sends to where the quoted packet came from. */
+	struct nat_key key = {
+		.client = q->dest, .vip = p->vip_index, .client_port = q->port[1], .vip_port = q->port[0],
+		.udp = q->protocol == IPPROTO_UDP, .now = ticks(),
+	};
 	struct address source, dest;
-	struct nat_flow *flow = NULL;
 	struct backend *backend;
 	struct nat_place place;
-	__u32 id, now = ticks();
+	struct nat_flow *flow;
+	__u32 id;
 	int out;
 
-	id = find_quoted(q, p->vip_index, first_bucket(hash), hash >> 32, now, &flow);
-	if (!id)
-		id = find_quoted(q, p->vip_index, second_bucket(hash), hash >> 32, now, &flow);
-	if (!id || !flow || !nat_place(&place, id >> 16))
+	set_hash(&key);
+	id = find_id(&key);
+	flow = id ? nat_entry(id >> 16, id & 0xffff) : NULL;
+	if (!flow || !nat_place(&place, id >> 16))
 		return PASS_NO_FLOW;
 	backend = backend_at(flow->backend);
 	if (!backend_holds(backend, flow))

@@ -26,18 +26,16 @@ static __always_inline bool backend_holds(struct backend *backend, struct nat_fl
 }
 
 /* Finds the packet's flow; PASS_NO_FLOW where there is none that holds. */
-static __always_inline int find_flow(struct packet *p, __u64 hash, __u32 now, struct nat_found *f)
+static __always_inline int find_flow(struct packet *p, struct nat_key *key, struct nat_found *f)
 {
-	__u32 id;
+	__u32 id = find_id(key);
 
-	id = find_in_bucket(p, first_bucket(hash), hash >> 32, now, &f->flow);
 	if (!id)
-		id = find_in_bucket(p, second_bucket(hash), hash >> 32, now, &f->flow);
-	if (!id || !f->flow)
 		return PASS_NO_FLOW;
-	if (!nat_place(&f->place, id >> 16))
-		return DROP_INTERNAL;
 	f->port = id & 0xffff;
+	f->flow = nat_entry(id >> 16, f->port);
+	if (!f->flow || !nat_place(&f->place, id >> 16))
+		return DROP_INTERNAL;
 	f->number = f->flow->backend;
 	f->backend = backend_at(f->number);
 	if (backend_holds(f->backend, f->flow) && !(p->opens && nat_over(f->flow)))
@@ -47,11 +45,32 @@ static __always_inline int find_flow(struct packet *p, __u64 hash, __u32 now, st
 	return PASS_NO_FLOW;
 }
 
-/* Makes a flow for a SYN. */
-static __always_inline int new_flow(struct packet *p, struct service *service, __u64 hash,
-				    __u32 now, struct nat_found *f)
+/* A source port for a new flow, taken from a handshake if need be; 0 where there is none. */
+SUBPROGRAM __u32 obtain_port(__u32 pair, __u32 service, __u32 now)
 {
-	struct address client = source_of(p);
+	struct nat_place place;
+	__u32 port;
+
+	if (!nat_place(&place, pair))
+		return 0;
+	sweep(&place, now);
+	port = claim_port(pair, service, now);
+	if (port)
+		return port;
+	sweep_share(pair, now);
+	port = claim_port(pair, service, now);
+	if (port)
+		return port;
+	give_up_oldest(pair, service);
+	return claim_port(pair, service, now);
+}
+
+/* Makes a flow for a SYN or a datagram. */
+static __always_inline int new_flow(struct packet *p, struct service *service, struct nat_key *key,
+				    struct nat_found *f)
+{
+	__u64 hash = key->hash;
+	__u32 now = key->now;
 	struct nat_flow *flow;
 	__u32 choice, pair, *chosen;
 
@@ -68,16 +87,7 @@ static __always_inline int new_flow(struct packet *p, struct service *service, _
 	pair = *(volatile __u32 *)chosen;
 	if (!nat_place(&f->place, pair))
 		return DROP_INTERNAL;
-	sweep(&f->place, now);
-	f->port = claim_port(pair, p->service, now);
-	if (!f->port) {
-		sweep_share(pair, now);
-		f->port = claim_port(pair, p->service, now);
-	}
-	if (!f->port) {
-		give_up_oldest(pair, p->service);
-		f->port = claim_port(pair, p->service, now);
-	}
+	f->port = obtain_port(pair, p->service, now);
 	if (!f->port) {
 		COUNT_LOSS(p->service, no_port);
 		return DROP_NO_PORT;
@@ -87,13 +97,13 @@ static __always_inline int new_flow(struct packet *p, struct service *service, _
 		return DROP_INTERNAL;
 
 	/* Nobody reads the entry while it is free: its state comes last. */
-	flow->client[0] = client.word[0];
-	flow->client[1] = client.word[1];
-	flow->client_port = p->port[0];
-	flow->vip_port = p->port[1];
-	flow->vip = p->vip_index;
+	flow->client[0] = key->client.word[0];
+	flow->client[1] = key->client.word[1];
+	flow->client_port = key->client_port;
+	flow->vip_port = key->vip_port;
+	flow->vip = key->vip;
 	flow->backend = f->number;
-	flow->flags = p->protocol == IPPROTO_UDP ? NAT_UDP : 0;
+	flow->flags = key->udp ? NAT_UDP : 0;
 	flow->last_seen = now;
 	flow->backend_sequence = 0;
 	flow->generation = f->backend->generation;
@@ -106,7 +116,7 @@ static __always_inline int new_flow(struct packet *p, struct service *service, _
 		return DROP_FLOWS_FULL;
 	}
 	__sync_lock_test_and_set(&flow->state, NAT_SYN_SENT);
-	remember_handshake(&f->place, flow, f->port, p->service);
+	remember_handshake(pair, f->port, p->service);
 	f->flow = flow;
 	return NEXT;
 }
@@ -199,23 +209,23 @@ static __always_inline bool no_hop_left(struct packet *p)
 /* A packet of a client to a nat service. */
 static __always_inline int nat_forward(struct packet *p, struct service *service, int *action)
 {
-	struct address client = source_of(p);
-	bool udp = p->protocol == IPPROTO_UDP;
+	struct nat_key key = {
+		.client = source_of(p), .vip = p->vip_index, .client_port = p->port[0], .vip_port = p->port[1],
+		.udp = p->protocol == IPPROTO_UDP, .now = ticks(),
+	};
 	struct nat_found f = {};
-	__u32 now = ticks();
-	__u64 hash;
 	int out;
 
 	if (no_hop_left(p))
 		return DROP_TTL;
-	hash = nat_hash(client.word[0], client.word[1], p->port[0], p->vip_index, p->port[1], udp);
-	out = find_flow(p, hash, now, &f);
+	set_hash(&key);
+	out = find_flow(p, &key, &f);
 	if (out == NEXT) {
 		learn_last_hop(p, f.flow);
-		track(p, &f.place, f.flow, f.port, NAT_FIN_CLIENT, now);
-	} else if (out == PASS_NO_FLOW && (p->opens || udp)) {
+		track(p, &f.place, f.flow, f.port, NAT_FIN_CLIENT, key.now);
+	} else if (out == PASS_NO_FLOW && (p->opens || key.udp)) {
 		p->opens = true;
-		out = new_flow(p, service, hash, now, &f);
+		out = new_flow(p, service, &key, &f);
 	}
 	if (out != NEXT)
 		return out;

@@ -69,13 +69,17 @@ static __always_inline void pass_finished(struct nat_place *place, __u64 begun)
 }
 
 /* Remembers a handshake in place of the one begun a ring's length ago. */
-static __always_inline void remember_handshake(struct nat_place *place, struct nat_flow *flow,
-					       __u32 port, __u32 service)
+SUBPROGRAM int remember_handshake(__u32 pair, __u32 port, __u32 service)
 {
-	__u64 turn = __sync_fetch_and_add(&place->pair->embryonic, 1);
-	__u64 *word = handshake_word(place, turn);
-	__u64 mine = (turn & 0xff) << 48 | (__u64)flow->bucket << 16 | port, old;
+	struct nat_flow *flow = nat_entry(pair, port);
+	struct nat_place where, *place = &where;
+	__u64 turn, mine, old, *word;
 
+	if (!flow || !nat_place(place, pair))
+		return 0;
+	turn = __sync_fetch_and_add(&place->pair->embryonic, 1);
+	word = handshake_word(place, turn);
+	mine = (turn & 0xff) << 48 | (__u64)flow->bucket << 16 | port;
 	flow->turn = turn;
 	if (word) {
 		old = __sync_lock_test_and_set(word, mine);
@@ -84,6 +88,7 @@ static __always_inline void remember_handshake(struct nat_place *place, struct n
 			give_up(place, old, service);
 	}
 	pass_finished(place, turn);
+	return 0;
 }
 
 /* Gives up a pair's oldest handshake, which frees a port. */

@@ -31,18 +31,32 @@ static __always_inline __u32 second_bucket(__u64 hash)
 	return ((__u32)hash ^ ((__u32)(hash >> 32) | 1) * 0x5bd1e995) & nat_bucket_mask;
 }
 
-static __always_inline bool nat_key_equal(struct nat_flow *flow, struct packet *p)
-{
-	struct address client = source_of(p);
+/* A flow, as the client names it. */
+struct nat_key {
+	struct address client;
+	__u64 hash;
+	__u32 vip;
+	__be16 client_port;
+	__be16 vip_port;
+	__u32 udp;
+	__u32 now; /* ticks */
+};
 
-	return flow->client[1] == client.word[1] && flow->client[0] == client.word[0] &&
-	       flow->client_port == p->port[0] && flow->vip_port == p->port[1] &&
-	       flow->vip == p->vip_index && !(flow->flags & NAT_UDP) == (p->protocol == IPPROTO_TCP);
+static __always_inline void set_hash(struct nat_key *key)
+{
+	key->hash = nat_hash(key->client.word[0], key->client.word[1], key->client_port, key->vip,
+			     key->vip_port, key->udp);
 }
 
-/* The packet's flow in one bucket: its pair << 16 | port, or 0. */
-static __always_inline __u32 find_in_bucket(struct packet *p, __u32 index, __u32 tag, __u32 now,
-					    struct nat_flow **found)
+static __always_inline bool nat_key_equal(struct nat_flow *flow, struct nat_key *key)
+{
+	return flow->client[1] == key->client.word[1] && flow->client[0] == key->client.word[0] &&
+	       flow->client_port == key->client_port && flow->vip_port == key->vip_port &&
+	       flow->vip == key->vip && !(flow->flags & NAT_UDP) == !key->udp;
+}
+
+/* The flow in one bucket: its pair << 16 | port, or 0. */
+static __always_inline __u32 find_in_bucket(struct nat_key *key, __u32 index)
 {
 	struct nat_bucket *bucket = bpf_map_lookup_elem(&nat_buckets, &index);
 
@@ -53,16 +67,26 @@ static __always_inline __u32 find_in_bucket(struct packet *p, __u32 index, __u32
 		__u32 id = word;
 		struct nat_flow *flow;
 
-		if (word >> 32 != tag || !id)
+		if (word >> 32 != key->hash >> 32 || !id)
 			continue;
 		flow = nat_entry(id >> 16, id & 0xffff);
-		if (!flow || flow->state == NAT_FREE || !nat_key_equal(flow, p) ||
-		    nat_expired(flow, now))
+		if (!flow || flow->state == NAT_FREE || !nat_key_equal(flow, key) ||
+		    nat_expired(flow, key->now))
 			continue;
-		*found = flow;
 		return id;
 	}
 	return 0;
+}
+
+/* A flow's pair << 16 | port, or 0. */
+SUBPROGRAM __u32 find_id(struct nat_key *key)
+{
+	__u32 id;
+
+	if (!key)
+		return 0;
+	id = find_in_bucket(key, first_bucket(key->hash));
+	return id ? id : find_in_bucket(key, second_bucket(key->hash));
 }
 
 /* Puts the flow's name into an empty word of a bucket. */
@@ -153,19 +177,19 @@ SUBPROGRAM int move_name(__u32 where, __u32 now)
 	return 0;
 }
 
-/* Makes room in a full bucket: what is over goes, or something moves. */
-static __always_inline bool make_room(__u32 index, __u32 now)
+/* Makes room in a full bucket: what is over goes, or something moves. 1: there is some. */
+SUBPROGRAM int make_room(__u32 index, __u32 now)
 {
 	for (int i = 0; i < NAT_WAYS; i++)
 		if (end_name(index * NAT_WAYS + i, now))
-			return true;
+			return 1;
 	for (int i = 0; i < NAT_WAYS; i++)
 		if (move_name(index * NAT_WAYS + i, now))
-			return true;
-	return false;
+			return 1;
+	return 0;
 }
 
-/* Puts the flow's name into one of its buckets. */
+/* Puts a flow's name into one of its buckets. */
 static __always_inline bool link_flow(struct nat_flow *flow, __u64 hash, __u32 id, __u32 now)
 {
 	__u32 first = first_bucket(hash), second = second_bucket(hash);

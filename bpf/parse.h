@@ -26,6 +26,7 @@ static __always_inline int parse_ethernet(struct packet *p)
 	struct ethhdr *eth = p->data;
 	void *next = eth + 1;
 	__be16 type;
+	__u64 tags;
 
 	if (next > p->end)
 		return PASS_NOT_IP;
@@ -44,6 +45,13 @@ static __always_inline int parse_ethernet(struct packet *p)
 		type = tag->type;
 		next = tag + 1;
 	}
+	/*
+	 * A length that the verifier does not know: all that follows is checked once,
+	 * and not for each number of tags.
+	 */
+	tags = next - p->data;
+	asm volatile("%0 &= 31" : "+r"(tags));
+	next = p->data + tags;
 	p->l3 = next;
 	p->v6 = type == bpf_htons(ETH_P_IPV6);
 	if (p->v6)

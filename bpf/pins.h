@@ -78,27 +78,28 @@ static __always_inline bool may_straggle(void)
  * A SYN goes to the current owner if it can be remembered, else to the previous
  * one, where its later packets will go. It changes no pin.
  */
-static __always_inline __u32 owner_of_syn(struct flow *f, __u32 owner, __u32 previous)
+static __always_inline __u32 owner_of_syn(struct flow *f, struct flow_key *key, __u32 owner,
+					  __u32 previous)
 {
-	struct pin *old = bpf_map_lookup_elem(&handshakes, &f->key), pin;
+	struct pin *old = bpf_map_lookup_elem(&handshakes, key), pin;
 
 	if (old && pin_holds(old) && old->sequence == f->sequence)
 		return follow(old, f);
 	/* Without a previous owner a miss goes to this one anyway, unless an old pin does. */
-	if (!previous && !bpf_map_lookup_elem(&pins, &f->key) &&
-	    !bpf_map_lookup_elem(&stragglers, &f->key))
+	if (!previous && !bpf_map_lookup_elem(&pins, key) &&
+	    !bpf_map_lookup_elem(&stragglers, key))
 		return owner;
 	make_pin(&pin, owner, f->sequence);
-	if (dry || !bpf_map_update_elem(&handshakes, &f->key, &pin, BPF_ANY))
+	if (dry || !bpf_map_update_elem(&handshakes, key, &pin, BPF_ANY))
 		return owner;
 	COUNT_LOSS(backend_at(owner)->service, handshakes_full);
 	return previous ? previous : owner;
 }
 
 /* The backend of a segment that continues a handshake; 0 where none does. */
-static __always_inline __u32 owner_of_handshake(struct flow *f)
+static __always_inline __u32 owner_of_handshake(struct flow *f, struct flow_key *key)
 {
-	struct pin *shake = bpf_map_lookup_elem(&handshakes, &f->key), pin;
+	struct pin *shake = bpf_map_lookup_elem(&handshakes, key), pin;
 	__u32 distance, number;
 
 	if (!shake || !pin_holds(shake))
@@ -110,12 +111,12 @@ static __always_inline __u32 owner_of_handshake(struct flow *f)
 	if (distance != 1 || f->ends || dry)
 		return number;
 	make_pin(&pin, number, 0);
-	if (bpf_map_update_elem(&pins, &f->key, &pin, BPF_ANY)) {
+	if (bpf_map_update_elem(&pins, key, &pin, BPF_ANY)) {
 		COUNT_LOSS(backend_at(number)->service, pins_full);
 		return number;
 	}
-	bpf_map_delete_elem(&stragglers, &f->key);
-	bpf_map_delete_elem(&handshakes, &f->key);
+	bpf_map_delete_elem(&stragglers, key);
+	bpf_map_delete_elem(&handshakes, key);
 	return number;
 }
 
@@ -126,26 +127,28 @@ static __always_inline __u32 owner_of_handshake(struct flow *f)
 SUBPROGRAM __u32 tracked_owner(struct flow *f, __u64 word)
 {
 	__u32 owner = slot_owner(word), previous = slot_owner(word >> SLOT_PREVIOUS_SHIFT), number;
+	struct flow_key key;
 	struct pin *old, pin;
 
 	if (!f)
 		return 0;
+	key = f->key; /* Linux 6.1 takes keys from a function's own stack only */
 	if (f->opens)
-		return owner ? owner_of_syn(f, owner, previous) : previous;
-	number = owner_of_handshake(f);
+		return owner ? owner_of_syn(f, &key, owner, previous) : previous;
+	number = owner_of_handshake(f, &key);
 	if (number)
 		return number;
-	old = bpf_map_lookup_elem(&pins, &f->key);
+	old = bpf_map_lookup_elem(&pins, &key);
 	if (old && pin_holds(old))
 		return follow(old, f);
-	old = bpf_map_lookup_elem(&stragglers, &f->key);
+	old = bpf_map_lookup_elem(&stragglers, &key);
 	if (old && pin_holds(old))
 		return follow(old, f);
 	if ((word >> SLOT_STATE_SHIFT & SLOT_STATE_MASK) != SLOT_TRACKED || !previous)
 		return owner;
 	if (!f->ends && may_straggle()) {
 		make_pin(&pin, previous, 0);
-		bpf_map_update_elem(&stragglers, &f->key, &pin, BPF_ANY);
+		bpf_map_update_elem(&stragglers, &key, &pin, BPF_ANY);
 	}
 	return previous;
 }
@@ -164,20 +167,22 @@ static __always_inline bool udp_holds(struct pin *pin)
 SUBPROGRAM __u32 udp_owner(struct flow *f, __u64 word)
 {
 	__u32 owner = slot_owner(word);
+	struct flow_key key;
 	struct pin *old, pin;
 
 	if (!f)
 		return 0;
-	old = bpf_map_lookup_elem(&udp_flows, &f->key);
+	key = f->key;
+	old = bpf_map_lookup_elem(&udp_flows, &key);
 	if (old && udp_holds(old))
 		return follow(old, f);
-	old = bpf_map_lookup_elem(&udp_new, &f->key);
+	old = bpf_map_lookup_elem(&udp_new, &key);
 	if (old && udp_holds(old)) {
 		owner = old->backend;
 		if (old->seen == ticks() || dry)
 			return owner;
 		make_pin(&pin, owner, 0);
-		if (bpf_map_update_elem(&udp_flows, &f->key, &pin, BPF_ANY)) {
+		if (bpf_map_update_elem(&udp_flows, &key, &pin, BPF_ANY)) {
 			COUNT_LOSS(backend_at(owner)->service, pins_full);
 			follow(old, f);
 		}
@@ -185,7 +190,7 @@ SUBPROGRAM __u32 udp_owner(struct flow *f, __u64 word)
 	}
 	if (owner && !dry) {
 		make_pin(&pin, owner, 0);
-		bpf_map_update_elem(&udp_new, &f->key, &pin, BPF_ANY);
+		bpf_map_update_elem(&udp_new, &key, &pin, BPF_ANY);
 	}
 	return owner;
 }

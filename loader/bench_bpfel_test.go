@@ -76,11 +76,20 @@ type benchBenchFlow struct {
 	Sequence uint32
 }
 
+type benchBenchKey struct {
+	_      structs.HostLayout
+	Saddr  uint32
+	Daddr  uint32
+	Source uint16
+	Dest   uint16
+}
+
 type benchBenchLimits uint32
 
 const (
-	benchBenchLimitsBENCH_FLOWS   benchBenchLimits = 1048576
-	benchBenchLimitsBENCH_HEADERS benchBenchLimits = 54
+	benchBenchLimitsBENCH_FLOWS    benchBenchLimits = 1048576
+	benchBenchLimitsBENCH_HEADERS  benchBenchLimits = 54
+	benchBenchLimitsBENCH_HEADERS6 benchBenchLimits = 74
 )
 
 type benchBenchState struct {
@@ -89,7 +98,7 @@ type benchBenchState struct {
 	Wrong  uint64
 	Flows  uint32
 	Expect uint32
-	Frame  [56]uint8
+	Frame  [80]uint8
 }
 
 type benchCounters struct {
@@ -244,6 +253,7 @@ const (
 	benchMapAccessRules        = "access_rules"
 	benchMapAnswerAllowance    = "answer_allowance"
 	benchMapBenchFlows         = "bench_flows"
+	benchMapBenchLruMap        = "bench_lru_map"
 	benchMapBenchState         = "bench_state"
 	benchMapFragments          = "fragments"
 	benchMapHandshakes         = "handshakes"
@@ -266,7 +276,11 @@ const (
 	benchMapUdpFlows           = "udp_flows"
 	benchMapUdpNew             = "udp_new"
 	benchProgBenchEmpty        = "bench_empty"
+	benchProgBenchEmpty6       = "bench_empty6"
+	benchProgBenchLru          = "bench_lru"
 	benchProgBenchPipeline     = "bench_pipeline"
+	benchProgBenchPipeline6    = "bench_pipeline6"
+	benchProgBenchTunnel       = "bench_tunnel"
 	benchVarDry                = "dry"
 	benchVarExported           = "exported"
 	benchVarExportedLimits     = "exported_limits"
@@ -322,8 +336,12 @@ type benchSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type benchProgramSpecs struct {
-	BenchEmpty    *ebpf.ProgramSpec `ebpf:"bench_empty"`
-	BenchPipeline *ebpf.ProgramSpec `ebpf:"bench_pipeline"`
+	BenchEmpty     *ebpf.ProgramSpec `ebpf:"bench_empty"`
+	BenchEmpty6    *ebpf.ProgramSpec `ebpf:"bench_empty6"`
+	BenchLru       *ebpf.ProgramSpec `ebpf:"bench_lru"`
+	BenchPipeline  *ebpf.ProgramSpec `ebpf:"bench_pipeline"`
+	BenchPipeline6 *ebpf.ProgramSpec `ebpf:"bench_pipeline6"`
+	BenchTunnel    *ebpf.ProgramSpec `ebpf:"bench_tunnel"`
 }
 
 // benchMapSpecs contains maps before they are loaded into the kernel.
@@ -333,6 +351,7 @@ type benchMapSpecs struct {
 	AccessRules        *ebpf.MapSpec `ebpf:"access_rules"`
 	AnswerAllowance    *ebpf.MapSpec `ebpf:"answer_allowance"`
 	BenchFlows         *ebpf.MapSpec `ebpf:"bench_flows"`
+	BenchLruMap        *ebpf.MapSpec `ebpf:"bench_lru_map"`
 	BenchState         *ebpf.MapSpec `ebpf:"bench_state"`
 	Fragments          *ebpf.MapSpec `ebpf:"fragments"`
 	Handshakes         *ebpf.MapSpec `ebpf:"handshakes"`
@@ -396,6 +415,7 @@ type benchMaps struct {
 	AccessRules        *ebpf.Map `ebpf:"access_rules"`
 	AnswerAllowance    *ebpf.Map `ebpf:"answer_allowance"`
 	BenchFlows         *ebpf.Map `ebpf:"bench_flows"`
+	BenchLruMap        *ebpf.Map `ebpf:"bench_lru_map"`
 	BenchState         *ebpf.Map `ebpf:"bench_state"`
 	Fragments          *ebpf.Map `ebpf:"fragments"`
 	Handshakes         *ebpf.Map `ebpf:"handshakes"`
@@ -424,6 +444,7 @@ func (m *benchMaps) Close() error {
 		m.AccessRules,
 		m.AnswerAllowance,
 		m.BenchFlows,
+		m.BenchLruMap,
 		m.BenchState,
 		m.Fragments,
 		m.Handshakes,
@@ -469,14 +490,22 @@ type benchVariables struct {
 //
 // It can be passed to loadBenchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type benchPrograms struct {
-	BenchEmpty    *ebpf.Program `ebpf:"bench_empty"`
-	BenchPipeline *ebpf.Program `ebpf:"bench_pipeline"`
+	BenchEmpty     *ebpf.Program `ebpf:"bench_empty"`
+	BenchEmpty6    *ebpf.Program `ebpf:"bench_empty6"`
+	BenchLru       *ebpf.Program `ebpf:"bench_lru"`
+	BenchPipeline  *ebpf.Program `ebpf:"bench_pipeline"`
+	BenchPipeline6 *ebpf.Program `ebpf:"bench_pipeline6"`
+	BenchTunnel    *ebpf.Program `ebpf:"bench_tunnel"`
 }
 
 func (p *benchPrograms) Close() error {
 	return _BenchClose(
 		p.BenchEmpty,
+		p.BenchEmpty6,
+		p.BenchLru,
 		p.BenchPipeline,
+		p.BenchPipeline6,
+		p.BenchTunnel,
 	)
 }
 

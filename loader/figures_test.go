@@ -28,9 +28,8 @@ const (
 // A benchCase is a program on a number of flows.
 type benchCase struct {
 	name    string
-	d       *Datapath
+	bench   *bench
 	program *ebpf.Program
-	state   *ebpf.Map
 	flows   int
 	frame   []byte
 	expect  uint32
@@ -48,36 +47,76 @@ func TestFigures(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
-	dsr := newBench(t, lb.DSR)
-	nat := newBench(t, lb.NAT)
+	dsr, dsr6, tunnel := newBench(t, lb.DSR, false), newBench(t, lb.DSR, true), newBench(t, lb.Tunnel, false)
+	nat, reply := newBench(t, lb.NAT, false), newBench(t, lb.NAT, false)
 	nat.establish(t)
+	reply.establish(t)
+	answers := reply.answers(t)
 
-	ack := dsr.frame(t, 0x10)
+	ack, syn := dsr.frame(t, 0x10), dsr.frame(t, 0x02)
 	stray := slices.Clone(ack)
 	stray[0] ^= 2 // another NIC's MAC address
-	cases := []*benchCase{
-		{name: "empty", d: dsr.d, program: dsr.empty, state: dsr.state, flows: maxFlows, frame: ack, expect: xdpPass},
-		{name: "pass", d: dsr.d, program: dsr.pipeline, state: dsr.state, flows: maxFlows, frame: stray, expect: xdpPass},
+	for _, b := range []*bench{dsr, dsr6, tunnel, nat} {
+		b.fill(t, b.random)
 	}
-	for _, flows := range []int{1, 65536, 1048576} {
-		cases = append(cases,
-			&benchCase{name: fmt.Sprintf("dsr.%d", flows), d: dsr.d, program: dsr.pipeline, state: dsr.state, flows: flows, frame: ack, expect: xdpTX},
-			&benchCase{name: fmt.Sprintf("nat.%d", flows), d: nat.d, program: nat.pipeline, state: nat.state, flows: flows, frame: ack, expect: xdpTX})
+	reply.fill(t, answers)
+	all := func(name string, b *bench, program *ebpf.Program, frame []byte) []*benchCase {
+		var cases []*benchCase
+		for _, flows := range []int{1, 65536, 1048576} {
+			cases = append(cases, &benchCase{
+				name: fmt.Sprintf("%s.%d", name, flows), bench: b, program: program, flows: min(flows, b.flows), frame: frame, expect: xdpTX,
+			})
+		}
+		return cases
 	}
+	empty := &benchCase{name: "empty", bench: dsr, program: dsr.programs["bench_empty"], flows: maxFlows, frame: ack, expect: xdpPass}
+	empty6 := &benchCase{name: "empty6", bench: dsr6, program: dsr6.programs["bench_empty6"], flows: maxFlows, frame: dsr6.frame6(t), expect: xdpPass}
+	cases := slices.Concat(
+		[]*benchCase{empty, empty6, {name: "pass", bench: dsr, program: dsr.pipeline, flows: maxFlows, frame: stray, expect: xdpPass}},
+		all("dsr", dsr, dsr.pipeline, ack),
+		all("dsr6", dsr6, dsr6.programs["bench_pipeline6"], dsr6.frame6(t)),
+		all("tunnel", tunnel, tunnel.programs["bench_tunnel"], ack),
+		all("nat", nat, nat.pipeline, ack),
+		all("nat_reply", reply, reply.pipeline, ack),
+		all("lru", dsr, dsr.programs["bench_lru"], ack),
+		[]*benchCase{{name: "syn_flood.dsr", bench: dsr, program: dsr.pipeline, flows: maxFlows, frame: syn, expect: xdpTX}},
+	)
 	for range benchRounds {
 		for _, c := range cases {
 			c.run(t)
 		}
 	}
-	slices.SortFunc(cases[2:], func(a, b *benchCase) int { return slices.Compare([]string{a.name[:3]}, []string{b.name[:3]}) })
-	floor := median(cases[0].times)
 	for _, c := range cases {
+		floor := empty
+		if c.bench == dsr6 {
+			floor = empty6
+		}
 		m := median(c.times)
 		fmt.Printf("figure: xdp.%s.ns %.1f ns\n", c.name, m)
-		if c != cases[0] {
-			fmt.Printf("figure: xdp.%s.above_empty.ns %.1f ns\n", c.name, m-floor)
+		if c != floor {
+			fmt.Printf("figure: xdp.%s.above_empty.ns %.1f ns\n", c.name, m-median(floor.times))
 		}
 	}
+	fmt.Printf("figure: mem.random_load.ns %.1f ns\n", randomLoad())
+}
+
+// randomLoad measures one load that depends on the one before it, over as much
+// memory as the entries of a million flows take.
+func randomLoad() float64 {
+	const entry = 64
+	lines := make([]uint64, maxFlows*entry/8)
+	order := rand.New(rand.NewPCG(5, 6)).Perm(maxFlows)
+	for i, at := range order {
+		lines[at*entry/8] = uint64(order[(i+1)%maxFlows] * entry / 8)
+	}
+	at := uint64(0)
+	start := time.Now()
+	for range maxFlows {
+		at = lines[at]
+	}
+	took := time.Since(start)
+	runtime.KeepAlive(at)
+	return float64(took.Nanoseconds()) / float64(maxFlows)
 }
 
 func median(times []time.Duration) float64 {
@@ -87,7 +126,7 @@ func median(times []time.Duration) float64 {
 
 func (c *benchCase) run(t *testing.T) {
 	t.Helper()
-	c.times = append(c.times, runBench(t, c.d, c.program, c.state, c.flows, c.frame, c.expect, benchRuns, 0))
+	c.times = append(c.times, runBench(t, c.bench.d, c.program, c.bench.state, c.flows, c.frame, c.expect, benchRuns, 0))
 }
 
 // runBench runs a program over flows, and fails unless every verdict was as
@@ -118,20 +157,27 @@ func runBench(t *testing.T, d *Datapath, p *ebpf.Program, state *ebpf.Map, flows
 }
 
 type bench struct {
-	d               *Datapath
-	empty, pipeline *ebpf.Program
-	state           *ebpf.Map
-	pairs           int
+	d        *Datapath
+	programs map[string]*ebpf.Program
+	pipeline *ebpf.Program
+	state    *ebpf.Map
+	table    *ebpf.Map // of flows
+	flows    int       // that the table holds
+	random   []benchBenchFlow
+	pairs    int
 }
 
 // newBench makes a data plane with one service, the benchmark programs on its
 // maps, and a million random flows.
-func newBench(t *testing.T, forward lb.Forward) *bench {
+func newBench(t *testing.T, forward lb.Forward, v6 bool) *bench {
 	t.Helper()
 	const backendCount = 16
 	s := service("web", forward, 80, backends(backendCount, 80))
 	// A million nat flows need more ports than one source address has.
 	s.SourceAddresses = []netip.Addr{vipIP, netip.MustParseAddr("192.0.2.101")}
+	if v6 {
+		s.Addresses = []lb.Frontend{lb.FrontendOf(v6VIP)}
+	}
 	o := Options{MaxFlows: maxFlows, Ports: lb.PortRange{First: 1024, Last: 65535}}
 	b := &bench{d: newDatapathWith(t, o, natTimeouts, s), pairs: backendCount * len(s.SourceAddresses)}
 
@@ -156,9 +202,7 @@ func newBench(t *testing.T, forward lb.Forward) *bench {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
-	b.empty, b.pipeline, b.state = c.Programs["bench_empty"], c.Programs["bench_pipeline"], c.Maps["bench_state"]
-
-	keys := make([]uint32, maxFlows)
+	b.programs, b.pipeline, b.state, b.table = c.Programs, c.Programs["bench_pipeline"], c.Maps["bench_state"], c.Maps["bench_flows"]
 	flows := make([]benchBenchFlow, maxFlows)
 	seen := map[uint64]bool{}
 	random := rand.New(rand.NewPCG(1, 2))
@@ -169,16 +213,58 @@ func newBench(t *testing.T, forward lb.Forward) *bench {
 			client = random.Uint64()
 		}
 		seen[client&0xffffffffffff] = true
-		keys[i] = uint32(i)
 		flows[i] = benchBenchFlow{
 			Saddr: uint32(client), Daddr: binary.LittleEndian.Uint32(vip[:]),
 			Source: uint16(client >> 32), Dest: bigEndian16(80),
 		}
 	}
-	if _, err := c.Maps["bench_flows"].BatchUpdate(keys, flows, nil); err != nil {
+	b.random = flows
+	b.fill(t, flows)
+	return b
+}
+
+// fill writes the flows that the programs go through. Their number is a power of
+// two.
+func (b *bench) fill(t *testing.T, flows []benchBenchFlow) {
+	t.Helper()
+	keys := make([]uint32, len(flows))
+	for i := range keys {
+		keys[i] = uint32(i)
+	}
+	if _, err := b.table.BatchUpdate(keys, flows, nil); err != nil {
 		t.Fatal(err)
 	}
-	return b
+	b.flows = len(flows)
+}
+
+// answers returns the backends' side of all nat flows, in random order.
+func (b *bench) answers(t *testing.T) []benchBenchFlow {
+	t.Helper()
+	var all []benchBenchFlow
+	for number, pair := range b.d.state.Pairs {
+		view := viewPair(t, b.d, number)
+		backend, source := pair.Address.Addr().As4(), pair.Source.As4()
+		for port := range int(lbLimitsNAT_PORTS) {
+			if view.flow(uint16(port)).State != uint32(lbNatStateNAT_ESTABLISHED) {
+				continue
+			}
+			all = append(all, benchBenchFlow{
+				Saddr: binary.LittleEndian.Uint32(backend[:]), Daddr: binary.LittleEndian.Uint32(source[:]),
+				Source: bigEndian16(pair.Address.Port()), Dest: bigEndian16(uint16(port)),
+			})
+		}
+	}
+	if len(all) != maxFlows {
+		t.Fatalf("%d flows are open, want %d", len(all), maxFlows)
+	}
+	rand.New(rand.NewPCG(3, 4)).Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	return all
+}
+
+// frame6 is frame of an IPv6 packet.
+func (b *bench) frame6(t *testing.T) []byte {
+	t.Helper()
+	return toVIP(from6).Bytes()
 }
 
 // establish opens all nat flows, a part at a time: a pair remembers only so many
