@@ -5,6 +5,7 @@
 
 #include "balance.h"
 #include "emit.h"
+#include "facts.h"
 #include "fast.h"
 #include "fragments.h"
 #include "guard.h"
@@ -52,7 +53,16 @@ static __always_inline int check(struct packet *p)
 	return p->protocol == IPPROTO_UDP ? parse_udp(p) : parse_tcp(p);
 }
 
-static __always_inline int balance(struct packet *p, int *action)
+/* The outcome of a part that leaves the packet to nat_pipeline. It is counted nowhere. */
+#define TO_NAT 0xfe
+
+static __always_inline int to_nat(struct packet *p, struct facts *f)
+{
+	note_facts(p, f);
+	return TO_NAT;
+}
+
+static __always_inline int balance(struct packet *p, struct facts *f, int *action)
 {
 	struct service *service;
 	int out;
@@ -67,10 +77,11 @@ static __always_inline int balance(struct packet *p, int *action)
 			return follow_fragment(p, action);
 		if (out)
 			return out;
-		out = nat_reply(p, action);
-		if (p->fragment && out == PASS_NO_SERVICE)
+		if (p->vip->source)
+			return to_nat(p, f);
+		if (p->fragment)
 			remember_fragment(p, 0);
-		return out;
+		return PASS_NO_SERVICE;
 	}
 	out = check(p);
 	if (out == PASS_FRAGMENT)
@@ -87,22 +98,42 @@ static __always_inline int balance(struct packet *p, int *action)
 	case FORWARD_TUNNEL:
 		return forward_to_owner(p, service, action);
 	case FORWARD_NAT:
-		return nat_forward(p, service, action);
+		return to_nat(p, f);
 	}
 	return PASS_NO_SERVICE;
 }
 
 /* What becomes of one frame: verdict << 8 | outcome. */
-SUBPROGRAM int pipeline(struct xdp_md *ctx)
+SUBPROGRAM int pipeline(struct xdp_md *ctx, struct facts *f)
 {
 	int action = 0, out;
 	struct packet p = {};
 
+	if (!f)
+		return DROP_INTERNAL;
 	p.ctx = ctx;
 	p.data = (void *)(long)ctx->data;
 	p.end = (void *)(long)ctx->data_end;
 	p.interface = ctx->ingress_ifindex;
-	out = balance(&p, &action);
+	out = balance(&p, f, &action);
+	return action << 8 | out;
+}
+
+/* The same for a packet to a nat service, or perhaps of one of its backends. */
+SUBPROGRAM int nat_pipeline(struct xdp_md *ctx, struct facts *f)
+{
+	int action = 0, out;
+	struct packet p = {};
+
+	if (!f || !take_facts(&p, ctx, f))
+		return DROP_INTERNAL;
+	if (p.service) {
+		out = nat_forward(&p, service_at(p.service), &action);
+	} else {
+		out = nat_reply(&p, &action);
+		if (p.fragment && out == PASS_NO_SERVICE)
+			remember_fragment(&p, 0);
+	}
 	return action << 8 | out;
 }
 
@@ -110,12 +141,15 @@ SUBPROGRAM int pipeline(struct xdp_md *ctx)
 static __always_inline int process(struct xdp_md *ctx)
 {
 	int verdict = dry ? XDP_ABORTED : fast_path(ctx);
+	struct facts facts = {};
 	__u32 out;
 
 	if (verdict != XDP_ABORTED)
 		return verdict;
-	out = pipeline(ctx);
-	if ((out & 0xff) == PASS_PROTOCOL)
+	out = pipeline(ctx, &facts);
+	if (out == TO_NAT)
+		out = nat_pipeline(ctx, &facts);
+	else if ((out & 0xff) == PASS_PROTOCOL)
 		out = icmp_pipeline(ctx);
 	verdict = out >> 8;
 	out &= 0xff;
