@@ -123,26 +123,14 @@ func (r *decapRig) answered(tunnel testenv.Tunnel, vip netip.Addr, within time.D
 // isAnswer tells whether a frame is the SYN and ACK for the last client.
 func (r *decapRig) isAnswer(frame []byte, vip netip.Addr) bool {
 	f, err := testenv.ParseFrame(frame)
-	if err != nil {
-		return false
-	}
-	var src, dst netip.Addr
-	var tcp []byte
-	switch {
-	case f.EtherType == testenv.EtherTypeIPv4 && f.Protocol == testenv.ProtocolTCP:
-		src, dst, tcp = f.Src.Addr(), f.Dst.Addr(), frame[14+int(f.IHL)*4:]
-	case f.EtherType == testenv.EtherTypeIPv6 && len(f.Payload) >= 60 && f.Payload[6] == testenv.ProtocolTCP:
-		src, dst = netip.AddrFrom16([16]byte(f.Payload[8:])), netip.AddrFrom16([16]byte(f.Payload[24:]))
-		tcp = f.Payload[40:]
-	default:
+	if err != nil || f.Protocol != testenv.ProtocolTCP {
 		return false
 	}
 	client := decapClient4
 	if vip.Is6() {
 		client = decapClient6
 	}
-	port := uint16(tcp[2])<<8 | uint16(tcp[3])
-	return src == vip && dst == client && port == r.port && testenv.TCPFlags(tcp[13]) == testenv.SYN|testenv.ACK
+	return f.Src.Addr() == vip && f.Dst == netip.AddrPortFrom(client, r.port) && f.Flags == testenv.SYN|testenv.ACK
 }
 
 // waitAnswer sends SYNs until one is answered, or, with want false, until none is.

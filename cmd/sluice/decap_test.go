@@ -213,9 +213,9 @@ func TestDecapInterfaces(t *testing.T) {
 		t.Errorf("a start that failed took the program off %s", upper)
 	}
 	p = r.decap()
-	if id := r.xdpProgram("b1", upper); id != 0 {
-		t.Errorf("program %d is still on %s", id, upper)
-	}
+	r.eventually(soon, "the program to be gone from "+upper, func() (bool, error) {
+		return r.xdpProgram("b1", upper) == 0, nil
+	})
 	// Another mode attaches anew.
 	r.kill(p)
 	r.decap("--mode", "generic")

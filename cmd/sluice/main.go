@@ -97,9 +97,11 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 	}
 	for _, command := range app.Commands {
 		command.OnUsageError = usage
+		// The library gives commands a help command of their own later.
+		nested := len(command.Subcommands) > 0
 		action := command.Action
 		command.Action = func(c *cli.Context) error {
-			if c.Args().Present() && len(c.Command.Subcommands) == 0 {
+			if c.Args().Present() && !nested {
 				return usage(c, fmt.Errorf("unexpected %q", strings.Join(c.Args().Slice(), " ")), false)
 			}
 			return action(c)
