@@ -73,21 +73,22 @@ static __always_inline bool read_quote(struct packet *p, struct quoted *q)
 static __always_inline __u32 owner_of_quote(struct packet *p, struct quoted *q, struct service *service)
 {
 	bool both = !(service->flags & SERVICE_SOURCE_HASH);
+	__u64 rest = both ? (__u64)q->port[1] << 32 | (__u32)q->port[0] << 16 | q->protocol : 0;
 	struct flow f = {};
 	__u64 addresses;
 	struct pin *pin;
 
 	/* The client sends to where the quoted packet came from. */
 	if (p->v6) {
-		addresses = mix(q->dest.word[1] + GOLDEN) + q->dest.word[0];
+		addresses = fold_address(q->dest.word[0], q->dest.word[1]);
 		if (both)
-			addresses = mix(mix(addresses) ^ q->source.word[1]) ^ q->source.word[0];
+			rest += fold_vip(q->source.word[0], q->source.word[1]);
 	} else {
 		addresses = q->dest.word[1] >> 32 << 32;
 		if (both)
 			addresses |= q->source.word[1] >> 32;
 	}
-	p->hash = hash_words(addresses, both ? (__u64)q->port[1] << 32 | (__u32)q->port[0] << 16 | q->protocol : 0);
+	p->hash = hash_words(addresses, rest);
 	p->slot = slot_word(service, p->hash);
 	f.key.client[0] = q->dest.word[0];
 	f.key.client[1] = q->dest.word[1];

@@ -53,7 +53,7 @@ static __always_inline int check(struct packet *p)
 	return p->protocol == IPPROTO_UDP ? parse_udp(p) : parse_tcp(p);
 }
 
-/* The outcome of a part that leaves the packet to nat_pipeline. It is counted nowhere. */
+/* The outcome of a part that leaves the packet to nat's. It is counted nowhere. */
 #define TO_NAT 0xfe
 
 static __always_inline int to_nat(struct packet *p, struct facts *f)
@@ -119,21 +119,31 @@ SUBPROGRAM int pipeline(struct xdp_md *ctx, struct facts *f)
 	return action << 8 | out;
 }
 
-/* The same for a packet to a nat service, or perhaps of one of its backends. */
-SUBPROGRAM int nat_pipeline(struct xdp_md *ctx, struct facts *f)
+/*
+ * The same for a packet to a nat service, and for one that may be a nat backend's.
+ * Two functions, since their stacks and those of what they call are bounded together.
+ */
+SUBPROGRAM int nat_forward_pipeline(struct xdp_md *ctx, struct facts *f)
 {
 	int action = 0, out;
 	struct packet p = {};
 
 	if (!f || !take_facts(&p, ctx, f))
 		return DROP_INTERNAL;
-	if (p.service) {
-		out = nat_forward(&p, service_at(p.service), &action);
-	} else {
-		out = nat_reply(&p, &action);
-		if (p.fragment && out == PASS_NO_SERVICE)
-			remember_fragment(&p, 0);
-	}
+	out = nat_forward(&p, service_at(p.service), &action);
+	return action << 8 | out;
+}
+
+SUBPROGRAM int nat_reply_pipeline(struct xdp_md *ctx, struct facts *f)
+{
+	int action = 0, out;
+	struct packet p = {};
+
+	if (!f || !take_facts(&p, ctx, f))
+		return DROP_INTERNAL;
+	out = nat_reply(&p, &action);
+	if (p.fragment && out == PASS_NO_SERVICE)
+		remember_fragment(&p, 0);
 	return action << 8 | out;
 }
 
@@ -148,7 +158,7 @@ static __always_inline int process(struct xdp_md *ctx)
 		return verdict;
 	out = pipeline(ctx, &facts);
 	if (out == TO_NAT)
-		out = nat_pipeline(ctx, &facts);
+		out = facts.service ? nat_forward_pipeline(ctx, &facts) : nat_reply_pipeline(ctx, &facts);
 	else if ((out & 0xff) == PASS_PROTOCOL)
 		out = icmp_pipeline(ctx);
 	verdict = out >> 8;

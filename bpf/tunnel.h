@@ -36,33 +36,36 @@ static __always_inline bool is_ipv4(struct backend *backend)
 	return !backend->address[0] && (__u32)backend->address[1] == 0xffff0000;
 }
 
-static __always_inline __u16 header_checksum(struct iphdr *ip)
+/*
+ * A number that differs from flow to flow, from the flow's hash and its ports: in a
+ * hash of the client alone they are not. Every bit of it is fair.
+ */
+static __always_inline __u64 spread(__u64 hash, __be16 source, __be16 dest)
 {
-	__u16 *words = (void *)ip;
-	__u32 sum = 0;
+	__u64 h = (hash >> 32 ^ ((__u32)source << 16 | dest)) * GOLDEN;
 
-#pragma unroll
-	for (int i = 0; i < sizeof(*ip) / 2; i++)
-		sum += words[i];
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
+	return h ^ h >> 32;
 }
 
+/* Written in words of 32 bits, so that the checksum comes from registers. */
 static __always_inline void write_outer4(struct iphdr *ip, struct outer *o, struct backend *backend)
 {
-	*(__u8 *)ip = 0x45;
-	ip->tos = o->tos;
-	ip->tot_len = bpf_htons(o->length + sizeof(*ip));
 	/* Of a packet that is never fragmented the identification says nothing (RFC 6864). */
-	ip->id = o->whole ? 0 : bpf_get_prandom_u32();
-	ip->frag_off = o->whole ? bpf_htons(0x4000) : 0;
-	ip->ttl = o->ttl;
-	ip->protocol = o->v6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
-	ip->check = 0;
-	ip->saddr = tunnel_source4 | ((__u32)o->spread & ~tunnel_mask4);
-	ip->daddr = backend->address[1] >> 32;
-	ip->check = header_checksum(ip);
+	__u32 words[5] = {
+		0x45 | (__u32)o->tos << 8 | (__u32)bpf_htons(o->length + sizeof(*ip)) << 16,
+		o->whole ? (__u32)bpf_htons(0x4000) << 16 : bpf_get_prandom_u32() & 0xffff,
+		o->ttl | (o->v6 ? IPPROTO_IPV6 : IPPROTO_IPIP) << 8,
+		tunnel_source4 | ((__u32)o->spread & ~tunnel_mask4),
+		backend->address[1] >> 32,
+	};
+	__u64 sum = (__u64)words[0] + words[1] + words[2] + words[3] + words[4];
+	__u32 *at = (void *)ip;
+
+	at[0] = words[0];
+	at[1] = words[1];
+	at[2] = words[2] | (__u32)fold_sum(sum) << 16;
+	at[3] = words[3];
+	at[4] = words[4];
 }
 
 static __always_inline void write_address(struct in6_addr *a, __u64 high, __u64 low)
@@ -146,16 +149,20 @@ SUBPROGRAM int encapsulate(struct xdp_md *ctx, struct outer *o)
 	return SENT;
 }
 
-/* Takes a hop from the packet, which must have one left: what is left then. */
-static __always_inline __u8 pass_hop(struct packet *p)
+/* Takes a hop from a packet that has one left. */
+static __always_inline void take_hop(void *l3, bool v6)
 {
+	struct ipv6hdr *ip6 = l3;
+	struct iphdr *ip = l3;
 	__u32 check;
 
-	if (p->v6)
-		return --p->ip6->hop_limit;
-	check = p->ip->check + bpf_htons(0x0100);
-	p->ip->check = check + (check >= 0xffff);
-	return --p->ip->ttl;
+	if (v6) {
+		ip6->hop_limit--;
+		return;
+	}
+	check = ip->check + bpf_htons(0x0100);
+	ip->check = check + (check >= 0xffff);
+	ip->ttl--;
 }
 
 /* Sends the packet in hand to a backend through a tunnel. Its pointers are void afterwards. */
@@ -180,15 +187,16 @@ static __always_inline int tunnel_to(struct packet *p, __u32 number, int *action
 	o.backend = number;
 	o.length = p->length;
 	/* Of fragments only the first has ports. */
-	o.spread = mix(p->fragment || p->protocol == IPPROTO_ICMP || p->protocol == IPPROTO_ICMPV6 ?
-			       p->hash : p->hash + ((__u64)p->port[0] << 16 | p->port[1]));
+	o.spread = p->fragment || p->protocol == IPPROTO_ICMP || p->protocol == IPPROTO_ICMPV6 ?
+			   spread(p->hash, 0, 0) : spread(p->hash, p->port[0], p->port[1]);
 	o.vlans = p->vlans;
 	o.vlan[0] = p->vlan[0];
 	o.vlan[1] = p->vlan[1];
 	o.interface = p->interface;
 	o.v6 = p->v6;
 	o.tos = p->v6 ? bpf_ntohs(*(__be16 *)p->ip6) >> 4 : p->ip->tos;
-	o.ttl = pass_hop(p);
+	take_hop(p->l3, p->v6);
+	o.ttl = p->v6 ? p->ip6->hop_limit : p->ip->ttl;
 	out = encapsulate(p->ctx, &o);
 	*action = o.action;
 	return out;

@@ -314,7 +314,7 @@ func (b *bench) frame(t *testing.T, flags byte) []byte {
 	copy(f[6:], clientMAC[:])
 	f[12] = 8
 	ip := f[14:]
-	ip[0], ip[8], ip[9] = 0x45, 64, 6
+	ip[0], ip[6], ip[8], ip[9] = 0x45, 0x40, 64, 6 // not to be fragmented, as TCP sends it
 	binary.BigEndian.PutUint16(ip[2:], 50)
 	ip[32], ip[33] = 0x50, flags
 	return f

@@ -32,15 +32,13 @@ const golden = 0x9e3779b97f4a7c15
 // computes it (flow_hash in bpf/balance.h). Every node computes the same. Both
 // addresses are of one family.
 func FlowHash(client, vip netip.AddrPort, protocol lb.Protocol) uint64 {
-	var addresses uint64
+	rest := uint64(bigEndian16(client.Port()))<<32 | uint64(bigEndian16(vip.Port()))<<16 | uint64(protocol)
 	if client.Addr().Is4() {
 		c, v := client.Addr().As4(), vip.Addr().As4()
-		addresses = uint64(binary.LittleEndian.Uint32(c[:]))<<32 | uint64(binary.LittleEndian.Uint32(v[:]))
-	} else {
-		v := mapped(vip.Addr())
-		addresses = mix(mix(foldAddress(client.Addr()))^v[1]) ^ v[0]
+		return hashWords(uint64(binary.LittleEndian.Uint32(c[:]))<<32|uint64(binary.LittleEndian.Uint32(v[:])), rest)
 	}
-	return hashWords(addresses, uint64(bigEndian16(client.Port()))<<32|uint64(bigEndian16(vip.Port()))<<16|uint64(protocol))
+	v := mapped(vip.Addr())
+	return hashWords(foldAddress(client.Addr()), rest+v[1]*golden+v[0]*0xff51afd7ed558ccd)
 }
 
 // SourceHash is what a service with lb.SourceHash has in place of FlowHash.

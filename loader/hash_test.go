@@ -86,6 +86,13 @@ func TestFlowHashSpreads(t *testing.T) {
 		binary.BigEndian.PutUint32(a[:], binary.BigEndian.Uint32(a[:])+uint32(i))
 		return netip.AddrFrom4(a)
 	}
+	// The i-th network of a /48, and the host in it.
+	addr6 := func(network, host int) netip.Addr {
+		a := v6Client.Addr().As16()
+		binary.BigEndian.PutUint32(a[4:], binary.BigEndian.Uint32(a[4:])+uint32(network))
+		binary.BigEndian.PutUint32(a[12:], uint32(host))
+		return netip.AddrFrom16(a)
+	}
 	tests := []struct {
 		name   string
 		flows  int
@@ -105,9 +112,16 @@ func TestFlowHashSpreads(t *testing.T) {
 		{"client and port go up together", 60000, func(i int) netip.AddrPort {
 			return netip.AddrPortFrom(addr("198.18.0.0", i), uint16(1024+i))
 		}},
+		{"ipv6: ports of one client in a row", 28000, func(i int) netip.AddrPort { return netip.AddrPortFrom(v6Client.Addr(), uint16(32768+i)) }},
+		{"ipv6: clients of a /64 in a row, one port", 65536, func(i int) netip.AddrPort { return netip.AddrPortFrom(addr6(0, i), 40000) }},
+		{"ipv6: the first of each /64, one port", 65536, func(i int) netip.AddrPort { return netip.AddrPortFrom(addr6(i, 1), 40000) }},
+		{"ipv6: prefix and client go up together", 65536, func(i int) netip.AddrPort { return netip.AddrPortFrom(addr6(i, i), 40000) }},
+		{"ipv6: client and port go up together", 60000, func(i int) netip.AddrPort { return netip.AddrPortFrom(addr6(0, i), uint16(1024+i)) }},
 	}
 	const size = lb.DefaultTableSize
-	for _, vip := range []string{"192.0.2.100:80", "192.0.2.101:443", "203.0.113.1:8080"} {
+	for _, vips := range [][2]string{
+		{"192.0.2.100:80", "[2001:db8::100]:80"}, {"192.0.2.101:443", "[2001:db8::101]:443"}, {"203.0.113.1:8080", "[2001:db8:1::1]:8080"},
+	} {
 		for _, groups := range []int{2, 3, 16, 64} {
 			var members []maglev.Backend
 			for i := range groups {
@@ -118,9 +132,13 @@ func TestFlowHashSpreads(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, tc := range tests {
+				vip := netip.MustParseAddrPort(vips[0])
+				if tc.client(0).Addr().Is6() {
+					vip = netip.MustParseAddrPort(vips[1])
+				}
 				byBackend, byRange := make([]int, groups), make([]int, groups)
 				for i := range tc.flows {
-					slot := Slot(FlowHash(tc.client(i), netip.MustParseAddrPort(vip), lb.TCP), size)
+					slot := Slot(FlowHash(tc.client(i), vip, lb.TCP), size)
 					byBackend[table.Slots[slot]]++
 					byRange[int(slot)*groups/size]++
 				}
