@@ -29,9 +29,6 @@ func Fits(services []lb.Service) error {
 		if s.Forward == lb.DNAT {
 			errs = append(errs, fmt.Errorf("service %s: source_nat: false is not supported yet: leave it out, or use dsr or tunnel", s.Name))
 		}
-		if s.SlowStart > 0 {
-			errs = append(errs, fmt.Errorf("service %s: slow_start is not supported yet: leave it out", s.Name))
-		}
 		if s.SourceLimit.Rate > 0 && s.Protocol == lb.UDP {
 			errs = append(errs, fmt.Errorf("service %s: source_limit counts new connections, and UDP has none: leave it out", s.Name))
 		}

@@ -43,6 +43,8 @@ func (t *tables) Apply(s lb.Snapshot) error { return t.datapath.Apply(s) }
 
 func (t *tables) Maintain() error { return t.datapath.Maintain() }
 
+func (t *tables) Stats() (loader.Stats, error) { return t.datapath.Stats() }
+
 func (t *tables) RefreshInterfaces() error {
 	if t.datapath.RefreshInterfaces() == nil {
 		return nil

@@ -186,7 +186,7 @@ func printStatus(w io.Writer, s control.Status) error {
 			name = "(name not known)"
 		}
 		fmt.Fprintf(&b, "\nservice %s: %s, %s %s %s\n", name, strings.ReplaceAll(v.State, "_", " "), v.Protocol, joinPorts(v.Addresses), v.Forward)
-		fmt.Fprintln(t, "  BACKEND\tSTATE\tWEIGHT\tSLOTS\tCONNECTIONS\tPACKETS\tBYTES\tREPLIES\tREPLY BYTES\tNEXT HOP\t")
+		fmt.Fprintln(t, "  BACKEND\tSTATE\tWEIGHT\tSLOTS\tSHARE\tCONNECTIONS\tPACKETS\tBYTES\tREPLIES\tREPLY BYTES\tNEXT HOP\t")
 		for _, k := range v.Backends {
 			state := string(k.State)
 			if k.Backup {
@@ -198,12 +198,16 @@ func printStatus(w io.Writer, s control.Status) error {
 			if k.Pinned > 0 && k.Slots == 0 {
 				k.Why = strings.TrimPrefix(fmt.Sprintf("%s, %d connections left", k.Why, k.Pinned), ", ")
 			}
+			if k.SlowStart != nil {
+				k.Why = fmt.Sprintf("slow start, %d %%, %v left", k.SlowStart.Percent,
+					max(0, k.SlowStart.Ends.Sub(s.Time)).Round(time.Second))
+			}
 			weight := fmt.Sprint(k.Weight)
 			if s.Running && k.Weight != k.Configured {
 				weight += fmt.Sprintf(" (configured %d)", k.Configured)
 			}
-			fmt.Fprintf(t, "  %s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", k.Address, strings.ReplaceAll(state, "_", " "),
-				weight, k.Slots, k.Flows, k.Packets, k.Bytes, k.ReplyPackets, k.ReplyBytes, k.NextHop, k.Why)
+			fmt.Fprintf(t, "  %s\t%s\t%s\t%d\t%.1f %%\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", k.Address, strings.ReplaceAll(state, "_", " "),
+				weight, k.Slots, 100*k.Share, k.Flows, k.Packets, k.Bytes, k.ReplyPackets, k.ReplyBytes, k.NextHop, k.Why)
 		}
 		t.Flush()
 		for _, l := range []struct {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/sluice-lb/sluice/internal/health"
 	"github.com/sluice-lb/sluice/internal/lb"
+	"github.com/sluice-lb/sluice/loader"
 )
 
 // A fakeWorld is everything around a Loop: Tables, Checker and NextHops.
@@ -33,7 +34,8 @@ type fakeWorld struct {
 	tidied   int                       // calls of Maintain
 	untidy   error                     // what Maintain answers
 	changes  *Overrides
-	onApply  func() // called by Apply
+	stats    loader.Stats // what Stats answers
+	onApply  func()       // called by Apply
 }
 
 func newFakeWorld() *fakeWorld {
@@ -70,6 +72,12 @@ func (w *fakeWorld) Maintain() error {
 	defer w.mu.Unlock()
 	w.tidied++
 	return w.untidy
+}
+
+func (w *fakeWorld) Stats() (loader.Stats, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stats, nil
 }
 
 func (w *fakeWorld) maintained() int {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/sluice-lb/sluice/internal/health"
 	"github.com/sluice-lb/sluice/internal/lb"
+	"github.com/sluice-lb/sluice/loader"
 )
 
 // Tables is the data plane, as far as the loop writes it.
@@ -22,6 +23,8 @@ type Tables interface {
 	// Maintain ends what time has ended: windows of slots, idle flows, backends
 	// that have drained.
 	Maintain() error
+	// Stats tells what the data plane holds and has counted.
+	Stats() (loader.Stats, error)
 }
 
 // Checker probes servers.
@@ -62,6 +65,8 @@ type Loop struct {
 
 	// What is wrong with the interfaces, the maintenance and the last write; Run's own.
 	interfaces, maintenance, written string
+	// Who has come back a short while ago; Run's own.
+	slowStarts slowStarts
 
 	mu      sync.Mutex
 	views   []View
@@ -112,6 +117,7 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 		l.log.Warn("not every server has been probed yet", "waited", patience)
 	}
 
+	l.adopt()
 	var last lb.Snapshot
 	ok := false
 	retry := time.NewTimer(0)
@@ -120,6 +126,8 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 	defer ticker.Stop()
 	maintenance := time.NewTicker(maintainEvery)
 	defer maintenance.Stop()
+	step := time.NewTimer(lookEvery)
+	defer step.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -128,6 +136,7 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 		case <-l.dirty:
 		case <-retry.C:
 		case <-ticker.C:
+		case <-step.C:
 		case <-maintenance.C:
 			if ok {
 				l.maintain()
@@ -135,6 +144,9 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 			continue
 		}
 		views := l.look()
+		if at := l.slowStarts.next; !at.IsZero() {
+			step.Reset(time.Until(at))
+		}
 		next := snapshot(views)
 		if ok && sameBackends(last, next) {
 			l.publish(views, "")
@@ -171,7 +183,18 @@ func (l *Loop) look() []View {
 	for i, s := range l.services {
 		views[i] = view(s, l)
 	}
+	l.slowStarts.observe(views, time.Now())
 	return views
+}
+
+// adopt learns who served when an earlier daemon left.
+func (l *Loop) adopt() {
+	stats, err := l.tables.Stats()
+	if err != nil {
+		l.log.Error("who served before is not known: no server starts slowly now", "error", err)
+		return
+	}
+	l.slowStarts.adopt(l.services, stats)
 }
 
 // maintain has the data plane tidied up. What is wrong with that is known until it

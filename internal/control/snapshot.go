@@ -41,6 +41,8 @@ type Server struct {
 	Override Override
 	// Configured is the weight that the configuration gives.
 	Configured int
+	// SlowStart says how much of Weight it has, if it is not all.
+	SlowStart SlowStart
 }
 
 // A View is a service as the loop sees it now.
@@ -136,11 +138,9 @@ func snapshot(views []View) lb.Snapshot {
 	var out lb.Snapshot
 	for _, v := range views {
 		s := lb.ServiceState{Service: v.Service}
-		for _, server := range v.Servers {
-			b := lb.Backend{Address: server.Address, NextHop: server.NextHop, Failed: server.State == ServerDown || server.State == ServerDisabled}
-			if server.Serving {
-				b.Weight = server.Weight
-			}
+		weights := effective(v.Servers)
+		for i, server := range v.Servers {
+			b := lb.Backend{Address: server.Address, Weight: weights[i], NextHop: server.NextHop, Failed: server.State == ServerDown || server.State == ServerDisabled}
 			s.Backends = append(s.Backends, b)
 		}
 		slices.SortFunc(s.Backends, func(a, b lb.Backend) int { return a.Address.Compare(b.Address) })

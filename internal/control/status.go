@@ -112,11 +112,21 @@ type BackendStatus struct {
 	// the configuration.
 	Override   string `json:"override,omitempty"`
 	Configured int    `json:"configured_weight"`
+	// Share is the part of the service's slots that it has, 0 to 1.
+	Share float64 `json:"share"`
+	// SlowStart is there while it has less than its weight.
+	SlowStart *SlowStartStatus `json:"slow_start,omitempty"`
 	// Previous are the slots that it owned until a change whose window is open
 	// still; Pinned the connections that are kept with it whoever owns their slots,
 	// in nat all of its connections while it has no slots; -1: not counted yet.
 	Previous int `json:"previous_slots"`
 	Pinned   int `json:"pinned"`
+}
+
+// A SlowStartStatus tells how far a server is that came back a short while ago.
+type SlowStartStatus struct {
+	Percent int       `json:"percent"` // of its weight
+	Ends    time.Time `json:"ends"`    // when it has all of it
 }
 
 // NewInstance describes a virtual router.
@@ -164,10 +174,13 @@ func Services(views []View, stats loader.Stats) []ServiceStatus {
 			backends[b.Address] = b
 		}
 		for _, server := range v.Servers {
-			b := backendStatus(backends[server.Address])
+			b := backendStatus(backends[server.Address], c)
 			b.Address, b.State, b.Why, b.Serving = server.Address, server.State, server.Why, server.Serving
 			b.Weight, b.Backup, b.NextHop = server.Weight, server.Backup, mac(server.NextHop)
 			b.Configured = server.Configured
+			if server.SlowStart != (SlowStart{}) {
+				b.SlowStart = &SlowStartStatus{server.SlowStart.Percent, server.SlowStart.Ends}
+			}
 			if !server.Override.none() {
 				b.Override = server.Override.String()
 			}
@@ -184,7 +197,7 @@ func Services(views []View, stats loader.Stats) []ServiceStatus {
 			State: ServiceUnknown, Losses: c.Losses, Backends: []BackendStatus{},
 		}
 		for _, b := range c.Backends {
-			s.Backends = append(s.Backends, backendStatus(b))
+			s.Backends = append(s.Backends, backendStatus(b, c))
 		}
 		out = append(out, s)
 	}
@@ -204,12 +217,21 @@ func countsOf(service lb.Service, stats loader.Stats) loader.ServiceStats {
 	return loader.ServiceStats{}
 }
 
-func backendStatus(b loader.BackendStats) BackendStatus {
-	return BackendStatus{
+// backendStatus describes a backend of a service by what the data plane says.
+func backendStatus(b loader.BackendStats, of loader.ServiceStats) BackendStatus {
+	s := BackendStatus{
 		Address: b.Address, Serving: b.Slots > 0, Slots: b.Slots, NextHop: mac(b.NextHop),
 		Packets: b.Packets, Bytes: b.Bytes, Flows: b.Flows,
 		ReplyPackets: b.ReplyPackets, ReplyBytes: b.ReplyBytes, Previous: b.Previous, Pinned: b.Pinned,
 	}
+	all := 0
+	for _, other := range of.Backends {
+		all += other.Slots
+	}
+	if all > 0 {
+		s.Share = float64(b.Slots) / float64(all)
+	}
+	return s
 }
 
 func mac(h lb.NextHop) string {

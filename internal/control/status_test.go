@@ -42,7 +42,7 @@ func TestServicesOfARunningDaemon(t *testing.T) {
 		Backends: []BackendStatus{
 			{
 				Address: netip.MustParseAddrPort("192.0.2.12:80"), State: ServerUp, Serving: true, Weight: 3, Configured: 3,
-				Slots: lb.DefaultTableSize, NextHop: "02:00:00:00:00:0c",
+				Slots: lb.DefaultTableSize, Share: 1, NextHop: "02:00:00:00:00:0c",
 				Packets: 10, Bytes: 1000, Flows: 2, ReplyPackets: 9, ReplyBytes: 900,
 			},
 			{Address: netip.MustParseAddrPort("192.0.2.11:80"), State: ServerUp, Weight: 1, Configured: 1, Backup: true},
@@ -59,7 +59,7 @@ func TestServicesThatADeadDaemonLeft(t *testing.T) {
 		Name: "as the data plane calls it", Addresses: webService().Addresses, Protocol: "tcp", Forward: "dsr",
 		State: ServiceUnknown, Losses: loader.Losses{NoBackend: 3},
 		Backends: []BackendStatus{{
-			Address: netip.MustParseAddrPort("192.0.2.12:80"), Serving: true, Slots: lb.DefaultTableSize,
+			Address: netip.MustParseAddrPort("192.0.2.12:80"), Serving: true, Slots: lb.DefaultTableSize, Share: 1,
 			NextHop: "02:00:00:00:00:0c", Packets: 10, Bytes: 1000, Flows: 2, ReplyPackets: 9, ReplyBytes: 900,
 		}},
 	}}
