@@ -273,36 +273,43 @@ func (b *bench) establish(t *testing.T) {
 	t.Helper()
 	const part = maxFlows / 4
 	syn := b.frame(t, 0x02)
-	keys := make([]uint32, lbLimitsNAT_PORTS)
-	flows := make([]lbNatFlow, lbLimitsNAT_PORTS)
 	for first := 0; first < maxFlows; first += part {
 		runBench(t, b.d, b.pipeline, b.state, maxFlows, syn, xdpTX, part, first)
-		open := 0
-		for pair := 1; pair <= b.pairs; pair++ {
-			inner, err := pairFlows(b.d, uint32(pair))
-			if err != nil {
-				t.Fatal(err)
-			}
-			var cursor ebpf.MapBatchCursor
-			n, err := inner.BatchLookup(&cursor, keys, flows, nil)
-			if err != nil && n != len(keys) {
-				t.Fatal(err)
-			}
-			for i := range flows {
-				if flows[i].State != 0 {
-					flows[i].State = uint32(lbNatStateNAT_ESTABLISHED)
-					open++
-				}
-			}
-			if _, err := inner.BatchUpdate(keys, flows, nil); err != nil {
-				t.Fatal(err)
-			}
-			inner.Close()
-		}
+		open := openFlows(t, b.d, b.pairs)
 		if open != first+part {
 			t.Fatalf("%d flows are open, want %d", open, first+part)
 		}
 	}
+}
+
+// openFlows has the flows of the first pairs established, all that there are, and
+// counts them.
+func openFlows(t *testing.T, d *Datapath, pairs int) (open int) {
+	t.Helper()
+	keys := make([]uint32, lbLimitsNAT_PORTS)
+	flows := make([]lbNatFlow, lbLimitsNAT_PORTS)
+	for pair := 1; pair <= pairs; pair++ {
+		inner, err := pairFlows(d, uint32(pair))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var cursor ebpf.MapBatchCursor
+		n, err := inner.BatchLookup(&cursor, keys, flows, nil)
+		if err != nil && n != len(keys) {
+			t.Fatal(err)
+		}
+		for i := range flows {
+			if flows[i].State != 0 {
+				flows[i].State = uint32(lbNatStateNAT_ESTABLISHED)
+				open++
+			}
+		}
+		if _, err := inner.BatchUpdate(keys, flows, nil); err != nil {
+			t.Fatal(err)
+		}
+		inner.Close()
+	}
+	return open
 }
 
 // frame builds the headers of a TCP packet to the service; the benchmark fills
