@@ -30,9 +30,11 @@ func (d *Datapath) apply(want lb.Snapshot, drained map[uint32]bool) error {
 	if err := d.write(steps); err != nil {
 		return err
 	}
+	d.moved(next)
 	d.state, d.want = next, want
 	d.scan = scan{} // what it counted is old news
 	d.nameServices(want)
+	d.reportMoves()
 	return nil
 }
 

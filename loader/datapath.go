@@ -56,6 +56,7 @@ type Datapath struct {
 	names map[uint16]string // services, by number, as the last snapshot named them
 	want  lb.Snapshot       // the last one that was applied
 	scan  scan              // of the flow tables, the last one
+	moves map[uint16]Moves  // of the last change of each service
 }
 
 // idle times after which a nat flow is void, by its state.
@@ -116,7 +117,7 @@ func open(o Options, timeouts map[lbNatState]time.Duration) (*Datapath, error) {
 	}
 	d := &Datapath{
 		pinDir: o.PinDir, share: o.Ports, log: o.Log, objects: &objects.kernelMaps, program: objects.Sluice,
-		links: map[string]link.Link{}, names: map[uint16]string{}, cache: &tableCache{},
+		links: map[string]link.Link{}, names: map[uint16]string{}, moves: map[uint16]Moves{}, cache: &tableCache{},
 	}
 	if err := d.start(o, meta); err != nil {
 		return nil, errors.Join(err, d.Close())

@@ -24,6 +24,7 @@ type ServiceStats struct {
 	Protocol  lb.Protocol
 	Forward   lb.Forward
 	Losses    Losses
+	Moves     *Moves // nil: no change since the daemon started
 	Backends  []BackendStats
 }
 
@@ -68,7 +69,13 @@ type Outcome struct {
 func (d *Datapath) Stats() (Stats, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return readStats(d.objects, d.state, d.names, d.scan.pinned)
+	s, err := readStats(d.objects, d.state, d.names, d.scan.pinned)
+	for i, n := range slices.Sorted(maps.Keys(d.state.Services)) {
+		if m, ok := d.moves[n]; ok && i < len(s.Services) {
+			s.Services[i].Moves = &m
+		}
+	}
+	return s, err
 }
 
 func readStats(m *kernelMaps, state *State, names map[uint16]string, pinned map[uint32]int) (Stats, error) {

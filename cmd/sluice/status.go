@@ -210,6 +210,9 @@ func printStatus(w io.Writer, s control.Status) error {
 				weight, k.Slots, 100*k.Share, k.Flows, k.Packets, k.Bytes, k.ReplyPackets, k.ReplyBytes, k.NextHop, k.Why)
 		}
 		t.Flush()
+		if m := v.Moves; m != nil {
+			fmt.Fprintf(&b, "  last change, %s ago: %d slots moved, %d had to\n", age(s.Time, m.At), m.Changed, m.Least)
+		}
 		for _, l := range []struct {
 			n    uint64
 			what string

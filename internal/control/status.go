@@ -82,13 +82,15 @@ type ServiceStatus struct {
 	Name      string        `json:"name"`
 	Addresses []lb.Frontend `json:"addresses"`
 	// Pool is the service\'s own name where it has backends of its own.
-	Pool     string          `json:"pool,omitempty"`
-	Protocol string          `json:"protocol"`
-	Forward  string          `json:"forward"`
-	State    string          `json:"state"`
-	Healthy  int             `json:"healthy"`
-	Quorum   int             `json:"quorum"`
-	Losses   loader.Losses   `json:"losses"`
+	Pool     string        `json:"pool,omitempty"`
+	Protocol string        `json:"protocol"`
+	Forward  string        `json:"forward"`
+	State    string        `json:"state"`
+	Healthy  int           `json:"healthy"`
+	Quorum   int           `json:"quorum"`
+	Losses   loader.Losses `json:"losses"`
+	// Moves is what the last change of backends has done to slots.
+	Moves    *loader.Moves   `json:"last_change,omitempty"`
 	Backends []BackendStatus `json:"backends"`
 }
 
@@ -161,7 +163,7 @@ func Services(views []View, stats loader.Stats) []ServiceStatus {
 			Name: v.Service.Name, Addresses: v.Service.Addresses, Pool: v.Service.Pool.Name,
 			Protocol: v.Service.Protocol.String(),
 			Forward:  v.Service.Forward.String(), State: ServiceUp, Healthy: v.Healthy(),
-			Quorum: v.Service.Quorum, Losses: c.Losses, Backends: []BackendStatus{},
+			Quorum: v.Service.Quorum, Losses: c.Losses, Moves: c.Moves, Backends: []BackendStatus{},
 		}
 		switch {
 		case v.Serving() == 0:
@@ -194,7 +196,7 @@ func Services(views []View, stats loader.Stats) []ServiceStatus {
 	for _, c := range stats.Services {
 		s := ServiceStatus{
 			Name: c.Name, Addresses: c.Addresses, Protocol: c.Protocol.String(), Forward: c.Forward.String(),
-			State: ServiceUnknown, Losses: c.Losses, Backends: []BackendStatus{},
+			State: ServiceUnknown, Losses: c.Losses, Moves: c.Moves, Backends: []BackendStatus{},
 		}
 		for _, b := range c.Backends {
 			s.Backends = append(s.Backends, backendStatus(b, c))
