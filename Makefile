@@ -48,7 +48,7 @@ test:
 
 bench:
 	scripts/setup bench
-	$(GO) test ./loader -run '^TestFigures$$' -count 1 -v -figures | grep -E '^(figure:|---|FAIL|ok|panic)'
+	$(GO) test ./loader -run '^Test(Veth)?Figures$$' -count 1 -v -figures | grep -E '^(figure:|---|FAIL|ok|panic)'
 
 # The packet tests on Debian's 6.1 and 6.12 kernels, in qemu.
 test-kernels:
