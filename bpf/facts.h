@@ -20,7 +20,16 @@ struct facts {
 	__u8 protocol;
 	__u8 v6;
 	__u8 opens;
+	__u16 backend; /* DNAT: where the packet goes */
 };
+
+/*
+ * The outcomes of a part that leaves the packet to another one. They are counted
+ * nowhere.
+ */
+#define TO_NAT 0xfe
+#define TO_DNAT 0xfd
+#define TO_DNAT_ERROR 0xfc
 
 static __always_inline void note_facts(struct packet *p, struct facts *f)
 {
@@ -33,6 +42,19 @@ static __always_inline void note_facts(struct packet *p, struct facts *f)
 	f->protocol = p->protocol;
 	f->v6 = p->v6;
 	f->opens = p->opens;
+}
+
+static __always_inline int to_nat(struct packet *p, struct facts *f)
+{
+	note_facts(p, f);
+	return TO_NAT;
+}
+
+static __always_inline int to_dnat(struct packet *p, struct facts *f, __u32 backend)
+{
+	note_facts(p, f);
+	f->backend = backend;
+	return TO_DNAT;
 }
 
 /* Whether the headers are where they were. */

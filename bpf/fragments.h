@@ -7,6 +7,7 @@
 #ifndef SLUICE_FRAGMENTS_H
 #define SLUICE_FRAGMENTS_H
 
+#include "facts.h"
 #include "pins.h"
 #include "tunnel.h"
 
@@ -43,7 +44,7 @@ static __always_inline void remember_fragment(struct packet *p, __u32 backend)
 }
 
 /* Sends a later fragment where the first one went. */
-static __always_inline int follow_fragment(struct packet *p, int *action)
+static __always_inline int follow_fragment(struct packet *p, struct facts *f, int *action)
 {
 	struct fragment_key key;
 	struct backend *backend;
@@ -66,6 +67,8 @@ static __always_inline int follow_fragment(struct packet *p, int *action)
 	number = first->backend;
 	backend = backend_at(number);
 	p->service = backend->service;
+	if (service_at(p->service)->forward == FORWARD_DNAT)
+		return to_dnat(p, f, number);
 	if (service_at(p->service)->forward == FORWARD_TUNNEL)
 		out = tunnel_to(p, number, action);
 	else

@@ -8,6 +8,7 @@
 #ifndef SLUICE_ICMP_H
 #define SLUICE_ICMP_H
 
+#include "facts.h"
 #include "nat.h"
 #include "pins.h"
 #include "tunnel.h"
@@ -289,6 +290,8 @@ SUBPROGRAM int icmp_pipeline(struct xdp_md *ctx)
 	number = owner_of_quote(&p, &q, service);
 	if (!number)
 		return DROP_NO_BACKEND;
+	if (service->forward == FORWARD_DNAT)
+		return number << 8 | TO_DNAT_ERROR;
 	if (service->forward == FORWARD_TUNNEL)
 		out = tunnel_to(&p, number, &action);
 	else

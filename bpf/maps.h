@@ -42,7 +42,7 @@
 ARRAY(meta, struct meta, 1, BPF_MAP_TYPE_ARRAY, 0);
 
 /*
- * Interfaces, VIPs, services and backends: one variable, so that the program
+ * Interfaces, VIPs, services and backends, among others: one variable, so that the program
  * knows its address and needs no look-up. Written through mmap.
  */
 struct arrays tables;
@@ -107,6 +107,36 @@ FLOWS(udp_new, BPF_MAP_TYPE_LRU_HASH, 0);
 
 /* Those that have sent another one later. */
 FLOWS(udp_flows, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC);
+
+/* DNAT: what backends reply from, by hash of address and port. */
+ARRAY(replies, struct reply, MAX_REPLIES, BPF_MAP_TYPE_ARRAY, 0);
+
+/* DNAT: last hops of the clients to whom the kernel knows no neighbour. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_LAST_HOPS);
+	__type(key, struct address);
+	__type(value, struct last_hop);
+} last_hops SEC(".maps");
+
+/* DNAT: when a reply last found no way to its client, ticks. */
+ARRAY(way_missed, __u32, 1, BPF_MAP_TYPE_ARRAY, 0);
+
+/* DNAT: neighbours that replies wait for; the daemon has the kernel look for them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_MISSED);
+	__type(key, struct missed_neighbour);
+	__type(value, __u32); /* ticks */
+} missed_neighbours SEC(".maps");
+
+/* DNAT: what the first fragments of replies were translated by. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_FRAGMENTED_REPLIES);
+	__type(key, struct reply_fragment_key);
+	__type(value, struct reply_fragment);
+} reply_fragments SEC(".maps");
 
 /* NAT: pairs of backend and source address. */
 ARRAY(nat_pairs, struct nat_pair, MAX_PAIRS, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE);

@@ -60,11 +60,6 @@ struct packet {
 	__u64 slot; /* its word, in the stateless modes */
 };
 
-/* Two words that hold an address: network byte order, IPv4 mapped into IPv6. */
-struct address {
-	__u64 word[2];
-};
-
 /* An IPv4 address, network byte order, as the second word of a mapped one. */
 static __always_inline __u64 mapped(__be32 address)
 {
@@ -132,6 +127,11 @@ static __always_inline struct service *service_at(__u32 number)
 static __always_inline struct backend *backend_at(__u32 number)
 {
 	return &tables.backends[number & (MAX_BACKENDS - 1)];
+}
+
+static __always_inline struct way *way_at(__u32 interface)
+{
+	return &tables.ways[interface & (MAX_INTERFACES - 1)];
 }
 
 static __always_inline void count_outcome(__u32 outcome)

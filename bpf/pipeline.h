@@ -4,6 +4,8 @@
 #define SLUICE_PIPELINE_H
 
 #include "balance.h"
+#include "dnat.h"
+#include "dnat_errors.h"
 #include "emit.h"
 #include "facts.h"
 #include "fast.h"
@@ -25,7 +27,8 @@ static __always_inline __u32 find_owner(struct packet *p, struct service *servic
 	return slot_owner(p->slot);
 }
 
-static __always_inline int forward_to_owner(struct packet *p, struct service *service, int *action)
+static __always_inline int forward_to_owner(struct packet *p, struct service *service, struct facts *f,
+					    int *action)
 {
 	__u32 owner = find_owner(p, service);
 	int out;
@@ -36,6 +39,8 @@ static __always_inline int forward_to_owner(struct packet *p, struct service *se
 	}
 	if (p->fragment)
 		remember_fragment(p, owner);
+	if (service->forward == FORWARD_DNAT)
+		return to_dnat(p, f, owner);
 	out = service->forward == FORWARD_TUNNEL ? tunnel_to(p, owner, action) :
 						   emit(p, &backend_at(owner)->next_hop, action);
 	if (out == SENT)
@@ -53,15 +58,6 @@ static __always_inline int check(struct packet *p)
 	return p->protocol == IPPROTO_UDP ? parse_udp(p) : parse_tcp(p);
 }
 
-/* The outcome of a part that leaves the packet to nat's. It is counted nowhere. */
-#define TO_NAT 0xfe
-
-static __always_inline int to_nat(struct packet *p, struct facts *f)
-{
-	note_facts(p, f);
-	return TO_NAT;
-}
-
 static __always_inline int balance(struct packet *p, struct facts *f, int *action)
 {
 	struct service *service;
@@ -74,7 +70,7 @@ static __always_inline int balance(struct packet *p, struct facts *f, int *actio
 	if (!service) {
 		out = check(p);
 		if (out == PASS_FRAGMENT)
-			return follow_fragment(p, action);
+			return follow_fragment(p, f, action);
 		if (out)
 			return out;
 		if (p->vip->source)
@@ -85,7 +81,7 @@ static __always_inline int balance(struct packet *p, struct facts *f, int *actio
 	}
 	out = check(p);
 	if (out == PASS_FRAGMENT)
-		return follow_fragment(p, action);
+		return follow_fragment(p, f, action);
 	if (out)
 		return out;
 	if (p->fragment && service->forward == FORWARD_NAT)
@@ -96,7 +92,8 @@ static __always_inline int balance(struct packet *p, struct facts *f, int *actio
 	switch (service->forward) {
 	case FORWARD_DSR:
 	case FORWARD_TUNNEL:
-		return forward_to_owner(p, service, action);
+	case FORWARD_DNAT:
+		return forward_to_owner(p, service, f, action);
 	case FORWARD_NAT:
 		return to_nat(p, f);
 	}
@@ -159,8 +156,14 @@ static __always_inline int process(struct xdp_md *ctx)
 	out = pipeline(ctx, &facts);
 	if (out == TO_NAT)
 		out = facts.service ? nat_forward_pipeline(ctx, &facts) : nat_reply_pipeline(ctx, &facts);
+	else if (out == TO_DNAT)
+		out = dnat_pipeline(ctx, &facts);
 	else if ((out & 0xff) == PASS_PROTOCOL)
 		out = icmp_pipeline(ctx);
+	else if ((out & 0xff) == PASS_NOT_VIP && tables.expects_replies)
+		out = dnat_reply(ctx);
+	if ((out & 0xff) == TO_DNAT_ERROR)
+		out = out >> 8 ? dnat_error_in(ctx, out >> 8) : dnat_error_out(ctx);
 	verdict = out >> 8;
 	out &= 0xff;
 	if (out == SENT || out == ANSWERED)

@@ -34,7 +34,12 @@ enum limits {
 	NAT_EMBRYONIC = 16384,	/* handshakes that one pair remembers, at most */
 	NAT_RING = 81920,	/* NAT_PORTS + NAT_EMBRYONIC words */
 	NAT_WAYS = 8,		/* words in a bucket: one cache line */
+	REPLY_BITS = 16,
+	MAX_REPLIES = 65536,	/* DNAT: open addressing, filled to a quarter */
+	MAX_LAST_HOPS = 65536,	/* DNAT: clients that the kernel knows no way to */
+	MAX_MISSED = 1024,	/* DNAT: neighbours that the kernel is to look for */
 	MAX_FRAGMENTED = 65536,	/* packets in fragments that are remembered */
+	MAX_FRAGMENTED_REPLIES = 16384, /* DNAT: the same of backends */
 	MAX_RULES = 65536,	/* of all services together */
 	MAX_SOURCES = 262144,	/* whose new connections are counted */
 	MAX_VLANS = 2,
@@ -58,6 +63,7 @@ enum service_flags {
 	SERVICE_ALLOW_ONLY = 8, /* who matches none of them is refused */
 	SERVICE_SOURCE_LIMIT = 16,
 	SERVICE_UDP = 32, /* its protocol; else TCP */
+	SERVICE_KEEPS_PORT = 64, /* DNAT: it has several ports, and the backend has the same */
 };
 
 /*
@@ -75,6 +81,7 @@ enum outcome {
 	PASS_FRAGMENT,		/* to a VIP, a later fragment: no ports to see */
 	PASS_NO_SERVICE,	/* to a VIP, to a port that is no service */
 	PASS_NO_FLOW,		/* nat, no SYN and no flow: the kernel answers RST */
+	PASS_NOT_FORWARDING,	/* DNAT, a reply; but the kernel is told not to forward */
 	DROP_MALFORMED_IP,
 	DROP_MALFORMED_TCP,
 	DROP_MALFORMED_UDP,
@@ -87,7 +94,8 @@ enum outcome {
 	DROP_NO_PORT,		/* nat, every source port towards the backend is taken */
 	DROP_FLOWS_FULL,	/* nat, no room in the flow table */
 	DROP_NO_NEXT_HOP,	/* nat, no way back to the client is known */
-	DROP_TOO_BIG,		/* tunnel, too long for the way, and not answered */
+	DROP_NO_ROUTE,		/* DNAT, the routing table rejects the client */
+	DROP_TOO_BIG,		/* tunnel and DNAT, too long for the way, and not answered */
 	DROP_HEADROOM,		/* no room for a VLAN tag or an outer header */
 	DROP_INTERNAL,		/* an entry that should exist does not */
 	OUTCOMES,
@@ -100,11 +108,25 @@ enum entry {
 	ENTRY_GONE = 2,
 };
 
+/* Two words that hold an address: network byte order, IPv4 mapped into IPv6. */
+struct address {
+	__u64 word[2];
+};
+
 /* A NIC that the program is attached to. */
 struct interface {
 	__u32 index; /* 0: not in use */
 	__u8 mac[6];
 	__u8 pad[6];
+};
+
+/* How a frame leaves by an interface that a route names: a NIC, or a VLAN on top of one. */
+struct way {
+	__u32 index; /* that interface; 0: not in use */
+	__u32 nic;
+	__be16 vlan[MAX_VLANS]; /* VLAN identifiers, outer first */
+	__u16 vlans;
+	__u16 pad;
 };
 
 struct vip {
@@ -178,6 +200,8 @@ struct arrays {
 	struct vip vips[MAX_VIPS]; /* VIPs and source addresses, by hash of the address */
 	struct service services[MAX_SERVICES]; /* by number; 0 is none */
 	struct backend backends[MAX_BACKENDS]; /* by number; 0 is none */
+	struct way ways[MAX_INTERFACES]; /* by ifindex modulo their number */
+	__u64 expects_replies; /* 1: there are entries in replies */
 };
 
 struct counters {
@@ -196,7 +220,7 @@ struct service_losses {
 	__u64 early_reuse; /* ports handed out again within 60 s of their close */
 	__u64 evicted; /* handshakes given up for newer ones */
 	__u64 handshakes_full; /* SYNs in a tracked slot that found no room */
-	__u64 too_big; /* tunnel: packets too long for the way to their backend */
+	__u64 too_big; /* tunnel: packets too long for the way to their backend; DNAT: to the client */
 	__u64 pins_full; /* flows that found no room among the pinned ones */
 };
 
@@ -276,6 +300,50 @@ struct nat_flow {
 
 struct nat_bucket {
 	__u64 word[NAT_WAYS]; /* tag of the hash << 32 | pair << 16 | port */
+};
+
+/*
+ * DNAT: whose what a backend sends is. Whom it stands for is one word, stored whole,
+ * and whether the entry is in use comes last.
+ */
+struct reply {
+	__u64 address[2]; /* backend's */
+	__u32 backend; /* its number */
+	__u16 vip; /* index */
+	__be16 vip_port; /* 0: the packet's own */
+	__be16 port; /* backend's; 0: any that is one of its service's */
+	__u16 protocol;
+	__u32 state; /* enum entry */
+};
+
+/* DNAT: the neighbour that a client's packets come from. */
+struct last_hop {
+	__u8 mac[6];
+	__u16 vlans;
+	__be16 vlan[MAX_VLANS];
+	__u32 interface;
+	__u32 seen; /* ticks */
+};
+
+/* DNAT: a neighbour that a route names, and that the kernel does not know. */
+struct missed_neighbour {
+	__u64 address[2];
+	__u32 interface;
+	__u32 pad;
+};
+
+/* DNAT: a packet of a backend that comes in fragments. */
+struct reply_fragment_key {
+	__u64 source[2];
+	__u64 destination[2];
+	__be32 id;
+	__u16 protocol;
+	__u16 v6;
+};
+
+struct reply_fragment {
+	__u32 place; /* in replies */
+	__u32 seen; /* ticks */
 };
 
 /* A flow, as the client names it. */

@@ -13,6 +13,11 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type benchAddress struct {
+	_    structs.HostLayout
+	Word [2]uint64
+}
+
 type benchAllowance struct {
 	_    structs.HostLayout
 	Tick uint32
@@ -65,6 +70,15 @@ type benchArrays struct {
 		Alive      uint32
 		Leaving    uint32
 	}
+	Ways [1024]struct {
+		_     structs.HostLayout
+		Index uint32
+		Nic   uint32
+		Vlan  [2]uint16
+		Vlans uint16
+		Pad   uint16
+	}
+	ExpectsReplies uint64
 }
 
 type benchBenchFlow struct {
@@ -164,11 +178,27 @@ type benchFragmentKey struct {
 	V6       uint32
 }
 
+type benchLastHop struct {
+	_         structs.HostLayout
+	Mac       [6]uint8
+	Vlans     uint16
+	Vlan      [2]uint16
+	Interface uint32
+	Seen      uint32
+}
+
 type benchMeta struct {
 	_          structs.HostLayout
 	Layout     uint32
 	BucketMask uint32
 	NatSeed    uint64
+}
+
+type benchMissedNeighbour struct {
+	_         structs.HostLayout
+	Address   [2]uint64
+	Interface uint32
+	Pad       uint32
 }
 
 type benchNatBucket struct {
@@ -221,6 +251,32 @@ type benchPortTable struct {
 	Service [65536]uint16
 }
 
+type benchReply struct {
+	_        structs.HostLayout
+	Address  [2]uint64
+	Backend  uint32
+	Vip      uint16
+	VipPort  uint16
+	Port     uint16
+	Protocol uint16
+	State    uint32
+}
+
+type benchReplyFragment struct {
+	_     structs.HostLayout
+	Place uint32
+	Seen  uint32
+}
+
+type benchReplyFragmentKey struct {
+	_           structs.HostLayout
+	Source      [2]uint64
+	Destination [2]uint64
+	Id          uint32
+	Protocol    uint16
+	V6          uint16
+}
+
 type benchRuleKey struct {
 	_            structs.HostLayout
 	PrefixLength uint32
@@ -257,8 +313,10 @@ const (
 	benchMapBenchState         = "bench_state"
 	benchMapFragments          = "fragments"
 	benchMapHandshakes         = "handshakes"
+	benchMapLastHops           = "last_hops"
 	benchMapLosses             = "losses"
 	benchMapMeta               = "meta"
+	benchMapMissedNeighbours   = "missed_neighbours"
 	benchMapNatBuckets         = "nat_buckets"
 	benchMapNatChoices         = "nat_choices"
 	benchMapNatFlows           = "nat_flows"
@@ -268,6 +326,8 @@ const (
 	benchMapOutcomes           = "outcomes"
 	benchMapPins               = "pins"
 	benchMapPorts              = "ports"
+	benchMapReplies            = "replies"
+	benchMapReplyFragments     = "reply_fragments"
 	benchMapSlots              = "slots"
 	benchMapSourceBuckets      = "source_buckets"
 	benchMapStragglerAllowance = "straggler_allowance"
@@ -275,6 +335,7 @@ const (
 	benchMapTraffic            = "traffic"
 	benchMapUdpFlows           = "udp_flows"
 	benchMapUdpNew             = "udp_new"
+	benchMapWayMissed          = "way_missed"
 	benchProgBenchEmpty        = "bench_empty"
 	benchProgBenchEmpty6       = "bench_empty6"
 	benchProgBenchLru          = "bench_lru"
@@ -355,8 +416,10 @@ type benchMapSpecs struct {
 	BenchState         *ebpf.MapSpec `ebpf:"bench_state"`
 	Fragments          *ebpf.MapSpec `ebpf:"fragments"`
 	Handshakes         *ebpf.MapSpec `ebpf:"handshakes"`
+	LastHops           *ebpf.MapSpec `ebpf:"last_hops"`
 	Losses             *ebpf.MapSpec `ebpf:"losses"`
 	Meta               *ebpf.MapSpec `ebpf:"meta"`
+	MissedNeighbours   *ebpf.MapSpec `ebpf:"missed_neighbours"`
 	NatBuckets         *ebpf.MapSpec `ebpf:"nat_buckets"`
 	NatChoices         *ebpf.MapSpec `ebpf:"nat_choices"`
 	NatFlows           *ebpf.MapSpec `ebpf:"nat_flows"`
@@ -366,6 +429,8 @@ type benchMapSpecs struct {
 	Outcomes           *ebpf.MapSpec `ebpf:"outcomes"`
 	Pins               *ebpf.MapSpec `ebpf:"pins"`
 	Ports              *ebpf.MapSpec `ebpf:"ports"`
+	Replies            *ebpf.MapSpec `ebpf:"replies"`
+	ReplyFragments     *ebpf.MapSpec `ebpf:"reply_fragments"`
 	Slots              *ebpf.MapSpec `ebpf:"slots"`
 	SourceBuckets      *ebpf.MapSpec `ebpf:"source_buckets"`
 	StragglerAllowance *ebpf.MapSpec `ebpf:"straggler_allowance"`
@@ -373,6 +438,7 @@ type benchMapSpecs struct {
 	Traffic            *ebpf.MapSpec `ebpf:"traffic"`
 	UdpFlows           *ebpf.MapSpec `ebpf:"udp_flows"`
 	UdpNew             *ebpf.MapSpec `ebpf:"udp_new"`
+	WayMissed          *ebpf.MapSpec `ebpf:"way_missed"`
 }
 
 // benchVariableSpecs contains global variables before they are loaded into the kernel.
@@ -419,8 +485,10 @@ type benchMaps struct {
 	BenchState         *ebpf.Map `ebpf:"bench_state"`
 	Fragments          *ebpf.Map `ebpf:"fragments"`
 	Handshakes         *ebpf.Map `ebpf:"handshakes"`
+	LastHops           *ebpf.Map `ebpf:"last_hops"`
 	Losses             *ebpf.Map `ebpf:"losses"`
 	Meta               *ebpf.Map `ebpf:"meta"`
+	MissedNeighbours   *ebpf.Map `ebpf:"missed_neighbours"`
 	NatBuckets         *ebpf.Map `ebpf:"nat_buckets"`
 	NatChoices         *ebpf.Map `ebpf:"nat_choices"`
 	NatFlows           *ebpf.Map `ebpf:"nat_flows"`
@@ -430,6 +498,8 @@ type benchMaps struct {
 	Outcomes           *ebpf.Map `ebpf:"outcomes"`
 	Pins               *ebpf.Map `ebpf:"pins"`
 	Ports              *ebpf.Map `ebpf:"ports"`
+	Replies            *ebpf.Map `ebpf:"replies"`
+	ReplyFragments     *ebpf.Map `ebpf:"reply_fragments"`
 	Slots              *ebpf.Map `ebpf:"slots"`
 	SourceBuckets      *ebpf.Map `ebpf:"source_buckets"`
 	StragglerAllowance *ebpf.Map `ebpf:"straggler_allowance"`
@@ -437,6 +507,7 @@ type benchMaps struct {
 	Traffic            *ebpf.Map `ebpf:"traffic"`
 	UdpFlows           *ebpf.Map `ebpf:"udp_flows"`
 	UdpNew             *ebpf.Map `ebpf:"udp_new"`
+	WayMissed          *ebpf.Map `ebpf:"way_missed"`
 }
 
 func (m *benchMaps) Close() error {
@@ -448,8 +519,10 @@ func (m *benchMaps) Close() error {
 		m.BenchState,
 		m.Fragments,
 		m.Handshakes,
+		m.LastHops,
 		m.Losses,
 		m.Meta,
+		m.MissedNeighbours,
 		m.NatBuckets,
 		m.NatChoices,
 		m.NatFlows,
@@ -459,6 +532,8 @@ func (m *benchMaps) Close() error {
 		m.Outcomes,
 		m.Pins,
 		m.Ports,
+		m.Replies,
+		m.ReplyFragments,
 		m.Slots,
 		m.SourceBuckets,
 		m.StragglerAllowance,
@@ -466,6 +541,7 @@ func (m *benchMaps) Close() error {
 		m.Traffic,
 		m.UdpFlows,
 		m.UdpNew,
+		m.WayMissed,
 	)
 }
 

@@ -13,6 +13,11 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type lbAddress struct {
+	_    structs.HostLayout
+	Word [2]uint64
+}
+
 type lbAllowance struct {
 	_    structs.HostLayout
 	Tick uint32
@@ -65,6 +70,15 @@ type lbArrays struct {
 		Alive      uint32
 		Leaving    uint32
 	}
+	Ways [1024]struct {
+		_     structs.HostLayout
+		Index uint32
+		Nic   uint32
+		Vlan  [2]uint16
+		Vlans uint16
+		Pad   uint16
+	}
+	ExpectsReplies uint64
 }
 
 type lbBackend struct {
@@ -167,6 +181,15 @@ type lbInterface struct {
 	Pad   [6]uint8
 }
 
+type lbLastHop struct {
+	_         structs.HostLayout
+	Mac       [6]uint8
+	Vlans     uint16
+	Vlan      [2]uint16
+	Interface uint32
+	Seen      uint32
+}
+
 type lbLayout uint32
 
 const (
@@ -176,29 +199,34 @@ const (
 type lbLimits uint32
 
 const (
-	lbLimitsMAX_INTERFACES      lbLimits = 1024
-	lbLimitsVIP_BITS            lbLimits = 12
-	lbLimitsMAX_VIPS            lbLimits = 4096
-	lbLimitsMAX_PORT_TABLES     lbLimits = 256
-	lbLimitsPORTS               lbLimits = 65536
-	lbLimitsMAX_SERVICES        lbLimits = 4096
-	lbLimitsMAX_BACKENDS        lbLimits = 16384
-	lbLimitsMAX_PAIRS           lbLimits = 8192
-	lbLimitsMAX_CHOICES         lbLimits = 65536
-	lbLimitsPAIR_KEY_BITS       lbLimits = 15
-	lbLimitsMAX_PAIR_KEYS       lbLimits = 32768
-	lbLimitsPROBES              lbLimits = 16
-	lbLimitsNAT_PORTS           lbLimits = 65536
-	lbLimitsNAT_EMBRYONIC       lbLimits = 16384
-	lbLimitsNAT_RING            lbLimits = 81920
-	lbLimitsNAT_WAYS            lbLimits = 8
-	lbLimitsMAX_FRAGMENTED      lbLimits = 65536
-	lbLimitsMAX_RULES           lbLimits = 65536
-	lbLimitsMAX_SOURCES         lbLimits = 262144
-	lbLimitsMAX_VLANS           lbLimits = 2
-	lbLimitsSTRAGGLERS_PER_TICK lbLimits = 2048
-	lbLimitsUDP_IDLE_TICKS      lbLimits = 2235
-	lbLimitsMAX_EXTENSIONS      lbLimits = 8
+	lbLimitsMAX_INTERFACES         lbLimits = 1024
+	lbLimitsVIP_BITS               lbLimits = 12
+	lbLimitsMAX_VIPS               lbLimits = 4096
+	lbLimitsMAX_PORT_TABLES        lbLimits = 256
+	lbLimitsPORTS                  lbLimits = 65536
+	lbLimitsMAX_SERVICES           lbLimits = 4096
+	lbLimitsMAX_BACKENDS           lbLimits = 16384
+	lbLimitsMAX_PAIRS              lbLimits = 8192
+	lbLimitsMAX_CHOICES            lbLimits = 65536
+	lbLimitsPAIR_KEY_BITS          lbLimits = 15
+	lbLimitsMAX_PAIR_KEYS          lbLimits = 32768
+	lbLimitsPROBES                 lbLimits = 16
+	lbLimitsNAT_PORTS              lbLimits = 65536
+	lbLimitsNAT_EMBRYONIC          lbLimits = 16384
+	lbLimitsNAT_RING               lbLimits = 81920
+	lbLimitsNAT_WAYS               lbLimits = 8
+	lbLimitsREPLY_BITS             lbLimits = 16
+	lbLimitsMAX_REPLIES            lbLimits = 65536
+	lbLimitsMAX_LAST_HOPS          lbLimits = 65536
+	lbLimitsMAX_MISSED             lbLimits = 1024
+	lbLimitsMAX_FRAGMENTED         lbLimits = 65536
+	lbLimitsMAX_FRAGMENTED_REPLIES lbLimits = 16384
+	lbLimitsMAX_RULES              lbLimits = 65536
+	lbLimitsMAX_SOURCES            lbLimits = 262144
+	lbLimitsMAX_VLANS              lbLimits = 2
+	lbLimitsSTRAGGLERS_PER_TICK    lbLimits = 2048
+	lbLimitsUDP_IDLE_TICKS         lbLimits = 2235
+	lbLimitsMAX_EXTENSIONS         lbLimits = 8
 )
 
 type lbMeta struct {
@@ -206,6 +234,13 @@ type lbMeta struct {
 	Layout     uint32
 	BucketMask uint32
 	NatSeed    uint64
+}
+
+type lbMissedNeighbour struct {
+	_         structs.HostLayout
+	Address   [2]uint64
+	Interface uint32
+	Pad       uint32
 }
 
 type lbNatBucket struct {
@@ -300,22 +335,24 @@ const (
 	lbOutcomePASS_FRAGMENT       lbOutcome = 7
 	lbOutcomePASS_NO_SERVICE     lbOutcome = 8
 	lbOutcomePASS_NO_FLOW        lbOutcome = 9
-	lbOutcomeDROP_MALFORMED_IP   lbOutcome = 10
-	lbOutcomeDROP_MALFORMED_TCP  lbOutcome = 11
-	lbOutcomeDROP_MALFORMED_UDP  lbOutcome = 12
-	lbOutcomeDROP_FRAGMENT       lbOutcome = 13
-	lbOutcomeDROP_EARLY_FRAGMENT lbOutcome = 14
-	lbOutcomeDROP_DENIED         lbOutcome = 15
-	lbOutcomeDROP_SOURCE_LIMIT   lbOutcome = 16
-	lbOutcomeDROP_TTL            lbOutcome = 17
-	lbOutcomeDROP_NO_BACKEND     lbOutcome = 18
-	lbOutcomeDROP_NO_PORT        lbOutcome = 19
-	lbOutcomeDROP_FLOWS_FULL     lbOutcome = 20
-	lbOutcomeDROP_NO_NEXT_HOP    lbOutcome = 21
-	lbOutcomeDROP_TOO_BIG        lbOutcome = 22
-	lbOutcomeDROP_HEADROOM       lbOutcome = 23
-	lbOutcomeDROP_INTERNAL       lbOutcome = 24
-	lbOutcomeOUTCOMES            lbOutcome = 25
+	lbOutcomePASS_NOT_FORWARDING lbOutcome = 10
+	lbOutcomeDROP_MALFORMED_IP   lbOutcome = 11
+	lbOutcomeDROP_MALFORMED_TCP  lbOutcome = 12
+	lbOutcomeDROP_MALFORMED_UDP  lbOutcome = 13
+	lbOutcomeDROP_FRAGMENT       lbOutcome = 14
+	lbOutcomeDROP_EARLY_FRAGMENT lbOutcome = 15
+	lbOutcomeDROP_DENIED         lbOutcome = 16
+	lbOutcomeDROP_SOURCE_LIMIT   lbOutcome = 17
+	lbOutcomeDROP_TTL            lbOutcome = 18
+	lbOutcomeDROP_NO_BACKEND     lbOutcome = 19
+	lbOutcomeDROP_NO_PORT        lbOutcome = 20
+	lbOutcomeDROP_FLOWS_FULL     lbOutcome = 21
+	lbOutcomeDROP_NO_NEXT_HOP    lbOutcome = 22
+	lbOutcomeDROP_NO_ROUTE       lbOutcome = 23
+	lbOutcomeDROP_TOO_BIG        lbOutcome = 24
+	lbOutcomeDROP_HEADROOM       lbOutcome = 25
+	lbOutcomeDROP_INTERNAL       lbOutcome = 26
+	lbOutcomeOUTCOMES            lbOutcome = 27
 )
 
 type lbPairKey struct {
@@ -341,6 +378,32 @@ type lbPin struct {
 type lbPortTable struct {
 	_       structs.HostLayout
 	Service [65536]uint16
+}
+
+type lbReply struct {
+	_        structs.HostLayout
+	Address  [2]uint64
+	Backend  uint32
+	Vip      uint16
+	VipPort  uint16
+	Port     uint16
+	Protocol uint16
+	State    uint32
+}
+
+type lbReplyFragment struct {
+	_     structs.HostLayout
+	Place uint32
+	Seen  uint32
+}
+
+type lbReplyFragmentKey struct {
+	_           structs.HostLayout
+	Source      [2]uint64
+	Destination [2]uint64
+	Id          uint32
+	Protocol    uint16
+	V6          uint16
 }
 
 type lbRule uint32
@@ -377,6 +440,7 @@ const (
 	lbServiceFlagsSERVICE_ALLOW_ONLY   lbServiceFlags = 8
 	lbServiceFlagsSERVICE_SOURCE_LIMIT lbServiceFlags = 16
 	lbServiceFlagsSERVICE_UDP          lbServiceFlags = 32
+	lbServiceFlagsSERVICE_KEEPS_PORT   lbServiceFlags = 64
 )
 
 type lbServiceLosses struct {
@@ -423,6 +487,15 @@ type lbVip struct {
 	State   uint32
 }
 
+type lbWay struct {
+	_     structs.HostLayout
+	Index uint32
+	Nic   uint32
+	Vlan  [2]uint16
+	Vlans uint16
+	Pad   uint16
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -431,8 +504,10 @@ const (
 	lbMapAnswerAllowance    = "answer_allowance"
 	lbMapFragments          = "fragments"
 	lbMapHandshakes         = "handshakes"
+	lbMapLastHops           = "last_hops"
 	lbMapLosses             = "losses"
 	lbMapMeta               = "meta"
+	lbMapMissedNeighbours   = "missed_neighbours"
 	lbMapNatBuckets         = "nat_buckets"
 	lbMapNatChoices         = "nat_choices"
 	lbMapNatFlows           = "nat_flows"
@@ -442,6 +517,8 @@ const (
 	lbMapOutcomes           = "outcomes"
 	lbMapPins               = "pins"
 	lbMapPorts              = "ports"
+	lbMapReplies            = "replies"
+	lbMapReplyFragments     = "reply_fragments"
 	lbMapSlots              = "slots"
 	lbMapSourceBuckets      = "source_buckets"
 	lbMapStragglerAllowance = "straggler_allowance"
@@ -449,6 +526,7 @@ const (
 	lbMapTraffic            = "traffic"
 	lbMapUdpFlows           = "udp_flows"
 	lbMapUdpNew             = "udp_new"
+	lbMapWayMissed          = "way_missed"
 	lbProgSluice            = "sluice"
 	lbVarDry                = "dry"
 	lbVarExported           = "exported"
@@ -515,8 +593,10 @@ type lbMapSpecs struct {
 	AnswerAllowance    *ebpf.MapSpec `ebpf:"answer_allowance"`
 	Fragments          *ebpf.MapSpec `ebpf:"fragments"`
 	Handshakes         *ebpf.MapSpec `ebpf:"handshakes"`
+	LastHops           *ebpf.MapSpec `ebpf:"last_hops"`
 	Losses             *ebpf.MapSpec `ebpf:"losses"`
 	Meta               *ebpf.MapSpec `ebpf:"meta"`
+	MissedNeighbours   *ebpf.MapSpec `ebpf:"missed_neighbours"`
 	NatBuckets         *ebpf.MapSpec `ebpf:"nat_buckets"`
 	NatChoices         *ebpf.MapSpec `ebpf:"nat_choices"`
 	NatFlows           *ebpf.MapSpec `ebpf:"nat_flows"`
@@ -526,6 +606,8 @@ type lbMapSpecs struct {
 	Outcomes           *ebpf.MapSpec `ebpf:"outcomes"`
 	Pins               *ebpf.MapSpec `ebpf:"pins"`
 	Ports              *ebpf.MapSpec `ebpf:"ports"`
+	Replies            *ebpf.MapSpec `ebpf:"replies"`
+	ReplyFragments     *ebpf.MapSpec `ebpf:"reply_fragments"`
 	Slots              *ebpf.MapSpec `ebpf:"slots"`
 	SourceBuckets      *ebpf.MapSpec `ebpf:"source_buckets"`
 	StragglerAllowance *ebpf.MapSpec `ebpf:"straggler_allowance"`
@@ -533,6 +615,7 @@ type lbMapSpecs struct {
 	Traffic            *ebpf.MapSpec `ebpf:"traffic"`
 	UdpFlows           *ebpf.MapSpec `ebpf:"udp_flows"`
 	UdpNew             *ebpf.MapSpec `ebpf:"udp_new"`
+	WayMissed          *ebpf.MapSpec `ebpf:"way_missed"`
 }
 
 // lbVariableSpecs contains global variables before they are loaded into the kernel.
@@ -575,8 +658,10 @@ type lbMaps struct {
 	AnswerAllowance    *ebpf.Map `ebpf:"answer_allowance"`
 	Fragments          *ebpf.Map `ebpf:"fragments"`
 	Handshakes         *ebpf.Map `ebpf:"handshakes"`
+	LastHops           *ebpf.Map `ebpf:"last_hops"`
 	Losses             *ebpf.Map `ebpf:"losses"`
 	Meta               *ebpf.Map `ebpf:"meta"`
+	MissedNeighbours   *ebpf.Map `ebpf:"missed_neighbours"`
 	NatBuckets         *ebpf.Map `ebpf:"nat_buckets"`
 	NatChoices         *ebpf.Map `ebpf:"nat_choices"`
 	NatFlows           *ebpf.Map `ebpf:"nat_flows"`
@@ -586,6 +671,8 @@ type lbMaps struct {
 	Outcomes           *ebpf.Map `ebpf:"outcomes"`
 	Pins               *ebpf.Map `ebpf:"pins"`
 	Ports              *ebpf.Map `ebpf:"ports"`
+	Replies            *ebpf.Map `ebpf:"replies"`
+	ReplyFragments     *ebpf.Map `ebpf:"reply_fragments"`
 	Slots              *ebpf.Map `ebpf:"slots"`
 	SourceBuckets      *ebpf.Map `ebpf:"source_buckets"`
 	StragglerAllowance *ebpf.Map `ebpf:"straggler_allowance"`
@@ -593,6 +680,7 @@ type lbMaps struct {
 	Traffic            *ebpf.Map `ebpf:"traffic"`
 	UdpFlows           *ebpf.Map `ebpf:"udp_flows"`
 	UdpNew             *ebpf.Map `ebpf:"udp_new"`
+	WayMissed          *ebpf.Map `ebpf:"way_missed"`
 }
 
 func (m *lbMaps) Close() error {
@@ -601,8 +689,10 @@ func (m *lbMaps) Close() error {
 		m.AnswerAllowance,
 		m.Fragments,
 		m.Handshakes,
+		m.LastHops,
 		m.Losses,
 		m.Meta,
+		m.MissedNeighbours,
 		m.NatBuckets,
 		m.NatChoices,
 		m.NatFlows,
@@ -612,6 +702,8 @@ func (m *lbMaps) Close() error {
 		m.Outcomes,
 		m.Pins,
 		m.Ports,
+		m.Replies,
+		m.ReplyFragments,
 		m.Slots,
 		m.SourceBuckets,
 		m.StragglerAllowance,
@@ -619,6 +711,7 @@ func (m *lbMaps) Close() error {
 		m.Traffic,
 		m.UdpFlows,
 		m.UdpNew,
+		m.WayMissed,
 	)
 }
 
