@@ -27,6 +27,11 @@ func (d *Datapath) apply(want lb.Snapshot, drained map[uint32]bool) error {
 		return err
 	}
 	d.cache.turn()
+	if next.ExpectsReplies && !d.state.ExpectsReplies {
+		if err := d.refreshWays(); err != nil {
+			return err
+		}
+	}
 	if err := d.write(steps); err != nil {
 		return err
 	}

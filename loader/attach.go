@@ -57,11 +57,11 @@ func (d *Datapath) Attach(interfaces []string, mode Mode) ([]Attachment, error) 
 		return done, err
 	}
 	d.forgetInterfaces(done)
-	return done, nil
+	return done, d.refreshWays()
 }
 
 // RefreshInterfaces writes the MAC addresses that the attached interfaces have
-// now. An interface that is gone, or was made anew, is part of the error.
+// now, and what VLANs there are on top of them where routes matter. An interface that is gone, or was made anew, is part of the error.
 func (d *Datapath) RefreshInterfaces() error {
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(d.links)) {
@@ -75,6 +75,9 @@ func (d *Datapath) RefreshInterfaces() error {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("look at interface %s: %w", name, err))
 		}
+	}
+	if d.state.ExpectsReplies {
+		errs = append(errs, d.refreshWays())
 	}
 	return errors.Join(errs...)
 }

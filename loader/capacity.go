@@ -26,9 +26,6 @@ func Fits(services []lb.Service) error {
 	backends, choices, rules := 0, 0, 0
 	var errs []error
 	for _, s := range services {
-		if s.Forward == lb.DNAT {
-			errs = append(errs, fmt.Errorf("service %s: source_nat: false is not supported yet: leave it out, or use dsr or tunnel", s.Name))
-		}
 		if s.SourceLimit.Rate > 0 && s.Protocol == lb.UDP {
 			errs = append(errs, fmt.Errorf("service %s: source_limit counts new connections, and UDP has none: leave it out", s.Name))
 		}

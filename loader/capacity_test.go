@@ -47,6 +47,7 @@ func TestFits(t *testing.T) {
 		want     string // "": fits
 	}{
 		{"a usual one", make(10, 20, 1, lb.NAT), ""},
+		{"nat without source NAT", make(10, 20, 0, lb.DNAT), ""},
 		{"as many services as there can be", make(4095, 1, 0, lb.DSR), ""},
 		{"one service too many", make(4096, 1, 0, lb.DSR), "4096 services: there is room for 4095"},
 		{"as many backends as there can be", make(1, 16383, 0, lb.DSR), ""},

@@ -96,3 +96,11 @@ func pairHash(backend netip.AddrPort, vip uint32, protocol lb.Protocol) uint32 {
 	h += uint64(bigEndian16(backend.Port())) + uint64(vip)<<16 + uint64(protocol)
 	return uint32(h * golden >> (64 - lbLimitsPAIR_KEY_BITS))
 }
+
+// replyHash is where find_place of bpf/dnat.h begins to look for a reply.
+func replyHash(id replyID) uint32 {
+	w := mapped(id.Address)
+	h := w[1] ^ w[0]*0xff51afd7ed558ccd
+	h += uint64(bigEndian16(id.Port)) + uint64(id.Protocol)<<16
+	return uint32(h * golden >> (64 - lbLimitsREPLY_BITS))
+}

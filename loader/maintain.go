@@ -35,7 +35,9 @@ type scan struct {
 // Maintain ends what time has ended: windows, idle pins, backends that have
 // drained. It is to be called about once a second; while every slot is clean
 // there is next to nothing to do.
-func (d *Datapath) Maintain() error { return d.maintain(sinceBoot(), ticks()) }
+func (d *Datapath) Maintain() error {
+	return errors.Join(d.findNeighbours(), d.maintain(sinceBoot(), ticks()))
+}
 
 func (d *Datapath) maintain(now time.Duration, tick uint32) error {
 	d.mu.Lock()

@@ -9,10 +9,10 @@ import (
 	"github.com/sluice-lb/sluice/internal/testenv"
 )
 
-// forEachMode runs a test on a dsr and on a nat service, the latter with a flow
+// forEachMode runs a test on a service of each mode but tunnel, nat with a flow
 // open that clientPort's packets belong to.
 func forEachMode(t *testing.T, f func(t *testing.T, d *Datapath)) {
-	for _, mode := range []lb.Forward{lb.DSR, lb.NAT} {
+	for _, mode := range []lb.Forward{lb.DSR, lb.NAT, lb.DNAT} {
 		t.Run(mode.String(), func(t *testing.T) {
 			d := newDatapath(t, service("web", mode, 80, backends(1, 80)))
 			if mode == lb.NAT {

@@ -33,7 +33,7 @@ type tableFunc func(size int, backends []lb.Backend) ([]int32, error)
 // removed goes after: at no moment does a packet find half a service.
 func plan(have *State, want lb.Snapshot, lim limits, table tableFunc) ([]step, *State, error) {
 	p := &planner{
-		have: have, next: have.clone(), lim: lim, table: table,
+		have: have, next: have.clone(), want: want, lim: lim, table: table,
 		known: map[pairID]uint32{}, keys: map[uint32]bool{},
 		serviceNumbers: numbering{limit: uint32(lbLimitsMAX_SERVICES)},
 		backendNumbers: numbering{limit: uint32(lbLimitsMAX_BACKENDS)},
@@ -59,6 +59,8 @@ func plan(have *State, want lb.Snapshot, lim limits, table tableFunc) ([]step, *
 
 type planner struct {
 	have, next *State
+	want       lb.Snapshot
+	numbers    []uint16 // of its services
 	lim        limits
 	table      tableFunc
 	known      map[pairID]uint32 // pairs, by what they are
@@ -79,6 +81,7 @@ func (p *planner) services(want lb.Snapshot) error {
 	if err != nil {
 		return err
 	}
+	p.numbers = numbers
 	if err := p.vips(want, numbers); err != nil {
 		return err
 	}
@@ -111,7 +114,7 @@ func (p *planner) services(want lb.Snapshot) error {
 			p.remove = append(p.remove, removePair{n, p.have.Pairs[n]})
 		}
 	}
-	return nil
+	return p.replies()
 }
 
 // match gives every wanted service its number: that of the service which holds
@@ -254,7 +257,7 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 func (p *planner) leave(number uint16, s lb.ServiceState, known map[netip.AddrPort]uint32, keepBackends, keepPairs map[uint32]bool) error {
 	for _, n := range slices.Sorted(maps.Values(known)) {
 		old := p.have.Backends[n]
-		if keepBackends[n] || !old.Alive || p.lim.drained[n] {
+		if keepBackends[n] || !old.Alive || p.lim.drained[n] || p.claimed(number, s.Service, old.Address) {
 			continue
 		}
 		if old.Leaving != 0 && p.lim.now-time.Duration(old.Leaving)*time.Second > s.DrainTimeout {
@@ -291,6 +294,7 @@ func flagsOf(s lb.Service) lbServiceFlags {
 		{len(s.Rules) > 0, lbServiceFlagsSERVICE_RULES},
 		{s.AllowOnly, lbServiceFlagsSERVICE_ALLOW_ONLY},
 		{s.SourceLimit.Rate > 0, lbServiceFlagsSERVICE_SOURCE_LIMIT},
+		{keepsPort(s), lbServiceFlagsSERVICE_KEEPS_PORT},
 	} {
 		if f.on {
 			flags |= f.flag

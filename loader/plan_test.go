@@ -49,7 +49,7 @@ func snapshot(t *testing.T, text string) lb.Snapshot {
 		head, tail, _ := strings.Cut(line, ": ")
 		words := strings.Fields(strings.TrimSuffix(head, ":"))
 		service := lb.ServiceState{Service: lb.Service{
-			Name: words[0], Protocol: lb.TCP, TableSize: 6, Forward: map[string]lb.Forward{"dsr": lb.DSR, "nat": lb.NAT}[words[1]],
+			Name: words[0], Protocol: lb.TCP, TableSize: 6, Forward: map[string]lb.Forward{"dsr": lb.DSR, "nat": lb.NAT, "dnat": lb.DNAT}[words[1]],
 		}}
 		for a := range strings.SplitSeq(words[2], ",") {
 			service.Addresses = append(service.Addresses, lb.FrontendOf(netip.MustParseAddrPort(a)))
@@ -279,6 +279,74 @@ func TestPlan(t *testing.T) {
 			set port 80 of table 1 to service 2
 			clear service 1
 			clear backend 1`},
+		{"nat without source NAT", "", "web dnat 192.0.2.100:80: 11 12", `
+			set vip 192.0.2.100 place N ports 1 source false
+			set backend 1 192.0.2.11:80 of service 1 alive generation 1
+			set backend 2 192.0.2.12:80 of service 1 alive generation 2
+			take what comes from 192.0.2.11 tcp port 80 for replies of backend 1 from port 80
+			take what comes from 192.0.2.12 tcp port 80 for replies of backend 2 from port 80
+			look for replies
+			set 6 slots of service 1
+			set service 1 nat, source_nat: false slots 0+6
+			set port 80 of table 1 to service 1`},
+		{"the same to another port", "", "web dnat 192.0.2.100:8080: 11", `
+			set vip 192.0.2.100 place N ports 1 source false
+			set backend 1 192.0.2.11:80 of service 1 alive generation 1
+			take what comes from 192.0.2.11 tcp port 80 for replies of backend 1 from port 8080
+			look for replies
+			set 6 slots of service 1
+			set service 1 nat, source_nat: false slots 0+6
+			set port 8080 of table 1 to service 1`},
+		{"the same of several ports", "", "web dnat 192.0.2.100:80,192.0.2.100:443: 11", `
+			set vip 192.0.2.100 place N ports 1 source false
+			set backend 1 192.0.2.11:80 of service 1 alive generation 1
+			take what comes from 192.0.2.11 tcp any port for replies of backend 1 from its own port
+			look for replies
+			set 6 slots of service 1
+			set service 1 nat, source_nat: false slots 0+6
+			set port 80 of table 1 to service 1
+			set port 443 of table 1 to service 1`},
+		{"it gets another port", "web dnat 192.0.2.100:80: 11", "web dnat 192.0.2.100:80,192.0.2.100:443: 11", `
+			take what comes from 192.0.2.11 tcp any port for replies of backend 1 from its own port
+			set service 1 nat, source_nat: false slots 0+6
+			set port 443 of table 1 to service 1
+			expect no replies from 192.0.2.11 tcp port 80`},
+		{"a backend that fails may still reply", "web dnat 192.0.2.100:80: 11 12", "web dnat 192.0.2.100:80: 11! 12", `
+			set 3 slots of service 1
+			set backend 1 192.0.2.11:80 of service 1 failed generation 3`},
+		{"so may one that leaves", "web dnat 192.0.2.100:80: 11 12", "web dnat 192.0.2.100:80: 12", `
+			set backend 1 192.0.2.11:80 of service 1 alive leaving generation 1
+			set 3 slots of service 1`},
+		{"unless another service has it now", "a dnat 192.0.2.100:80: 11 12\nb dnat 192.0.2.101:80: 13",
+			"a dnat 192.0.2.100:80: 12\nb dnat 192.0.2.101:80: 11 13", `
+			set backend 4 192.0.2.11:80 of service 2 alive generation 4
+			take what comes from 192.0.2.11 tcp port 80 for replies of backend 4 from port 80
+			set 3 slots of service 1
+			set 3 slots of service 2
+			clear backend 1`},
+		{"its VIP changes", "web dnat 192.0.2.100:80: 11", "web dnat 192.0.2.101:80: 11", `
+			set vip 192.0.2.101 place N ports 2 source false
+			set backend 2 192.0.2.11:80 of service 2 alive generation 2
+			take what comes from 192.0.2.11 tcp port 80 for replies of backend 2 from port 80
+			set 6 slots of service 2
+			set service 2 nat, source_nat: false slots 6+6
+			set port 80 of table 2 to service 2
+			set port 80 of table 1 to service 0
+			clear vip 192.0.2.100 place N
+			clear service 1
+			clear backend 1`},
+		{"it gets source NAT", "web dnat 192.0.2.100:80: 11", "web nat 192.0.2.100:80 from 192.0.2.100: 11", `
+			set vip 192.0.2.100 place N ports 1 source true
+			add pair 1 from 192.0.2.100 to 192.0.2.11:80 ports 1024-65535
+			set choices 0 to pairs [1]
+			set backend 2 192.0.2.11:80 of service 2 alive generation 2
+			set 6 slots of service 2
+			set service 2 nat slots 6+6
+			set port 80 of table 1 to service 2
+			clear service 1
+			clear backend 1
+			expect no replies from 192.0.2.11 tcp port 80
+			look for no replies`},
 		{"a nat backend fails", "web nat 192.0.2.100:80 from 192.0.2.100: 11 12", "web nat 192.0.2.100:80 from 192.0.2.100: 11! 12", `
 			set 3 slots of service 1
 			set backend 1 192.0.2.11:80 of service 1 failed generation 3`},

@@ -30,7 +30,12 @@ func randomSnapshot(r *rand.Rand) lb.Snapshot {
 		if len(service.Addresses) == 0 {
 			continue
 		}
-		if r.IntN(2) == 0 {
+		port, server := uint16(80), 1
+		if r.IntN(3) == 0 {
+			// One VIP, and backends that no other service has.
+			service.Forward, port, server = lb.DNAT, uint16(90+r.IntN(2)), 11+10*i
+			service.Addresses = slices.DeleteFunc(service.Addresses, func(f lb.Frontend) bool { return f.VIP != service.Addresses[0].VIP })
+		} else if r.IntN(2) == 0 {
 			service.Forward = lb.NAT
 			for k := range 1 + r.IntN(2) {
 				service.SourceAddresses = append(service.SourceAddresses, netip.AddrFrom4([4]byte{192, 0, 2, byte(102 + k + r.IntN(3))}))
@@ -43,7 +48,7 @@ func randomSnapshot(r *rand.Rand) lb.Snapshot {
 				continue
 			}
 			b := lb.Backend{
-				Address: netip.AddrPortFrom(backendAddr(1+k), 80), Weight: r.IntN(3), Failed: r.IntN(5) == 0,
+				Address: netip.AddrPortFrom(backendAddr(server+k), port), Weight: r.IntN(3), Failed: r.IntN(5) == 0,
 			}
 			if r.IntN(3) > 0 {
 				b.NextHop = lb.NextHop{Interface: 1 + r.IntN(3), Destination: backendMAC(1 + k), Source: nicMAC, Tags: r.IntN(3)}
@@ -75,6 +80,7 @@ func TestPlanOrder(t *testing.T) {
 			}
 			for i, s := range steps {
 				sim.apply(t, s)
+				sim.complete = i == len(steps)-1
 				if err := sim.check(); err != nil {
 					for _, s := range steps[:i+1] {
 						t.Log(s)
@@ -94,10 +100,11 @@ func TestPlanOrder(t *testing.T) {
 // A sim is what the maps hold while steps are applied.
 type sim struct {
 	*State
-	choices map[uint32]uint32
+	choices  map[uint32]uint32
+	complete bool // a plan is done
 }
 
-func newSim() *sim { return &sim{newState(), map[uint32]uint32{}} }
+func newSim() *sim { return &sim{State: newState(), choices: map[uint32]uint32{}} }
 
 func (m *sim) apply(t *testing.T, s step) {
 	switch s := s.(type) {
@@ -148,6 +155,15 @@ func (m *sim) apply(t *testing.T, s step) {
 		m.Pairs[s.Number] = s.Pair
 	case removePair:
 		delete(m.Pairs, s.Number)
+	case setReply:
+		m.Replies[s.ID] = s.Entry
+	case clearReply:
+		if got := m.Replies[s.ID].Place; got != s.Place {
+			t.Fatalf("%v clears place %d, it is in %d", s, s.Place, got)
+		}
+		delete(m.Replies, s.ID)
+	case expectReplies:
+		m.ExpectsReplies = s.On
 	default:
 		t.Fatalf("a step of type %T", s)
 	}
@@ -195,6 +211,11 @@ func (m *sim) check() error {
 				if e.Forward == lb.NAT && len(b.Pairs) == 0 {
 					return fmt.Errorf("backend %d of nat service %d has no pair", owner, n)
 				}
+				if e.Forward == lb.DNAT {
+					if err := m.checkReply(tables, n, owner, b); err != nil {
+						return err
+					}
+				}
 			}
 		}
 	}
@@ -212,6 +233,36 @@ func (m *sim) check() error {
 			}
 			if v, ok := m.VIPs[pair.Source]; !ok || !v.Source || v.Index != pair.VIP {
 				return fmt.Errorf("replies to pair %d come to %v, which takes none: %+v", number, pair.Source, v)
+			}
+		}
+	}
+	return nil
+}
+
+// checkReply looks whether the replies of a backend find their way back.
+func (m *sim) checkReply(tables map[uint32]netip.Addr, service uint16, number uint32, b backendEntry) error {
+	id := replyID{b.Address.Addr(), b.Address.Port(), lb.TCP}
+	keeps := m.Services[service].Flags&lbServiceFlagsSERVICE_KEEPS_PORT != 0
+	anyPort := replyID{id.Address, 0, id.Protocol}
+	r, ok := m.Replies[id]
+	// While a service gets its second port, or loses it, either will do.
+	if other, there := m.Replies[anyPort]; there && (keeps || !ok) {
+		id, r, ok = anyPort, other, true
+	}
+	other := m.Backends[r.Backend]
+	if ok && other.Address.Addr() == b.Address.Addr() && other.Service != service && !m.complete {
+		return nil // it moves to another service, whose it is before this one has gone
+	}
+	if id.Port == 0 && other.Address.Addr() == b.Address.Addr() && other.Service == service {
+		r.Backend = number // the same server, whatever the port that it had
+	}
+	if !ok || !m.ExpectsReplies || r.Backend != number {
+		return fmt.Errorf("replies of backend %d of service %d are taken for: %+v, %v, expected %v", number, service, r, ok, m.ExpectsReplies)
+	}
+	for table, runs := range m.Ports {
+		for _, run := range runs {
+			if run.Service == service && tables[table].IsValid() && m.VIPs[tables[table]].Index != r.VIP {
+				return fmt.Errorf("replies of backend %d come from %+v, it serves %v", number, r, tables[table])
 			}
 		}
 	}
@@ -260,6 +311,7 @@ func TestApplyWalk(t *testing.T) {
 	for name, rest := range map[string]int{
 		"vips": used(d.tables.arrays.Vips[:]), "services": used(d.tables.arrays.Services[:]),
 		"pairs": rest[lbNatPair](t, d.objects.NatPairs), "pair keys": rest[lbPairKey](t, d.objects.NatKeys),
+		"replies": rest[lbReply](t, d.objects.Replies),
 		"backends": func() int {
 			n := 0
 			for i := range uint32(lbLimitsMAX_BACKENDS) {

@@ -22,6 +22,9 @@ type State struct {
 	Backends map[uint32]backendEntry
 	Rules    map[ruleID]bool // whether they allow
 	Pairs    map[uint32]pairEntry
+	Replies  map[replyID]replyEntry // of nat without source NAT
+
+	ExpectsReplies bool // the program looks for them
 
 	generation uint32 // the highest that any backend has or had
 }
@@ -103,6 +106,7 @@ func newState() *State {
 		Backends: map[uint32]backendEntry{},
 		Rules:    map[ruleID]bool{},
 		Pairs:    map[uint32]pairEntry{},
+		Replies:  map[replyID]replyEntry{},
 	}
 }
 
@@ -112,7 +116,7 @@ func (s *State) clone() *State {
 	return &State{
 		VIPs: maps.Clone(s.VIPs), Ports: maps.Clone(s.Ports), Services: maps.Clone(s.Services),
 		Slots: maps.Clone(s.Slots), Backends: maps.Clone(s.Backends), Rules: maps.Clone(s.Rules), Pairs: maps.Clone(s.Pairs),
-		generation: s.generation,
+		Replies: maps.Clone(s.Replies), ExpectsReplies: s.ExpectsReplies, generation: s.generation,
 	}
 }
 

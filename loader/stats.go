@@ -39,7 +39,7 @@ type Losses struct {
 	// flows that found none to be pinned: the next change of backends may move them.
 	HandshakesFull uint64 `json:"handshakes_full"`
 	PinsFull       uint64 `json:"pins_full"`
-	TooBig         uint64 `json:"too_big"` // packets too long for the tunnel to their backend
+	TooBig         uint64 `json:"too_big"` // packets too long for the tunnel to their backend, or for the way to their client
 }
 
 // BackendStats are the counters of one backend of one service. Bytes are those
@@ -178,6 +178,7 @@ var outcomeNames = map[lbOutcome]string{
 	lbOutcomePASS_FRAGMENT:       "later_fragment",
 	lbOutcomePASS_NO_SERVICE:     "no_service",
 	lbOutcomePASS_NO_FLOW:        "no_flow",
+	lbOutcomePASS_NOT_FORWARDING: "not_forwarding",
 	lbOutcomeDROP_MALFORMED_IP:   "malformed_ip",
 	lbOutcomeDROP_MALFORMED_TCP:  "malformed_tcp",
 	lbOutcomeDROP_MALFORMED_UDP:  "malformed_udp",
@@ -190,6 +191,7 @@ var outcomeNames = map[lbOutcome]string{
 	lbOutcomeDROP_NO_PORT:        "no_port",
 	lbOutcomeDROP_FLOWS_FULL:     "flows_full",
 	lbOutcomeDROP_NO_NEXT_HOP:    "no_next_hop",
+	lbOutcomeDROP_NO_ROUTE:       "no_route",
 	lbOutcomeDROP_TOO_BIG:        "too_big",
 	lbOutcomeDROP_HEADROOM:       "headroom",
 	lbOutcomeDROP_INTERNAL:       "internal",

@@ -102,6 +102,9 @@ func (t *tables) close() error {
 func (t *tables) nic(n int) *lbInterface {
 	return (*lbInterface)(unsafe.Pointer(&t.arrays.Interfaces[n%int(lbLimitsMAX_INTERFACES)]))
 }
+func (t *tables) way(n int) *lbWay {
+	return (*lbWay)(unsafe.Pointer(&t.arrays.Ways[n%int(lbLimitsMAX_INTERFACES)]))
+}
 func (t *tables) vip(n uint32) *lbVip { return (*lbVip)(unsafe.Pointer(&t.arrays.Vips[n])) }
 func (t *tables) service(n uint16) *lbService {
 	return (*lbService)(unsafe.Pointer(&t.arrays.Services[n]))
@@ -138,6 +141,9 @@ func (t *tables) readState() (*State, error) {
 		return nil, err
 	}
 	if err := t.readPairs(s); err != nil {
+		return nil, err
+	}
+	if err := t.readReplies(s); err != nil {
 		return nil, err
 	}
 	choices, err := readAll[uint32](t.objects.NatChoices)
