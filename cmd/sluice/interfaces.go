@@ -46,8 +46,10 @@ func (t *tables) Maintain() error { return t.datapath.Maintain() }
 func (t *tables) Stats() (loader.Stats, error) { return t.datapath.Stats() }
 
 func (t *tables) RefreshInterfaces() error {
-	if t.datapath.RefreshInterfaces() == nil {
-		return nil
+	if t.datapath.RefreshInterfaces() != nil {
+		if err := t.attach(); err != nil {
+			return err
+		}
 	}
-	return t.attach()
+	return t.datapath.CheckForwarding()
 }

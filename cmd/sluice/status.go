@@ -224,7 +224,7 @@ func printStatus(w io.Writer, s control.Status) error {
 			{v.Losses.EarlyReuse, "source ports reused within 60 s"},
 			{v.Losses.HandshakesFull, "handshakes not remembered: no room"},
 			{v.Losses.PinsFull, "connections not pinned: no room"},
-			{v.Losses.TooBig, "packets too long for the tunnel"},
+			{v.Losses.TooBig, "packets too long for their way"},
 		} {
 			if l.n > 0 {
 				fmt.Fprintf(&b, "  %d %s\n", l.n, l.what)

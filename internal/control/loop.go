@@ -176,7 +176,7 @@ func (l *Loop) look() []View {
 	if err := l.tables.RefreshInterfaces(); err != nil {
 		l.interfaces = err.Error()
 		if l.interfaces != before {
-			l.log.Error("the data plane is not on every interface", "error", err)
+			l.log.Error("the interfaces are not as the data plane needs them", "error", err)
 		}
 	}
 	views := make([]View, len(l.services))
