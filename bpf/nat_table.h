@@ -18,6 +18,11 @@ static __always_inline __u64 nat_hash(__u64 high, __u64 low, __be16 client_port,
 {
 	__u64 rest = (__u64)udp << 48 | (__u64)vip << 32 | (__u32)client_port << 16 | vip_port;
 
+	/*
+	 * The halves of the low word change places, so that the names of IPv4 flows are
+	 * those of layout 1 but for a constant in the seed: an upgrade keeps its table.
+	 */
+	low = low << 32 | low >> 32;
 	return mix(mix((low ^ high * GOLDEN) + nat_seed) + rest);
 }
 

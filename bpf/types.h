@@ -401,7 +401,7 @@ struct allowance {
 
 /* One entry that says what the other maps are. */
 struct meta {
-	__u32 layout;
+	__u32 layout; /* the first word in every version: see loader/upgrade.go */
 	__u32 bucket_mask;
 	__u64 nat_seed;
 };
