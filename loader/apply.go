@@ -16,6 +16,10 @@ import (
 func (d *Datapath) Apply(want lb.Snapshot) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.upgrade != nil {
+		// The version before runs still, and the tables it runs over share pairs with ours.
+		return errors.New("an upgrade is under way: Attach ends it")
+	}
 	return d.apply(want, nil)
 }
 

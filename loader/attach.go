@@ -52,11 +52,19 @@ func (d *Datapath) Attach(interfaces []string, mode Mode) ([]Attachment, error) 
 			return done, fmt.Errorf("attach to %s: %w", name, err)
 		}
 		done = append(done, a)
+		if err := d.upgrade.at("attached to " + name); err != nil {
+			return done, err
+		}
 	}
 	if err := d.detachOthers(interfaces); err != nil {
 		return done, err
 	}
 	d.forgetInterfaces(done)
+	if d.upgrade != nil {
+		if err := d.finishUpgrade(); err != nil {
+			return done, fmt.Errorf("upgrade the data plane: %w", err)
+		}
+	}
 	return done, d.refreshWays()
 }
 

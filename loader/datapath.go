@@ -8,10 +8,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"math/bits"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -37,6 +37,8 @@ type Options struct {
 	// DefaultTunnelSource4, DefaultTunnelSource6.
 	TunnelSource4, TunnelSource6 netip.Prefix
 	Log                          *slog.Logger
+
+	reached func(step string) error // of an upgrade: a test's
 }
 
 // A Datapath is the XDP program with its maps. Stats may be called at any time,
@@ -50,13 +52,16 @@ type Datapath struct {
 	tables  *tables
 	links   map[string]link.Link
 	cache   *tableCache
+	fresh   bool     // there was none to adopt
+	upgrade *upgrade // until Attach has ended it
 
-	mu    sync.Mutex
-	state *State
-	names map[uint16]string // services, by number, as the last snapshot named them
-	want  lb.Snapshot       // the last one that was applied
-	scan  scan              // of the flow tables, the last one
-	moves map[uint16]Moves  // of the last change of each service
+	mu       sync.Mutex
+	state    *State
+	names    map[uint16]string // services, by number, as the last snapshot named them
+	want     lb.Snapshot       // the last one that was applied
+	scan     scan              // of the flow tables, the last one
+	moves    map[uint16]Moves  // of the last change of each service
+	upgraded *Upgrade
 }
 
 // idle times after which a nat flow is void, by its state.
@@ -74,10 +79,12 @@ const MaxFlows = 1 << 27
 
 const tick = time.Duration(1 << 27) // TICK_SHIFT of bpf/nat_ports.h
 
-// Open loads the data plane, or adopts the one that is pinned: its tables and
-// flows go on. Nothing is attached yet: Apply comes before Attach, or a program
-// with empty tables would hand the VIPs' packets to the kernel, which knows
-// nothing of their connections.
+// Open loads the data plane, or adopts the one that is pinned, also that of an
+// earlier version: its tables and flows go on. One that can't be adopted is an error
+// and is left as it is. Nothing is attached yet. For a fresh data plane Apply comes
+// before Attach, or a program with empty tables would hand the VIPs' packets to the
+// kernel, which knows nothing of their connections. For that of an earlier version
+// Attach comes first: both have what the other needs until then.
 func Open(o Options) (*Datapath, error) {
 	return open(o, natTimeouts)
 }
@@ -95,16 +102,18 @@ func open(o Options, timeouts map[lbNatState]time.Duration) (*Datapath, error) {
 			return nil, err
 		}
 	}
-	meta, adopted, err := size(spec, o)
+	found, err := size(spec, o)
 	if err != nil {
 		return nil, err
 	}
-	defer closeAll(adopted)
-	if err := setVariables(spec, o, meta, timeouts); err != nil {
+	defer closeAll(found.maps)
+	if err := setVariables(spec, o, found.meta, timeouts); err != nil {
+		found.upgrade.close()
 		return nil, err
 	}
-	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: adopted})
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: found.maps})
 	if err != nil {
+		found.upgrade.close()
 		return nil, loadError(err)
 	}
 	defer collection.Close()
@@ -113,20 +122,22 @@ func open(o Options, timeouts map[lbNatState]time.Duration) (*Datapath, error) {
 		Sluice *ebpf.Program `ebpf:"sluice"`
 	}
 	if err := collection.Assign(&objects); err != nil {
+		found.upgrade.close()
 		return nil, fmt.Errorf("read the program: %w", err)
 	}
 	d := &Datapath{
 		pinDir: o.PinDir, share: o.Ports, log: o.Log, objects: &objects.kernelMaps, program: objects.Sluice,
 		links: map[string]link.Link{}, names: map[uint16]string{}, moves: map[uint16]Moves{}, cache: &tableCache{},
+		fresh: found.fresh, upgrade: found.upgrade,
 	}
-	if err := d.start(o, meta); err != nil {
+	if err := d.start(spec, found.meta); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
 }
 
 // start fills in what a fresh set of maps lacks, pins it, and reads the state.
-func (d *Datapath) start(o Options, meta lbMeta) error {
+func (d *Datapath) start(spec *ebpf.CollectionSpec, meta lbMeta) error {
 	if err := put(d.objects.Meta, 0, &meta); err != nil {
 		return err
 	}
@@ -134,21 +145,43 @@ func (d *Datapath) start(o Options, meta lbMeta) error {
 	if d.tables, err = openTables(*d.objects); err != nil {
 		return err
 	}
+	if d.upgrade != nil {
+		if err := d.upgrade.fill(d, spec); err != nil {
+			return refuse(d.pinDir, d.upgrade.from, err)
+		}
+	}
 	if d.state, err = d.tables.readState(); err != nil {
 		return err
 	}
 	if d.pinDir == "" {
 		return nil
 	}
+	dir := d.pinDir
+	if d.upgrade != nil {
+		// The old ones keep their places until every interface has the new program.
+		dir = upgradeFolder(dir, meta.Layout)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return fmt.Errorf("make a folder for the pins: %w", err)
+		}
+	}
 	// The map that says what the others are comes last: a daemon that is killed
 	// here leaves nothing that the next one takes for what it is not.
 	for _, m := range slices.Backward(d.mapsByName()) {
-		if err := repin(m.m, pinPath(d.pinDir, m.name)); err != nil {
+		if err := repin(m.m, pinPath(dir, m.name)); err != nil {
+			return err
+		}
+		if err := d.upgrade.at("pinned " + m.name); err != nil {
 			return err
 		}
 	}
-	return repin(d.program, filepath.Join(d.pinDir, programPin))
+	if err := repin(d.program, filepath.Join(dir, programPin)); err != nil {
+		return err
+	}
+	return d.upgrade.at("pinned " + programPin)
 }
+
+// Fresh tells whether there was no data plane to adopt.
+func (d *Datapath) Fresh() bool { return d.fresh }
 
 type namedMap struct {
 	name string
@@ -193,83 +226,29 @@ func pinnable(name string) bool { return name == tablesMap || !strings.HasPrefix
 
 // size gives the maps their sizes and finds the pinned ones that can be taken
 // over.
-func size(spec *ebpf.CollectionSpec, o Options) (lbMeta, map[string]*ebpf.Map, error) {
+func size(spec *ebpf.CollectionSpec, o Options) (foundation, error) {
+	f := foundation{fresh: true, maps: map[string]*ebpf.Map{}}
 	if o.MaxFlows > MaxFlows {
-		return lbMeta{}, nil, fmt.Errorf("max_flows is %d: no more than %d fit", o.MaxFlows, MaxFlows)
+		return f, fmt.Errorf("max_flows is %d: no more than %d fit", o.MaxFlows, MaxFlows)
 	}
 	// Four words a flow: most names stand in the first of their two buckets, and
 	// what is over may linger.
 	buckets := uint32(1) << bits.Len32(uint32(max(o.MaxFlows, 1024)*4/int(lbLimitsNAT_WAYS)-1))
-	meta := lbMeta{Layout: uint32(lbLayoutLAYOUT_VERSION), BucketMask: buckets - 1}
+	f.meta = lbMeta{Layout: uint32(lbLayoutLAYOUT_VERSION), BucketMask: buckets - 1}
 	var seed [8]byte
 	rand.Read(seed[:])
-	meta.NatSeed = binary.LittleEndian.Uint64(seed[:])
-	slots := uint32(max(2*o.Slots, 16*lb.DefaultTableSize))
+	f.meta.NatSeed = binary.LittleEndian.Uint64(seed[:])
 	spec.Maps[tablesMap].Flags |= unix.BPF_F_MMAPABLE
-	spec.Maps["slots"].MaxEntries = slots
+	spec.Maps["slots"].MaxEntries = uint32(max(2*o.Slots, 16*lb.DefaultTableSize))
 	spec.Maps["nat_buckets"].MaxEntries = buckets
 	for name, entries := range flowTables(o.MaxFlows) {
 		spec.Maps[name].MaxEntries = entries
 	}
 	if o.PinDir == "" {
-		return meta, nil, nil
+		return f, nil
 	}
-
-	adopted := map[string]*ebpf.Map{}
-	pinned, err := ebpf.LoadPinnedMap(filepath.Join(o.PinDir, "meta"), nil)
-	if errors.Is(err, fs.ErrNotExist) {
-		return meta, nil, nil
-	}
-	if err != nil {
-		return meta, nil, fmt.Errorf("open the pinned maps: %w", err)
-	}
-	defer pinned.Close()
-	var old lbMeta
-	if err := pinned.Lookup(uint32(0), &old); err != nil || old.Layout != meta.Layout {
-		o.Log.Warn("the pinned maps have another layout: nat flows are not kept",
-			"pinned", old.Layout, "wanted", meta.Layout)
-		return meta, nil, nil
-	}
-	if old.BucketMask != meta.BucketMask {
-		o.Log.Warn("max_flows has changed: the flow table keeps its size until `sluice detach`",
-			"buckets", old.BucketMask+1, "wanted", buckets)
-		spec.Maps["nat_buckets"].MaxEntries = old.BucketMask + 1
-	}
-	for name, ms := range spec.Maps {
-		if !pinnable(name) {
-			continue
-		}
-		m, err := ebpf.LoadPinnedMap(pinPath(o.PinDir, name), nil)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			closeAll(adopted)
-			return meta, nil, fmt.Errorf("open the pinned map %s: %w", name, err)
-		}
-		if name == "slots" && m.MaxEntries() != ms.MaxEntries {
-			if m.MaxEntries() < slots {
-				err := growSlots(spec, m, slots, adopted)
-				m.Close()
-				if err != nil {
-					closeAll(adopted)
-					return meta, nil, err
-				}
-				continue
-			}
-			ms.MaxEntries = m.MaxEntries()
-		}
-		if _, ok := flowTables(o.MaxFlows)[name]; ok {
-			ms.MaxEntries = m.MaxEntries() // it keeps its size, as the flow table of nat does
-		}
-		if err := ms.Compatible(m); err != nil {
-			m.Close()
-			closeAll(adopted)
-			return meta, nil, fmt.Errorf("adopt the pinned map %s: %w: `sluice detach` removes it", name, err)
-		}
-		adopted[name] = m
-	}
-	return old, adopted, nil
+	err := f.adopt(spec, o)
+	return f, err
 }
 
 // flowTables are the sizes of the tables of single flows. Handshakes last for 5 s
@@ -280,31 +259,6 @@ func flowTables(maxFlows int) map[string]uint32 {
 		"pins": pins, "udp_flows": pins, "handshakes": min(pins, 1<<17), "stragglers": min(pins, 1<<18),
 		"udp_new": min(pins, 1<<16),
 	}
-}
-
-// growSlots makes a larger table of slots with what the old one holds.
-func growSlots(spec *ebpf.CollectionSpec, old *ebpf.Map, slots uint32, into map[string]*ebpf.Map) error {
-	ms := spec.Maps["slots"]
-	ms.MaxEntries = slots
-	m, err := ebpf.NewMap(ms)
-	if err != nil {
-		return fmt.Errorf("make a larger table of slots: %w", err)
-	}
-	into["slots"] = m
-	from, err := mapWords(old)
-	if err != nil {
-		return err
-	}
-	defer from.close()
-	to, err := mapWords(m)
-	if err != nil {
-		return err
-	}
-	defer to.close()
-	for i := range int(min(old.MaxEntries(), slots)) {
-		to.store(i, from.load(i))
-	}
-	return nil
 }
 
 // The prefixes of the outer source addresses of tunnels where Options names none.
@@ -369,6 +323,7 @@ func closeAll(m map[string]*ebpf.Map) {
 // not stops.
 func (d *Datapath) Close() error {
 	var errs []error
+	d.upgrade.close()
 	if d.tables != nil {
 		errs = append(errs, d.tables.close())
 	}

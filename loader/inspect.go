@@ -61,8 +61,12 @@ func Inspect(dir string) (Inspection, error) {
 		return in, fmt.Errorf("read the pinned maps: %w", err)
 	}
 	if meta.Layout != uint32(lbLayoutLAYOUT_VERSION) {
-		return in, fmt.Errorf("the maps pinned in %s are those of another version of sluice (layout %d, not %d)",
-			dir, meta.Layout, lbLayoutLAYOUT_VERSION)
+		advice := "the version that made them can read them"
+		if _, ok := earlierLayouts[meta.Layout]; ok {
+			advice = "`sluice run` takes them over"
+		}
+		return in, fmt.Errorf("the maps pinned in %s are those of another version of sluice (layout %d, not %d): %s",
+			dir, meta.Layout, lbLayoutLAYOUT_VERSION, advice)
 	}
 	for name, opened := range byName {
 		if *opened == nil {

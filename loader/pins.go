@@ -140,11 +140,18 @@ func Detach(dir string) ([]string, error) {
 	if err != nil {
 		return freed, fmt.Errorf("read the program: %w", err)
 	}
-	paths := []string{filepath.Join(dir, programPin)}
+	paths, err := programsMaps(dir)
+	if err != nil {
+		return freed, err
+	}
+	paths = append(paths, filepath.Join(dir, programPin))
 	for name := range spec.Maps {
 		if pinnable(name) {
 			paths = append(paths, pinPath(dir, name))
 		}
+	}
+	for _, name := range obsoletePins() {
+		paths = append(paths, pinPath(dir, name))
 	}
 	for _, path := range paths {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -152,6 +159,9 @@ func Detach(dir string) ([]string, error) {
 		}
 	}
 	if err := removeFresh(dir); err != nil {
+		return freed, err
+	}
+	if err := dropUpgrades(dir); err != nil {
 		return freed, err
 	}
 	// Only our own, empty folder goes; a file system's root can't be removed.

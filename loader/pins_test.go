@@ -157,45 +157,6 @@ func TestAdoptGrowsSlots(t *testing.T) {
 	}
 }
 
-// Maps of another layout are not taken for ours; the link is, so that the new
-// program follows without a gap.
-func TestAdoptAnotherLayout(t *testing.T) {
-	n := newNode(t)
-	d := n.open()
-	apply(t, d, n.services(lb.DSR)...)
-	n.mustAttach(d, Auto, "eth0")
-	program := n.program("eth0")
-	m := metaOf(t, d)
-	m.Layout++
-	if err := put(d.objects.Meta, 0, &m); err != nil {
-		t.Fatal(err)
-	}
-	n.close(d)
-
-	d = n.open()
-	defer n.close(d)
-	if got := len(d.state.Services); got != 0 {
-		t.Errorf("%d services were adopted from maps of another layout", got)
-	}
-	if !strings.Contains(n.logs.String(), "another layout") {
-		t.Errorf("no warning:\n%s", n.logs)
-	}
-	if n.program("eth0") != program {
-		t.Error("the program was replaced before its tables are filled")
-	}
-	apply(t, d, n.services(lb.DSR)...)
-	n.mustAttach(d, Auto, "eth0")
-	if n.program("eth0") == program {
-		t.Error("the old program is still attached")
-	}
-	s := n.newSender()
-	if err := s.send(); err != nil {
-		t.Fatal(err)
-	}
-	testenv.Eventually(t, 5*time.Second, "a packet to be forwarded", func() (bool, error) { return traffic(t, d).Packets == 1, nil })
-	n.close(n.open()) // and what is pinned now is of this layout
-}
-
 // What a daemon leaves that was killed while it pinned is no obstacle.
 func TestOpenAfterACrash(t *testing.T) {
 	n := newNode(t)

@@ -1,0 +1,107 @@
+package loader
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+)
+
+// A counterCopy adds what an old map has counted to a new one, all that is new each
+// time. The new one may count meanwhile: what the program counts in an entry in the
+// microseconds between reading and writing it is lost, which is all.
+type counterCopy struct {
+	old, new *ebpf.Map
+	fields   []fieldCopy
+	place    func(i uint32) (uint32, bool) // of an old entry; false: there is none
+	copied   map[uint32][]byte             // of each entry, with all CPUs
+	lost     uint64                        // what was counted in entries without a place
+}
+
+func (u *upgrade) newCounterCopy(name string, old, now *ebpf.Map, value btf.Type) (*counterCopy, error) {
+	from, err := entryType(old, value)
+	if err != nil {
+		return nil, fmt.Errorf("take over %s: %w", name, err)
+	}
+	conv, err := newConverter(from, value, nil)
+	if err != nil {
+		return nil, fmt.Errorf("take over %s: %w", name, err)
+	}
+	for _, f := range conv.fields {
+		if f.size != 8 {
+			return nil, fmt.Errorf("take over %s: a counter has %d bytes", name, f.size)
+		}
+	}
+	for _, field := range conv.lost {
+		u.notKept = append(u.notKept, fmt.Sprintf("counter %s of %s", field, name))
+	}
+	c := &counterCopy{old: old, new: now, fields: conv.fields, copied: map[uint32][]byte{}}
+	c.place = func(i uint32) (uint32, bool) { return i, i < now.MaxEntries() }
+	if name == "outcomes" {
+		numbers := map[string]uint32{}
+		for o, text := range outcomeNames {
+			numbers[text] = uint32(o)
+		}
+		c.place = func(i uint32) (uint32, bool) {
+			if i >= uint32(len(u.layout.outcomes)) {
+				return 0, false
+			}
+			n, ok := numbers[u.layout.outcomes[i]]
+			return n, ok
+		}
+	}
+	return c, nil
+}
+
+func (c *counterCopy) copy() error {
+	for i := range c.old.MaxEntries() {
+		now, err := c.old.LookupBytes(i)
+		if err != nil {
+			return fmt.Errorf("read entry %d of %v: %w", i, c.old, err)
+		}
+		before := c.copied[i]
+		if before == nil {
+			before = make([]byte, len(now))
+		}
+		if bytes.Equal(now, before) {
+			continue
+		}
+		if err := c.add(i, before, now); err != nil {
+			return err
+		}
+		c.copied[i] = now
+	}
+	return nil
+}
+
+func (c *counterCopy) add(i uint32, before, now []byte) error {
+	place, ok := c.place(i)
+	if !ok {
+		for at := 0; at < len(now); at += 8 {
+			c.lost += binary.NativeEndian.Uint64(now[at:]) - binary.NativeEndian.Uint64(before[at:])
+		}
+		return nil
+	}
+	sum, err := c.new.LookupBytes(place)
+	if err != nil {
+		return fmt.Errorf("read entry %d of %v: %w", place, c.new, err)
+	}
+	// Both have one value for each CPU, at multiples of 8 bytes.
+	from, to := int(c.old.ValueSize()+7)&^7, int(c.new.ValueSize()+7)&^7
+	values := make([][]byte, len(sum)/to)
+	for cpu := range values {
+		for _, f := range c.fields {
+			at := sum[cpu*to+int(f.to):]
+			old := cpu*from + int(f.from)
+			added := binary.NativeEndian.Uint64(now[old:]) - binary.NativeEndian.Uint64(before[old:])
+			binary.NativeEndian.PutUint64(at, binary.NativeEndian.Uint64(at)+added)
+		}
+		values[cpu] = sum[cpu*to:][:c.new.ValueSize()]
+	}
+	if err := c.new.Put(place, values); err != nil {
+		return fmt.Errorf("write entry %d of %v: %w", place, c.new, err)
+	}
+	return nil
+}
