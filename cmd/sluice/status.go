@@ -56,6 +56,7 @@ func (n *node) status() control.Status {
 		}
 		s.Services = control.Services(views, stats)
 		s.Outcomes = stats.Outcomes
+		s.Upgrade = n.tables.datapath.Upgraded()
 	}
 	s.FindProblems()
 	return s
@@ -167,6 +168,10 @@ func printStatus(w io.Writer, s control.Status) error {
 	}
 	for _, i := range s.Interfaces {
 		fmt.Fprintf(&b, "interface %s: XDP %s\n", i.Name, i.Mode)
+	}
+	if u := s.Upgrade; u != nil {
+		fmt.Fprintf(&b, "upgraded %s ago, the data plane was layout %d and is %d: kept %d VIPs, %d services, %d backends, %d nat connections\n",
+			age(s.Time, u.At), u.From, u.To, u.VIPs, u.Services, u.Backends, u.Flows)
 	}
 	for _, i := range s.VRRP {
 		fmt.Fprintf(&b, "\nvrrp %s: %s for %s (%s)\n", i.Name, strings.ToUpper(i.State), age(s.Time, i.Since), i.Reason)

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/lb"
@@ -31,6 +32,9 @@ type Status struct {
 	Services   []ServiceStatus `json:"services"`
 	// Outcomes counts packets that were not forwarded.
 	Outcomes []loader.Outcome `json:"outcomes"`
+	// Upgrade tells what this daemon has taken over from an earlier version's data
+	// plane.
+	Upgrade *loader.Upgrade `json:"upgrade,omitempty"`
 }
 
 // An Interface is a NIC that the XDP program is on.
@@ -263,6 +267,10 @@ func (s *Status) FindProblems() {
 		if i.Warning != "" {
 			s.Problems = append(s.Problems, i.Warning)
 		}
+	}
+	if s.Upgrade != nil && len(s.Upgrade.NotKept) > 0 {
+		s.Problems = append(s.Problems, fmt.Sprintf("the upgrade at %s did not keep: %s",
+			s.Upgrade.At.Format(time.RFC3339), strings.Join(s.Upgrade.NotKept, "; ")))
 	}
 }
 
