@@ -1,7 +1,6 @@
 package loader
 
 import (
-	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -189,9 +188,7 @@ func TestOpenRefusesWhatIsPinned(t *testing.T) {
 			l.replace("services", &ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 16, MaxEntries: 4096})
 		}, []string{"services", "sluice detach"}},
 		{"a shared map of another size", func(t *testing.T, l *layout1, pin func(string) string) {
-			spec := l.spec.Maps["nat_choices"].Copy()
-			spec.MaxEntries = 16
-			l.replace("nat_choices", spec)
+			l.replace("nat_choices", &ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 16})
 		}, []string{"nat_choices", "sluice detach"}},
 		{"links without maps", func(t *testing.T, l *layout1, pin func(string) string) {
 			if err := os.Remove(pin("meta")); err != nil {
@@ -263,12 +260,7 @@ func TestDetachOfALaterVersion(t *testing.T) {
 
 func (l *layout1) setLayout(layout uint32) {
 	l.Helper()
-	raw, err := l.maps["meta"].LookupBytes(uint32(0))
-	if err != nil {
-		l.Fatal(err)
-	}
-	binary.NativeEndian.PutUint32(raw, layout)
-	l.put("meta", 0, raw)
+	l.must(testenv.SetPinnedLayout(l.host.PinDir, layout))
 }
 
 // replace pins another map under a name.
