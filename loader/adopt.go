@@ -27,7 +27,7 @@ func (f *foundation) adopt(spec *ebpf.CollectionSpec, o Options) error {
 	}
 	f.fresh = false
 	wanted := f.meta.BucketMask + 1
-	pinned := map[string]*ebpf.Map{}
+	var pinned map[string]*ebpf.Map
 	if layout == f.meta.Layout {
 		if f.meta, pinned, err = openPinned(spec, o.PinDir); err != nil {
 			return err

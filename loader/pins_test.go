@@ -3,7 +3,9 @@ package loader
 import (
 	"errors"
 	"io/fs"
+	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -154,6 +156,60 @@ func TestAdoptGrowsSlots(t *testing.T) {
 	}
 	if diff := diffStates(before, d.state); diff != "" {
 		t.Errorf("state (-before +adopted):\n%s", diff)
+	}
+}
+
+// Settings that the program knows as constants are those of the last daemon: it brings
+// its own program, over the tables that are there.
+func TestAdoptTakesNewSettings(t *testing.T) {
+	n := newNode(t)
+	d := n.open()
+	if got := d.Fresh(); !got {
+		t.Error("where nothing was pinned it is not fresh")
+	}
+	nat := service("nat", lb.NAT, 8080, backends(1, 8080))
+	apply(t, d, tunnelService(v4Backend, 0), nat)
+	store(d.tables.nic(nicIndex), lbInterface{Index: nicIndex, Mac: nicMAC})
+	c := newConn(d, clientPort)
+	c.service = netip.AddrPortFrom(vipIP, 8080)
+	c.open(t)
+	source := func() netip.Addr {
+		t.Helper()
+		_, out := send(t, d, toVIP().Bytes())
+		outer, _, err := testenv.Decapsulate(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return outer.Src
+	}
+	if got := source(); !DefaultTunnelSource4.Contains(got) {
+		t.Errorf("the outer source is %v", got)
+	}
+	n.close(d)
+
+	other := netip.MustParsePrefix("198.18.4.0/22")
+	impatient := map[lbNatState]time.Duration{lbNatStateNAT_ESTABLISHED: 0}
+	d, err := open(Options{
+		PinDir: n.host.PinDir, MaxFlows: 10000, Ports: allPorts, TunnelSource4: other, Log: slog.New(slog.NewTextHandler(n.logs, nil)),
+	}, impatient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.close(d)
+	if d.Fresh() {
+		t.Error("what was adopted is fresh")
+	}
+	if got := source(); !other.Contains(got) {
+		t.Errorf("the outer source is %v, want one of %v", got, other)
+	}
+	var pair uint32
+	for i := range d.state.Pairs {
+		pair = i
+	}
+	viewPair(t, d, pair).age(c.source.Port(), time.Minute)
+	c.d = d
+	if r := c.forward(t, testenv.ACK, "data"); r.Outcome != "no_flow" {
+		t.Errorf("a connection that is idle for longer than it may be now: %s", r.Outcome)
 	}
 }
 
