@@ -162,6 +162,10 @@ func TestProblems(t *testing.T) {
 		}}, []string{"vrrp instance VI_2 cannot run: eth1 is down"}},
 		{"an interface is slow", Status{Interfaces: []Interface{{Name: "eth0"}, {Name: "eth1", Warning: "eth1: generic"}}},
 			[]string{"eth1: generic"}},
+		{"an upgrade has kept everything", Status{Upgrade: &loader.Upgrade{From: 1, NotKept: []string{}}}, []string{}},
+		{"an upgrade has not kept everything", Status{Upgrade: &loader.Upgrade{
+			From: 1, At: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), NotKept: []string{"3 entries of vips", "7 packets"},
+		}}, []string{"the upgrade at 2026-01-02T03:04:05Z did not keep: 3 entries of vips; 7 packets"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			tc.status.FindProblems()
