@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
@@ -375,7 +374,9 @@ func (u *upgrade) close() {
 // finishUpgrade ends the upgrade after every link has got the new program.
 func (d *Datapath) finishUpgrade() error {
 	u := d.upgrade
-	waitForPrograms()
+	if err := waitForPrograms(); err != nil {
+		d.log.Debug("a few packets may go uncounted", "error", err)
+	}
 	for _, c := range u.counters {
 		if err := c.copy(); err != nil {
 			return err
@@ -429,11 +430,11 @@ func (d *Datapath) Upgraded() *Upgrade {
 }
 
 // waitForPrograms returns when every run of a program that has been replaced is
-// over: MEMBARRIER_CMD_GLOBAL waits for readers of RCU, which they are. A kernel
-// that refuses it leaves a few packets uncounted at worst.
-func waitForPrograms() {
+// over: MEMBARRIER_CMD_GLOBAL waits for readers of RCU, which they are.
+func waitForPrograms() error {
 	const global = 1
 	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0); errno != 0 {
-		slog.Debug("membarrier", "error", errno)
+		return fmt.Errorf("wait for the programs that were replaced: %w", errno)
 	}
+	return nil
 }
