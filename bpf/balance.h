@@ -113,10 +113,13 @@ static __always_inline struct service *look_ahead(struct packet *p)
 	p->service = service_of(p->vip, p->protocol == IPPROTO_UDP, p->udp->dest);
 	if (!p->service)
 		return NULL;
+	TRACE(service, p->service);
 	service = service_at(p->service);
 	if (service->forward != FORWARD_NAT) {
 		p->hash = flow_hash(p, service);
 		p->slot = slot_word(service, p->hash);
+		TRACE(hash, p->hash);
+		TRACE(slot, p->slot);
 	}
 	return service;
 }
@@ -125,7 +128,7 @@ static __always_inline struct service *look_ahead(struct packet *p)
 	do {                                                                    \
 		__u32 losing = (service_number);                                \
 		struct service_losses *lost = bpf_map_lookup_elem(&losses, &losing); \
-		if (lost)                                                       \
+		if (lost && !dry)                                               \
 			lost->what++;                                           \
 	} while (0)
 
@@ -134,7 +137,7 @@ static __always_inline void count_forward(struct packet *p, __u32 backend)
 {
 	struct counters *c = bpf_map_lookup_elem(&traffic, &backend);
 
-	if (!c)
+	if (!c || dry)
 		return;
 	c->packets++;
 	c->bytes += p->length;
@@ -145,7 +148,7 @@ static __always_inline void count_reply(struct packet *p, __u32 backend)
 {
 	struct counters *c = bpf_map_lookup_elem(&traffic, &backend);
 
-	if (!c)
+	if (!c || dry)
 		return;
 	c->reply_packets++;
 	c->reply_bytes += p->length;

@@ -71,6 +71,7 @@ static __always_inline int emit(struct packet *p, struct next_hop *hop, int *act
 	__u32 interface = second >> 32;
 	int out;
 
+	TRACE(interface, interface);
 	if (!interface)
 		return DROP_NO_NEXT_HOP;
 	if (hop->vlans | p->vlans) {

@@ -63,7 +63,7 @@ static __always_inline bool take_facts(struct packet *p, struct xdp_md *ctx, str
 	p->ctx = ctx;
 	p->data = (void *)(long)ctx->data;
 	p->end = (void *)(long)ctx->data_end;
-	p->interface = ctx->ingress_ifindex;
+	p->interface = came_by(ctx);
 	p->l3 = p->data + ((ETH_HLEN + f->vlans * sizeof(struct vlan_header)) & 31);
 	p->l4 = p->data + (f->l4 & MAX_HEADERS);
 	p->protocol = f->protocol;

@@ -262,7 +262,7 @@ SUBPROGRAM int icmp_pipeline(struct xdp_md *ctx)
 	p.ctx = ctx;
 	p.data = (void *)(long)ctx->data;
 	p.end = (void *)(long)ctx->data_end;
-	p.interface = ctx->ingress_ifindex;
+	p.interface = came_by(ctx);
 	if (parse_ethernet(&p) || find_vip(&p))
 		return PASS_PROTOCOL;
 	find_transport(&p);

@@ -9,7 +9,8 @@
  *   emit.h       link-layer header, VLAN tags, XDP_TX or redirect
  *   pipeline.h   the stages in a row, and the one place where outcomes count
  *
- * types.h holds what is shared with the daemon, maps.h every map.
+ * types.h holds what is shared with the daemon, maps.h every map, dry.h what
+ * `sluice explain` runs the program with.
  */
 #include "pipeline.h"
 

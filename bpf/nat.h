@@ -42,6 +42,7 @@ static __always_inline int find_flow(struct packet *p, struct nat_key *key, stru
 		return NEXT;
 	/* Void, or the client uses its port again: the old flow is nobody's now. */
 	void_flow(&f->place, f->flow, f->port, f->flow->state);
+	TRACE(void_flow, id);
 	return PASS_NO_FLOW;
 }
 
@@ -76,6 +77,10 @@ static __always_inline int new_flow(struct packet *p, struct service *service, s
 
 	f->number = slot_owner(slot_word(service, flow_hash(p, service)));
 	f->backend = backend_at(f->number);
+	TRACE(found, NEW_NAT);
+	TRACE(hash, flow_hash(p, service));
+	TRACE(slot, slot_word(service, flow_hash(p, service)));
+	TRACE(backend, f->number);
 	if (!f->number || !f->backend->alive) {
 		COUNT_LOSS(p->service, no_backend);
 		return DROP_NO_BACKEND;
@@ -88,6 +93,8 @@ static __always_inline int new_flow(struct packet *p, struct service *service, s
 	if (!nat_place(&f->place, pair))
 		return DROP_INTERNAL;
 	f->port = obtain_port(pair, p->service, now);
+	TRACE(pair, pair);
+	TRACE(port, f->port);
 	if (!f->port) {
 		COUNT_LOSS(p->service, no_port);
 		return DROP_NO_PORT;
@@ -95,6 +102,8 @@ static __always_inline int new_flow(struct packet *p, struct service *service, s
 	flow = nat_entry(pair, f->port);
 	if (!flow)
 		return DROP_INTERNAL;
+	if (dry)
+		return link_flow(flow, hash, pair << 16 | f->port, now) ? NEXT : DROP_FLOWS_FULL;
 
 	/* Nobody reads the entry while it is free: its state comes last. */
 	flow->client[0] = key->client.word[0];
@@ -221,6 +230,10 @@ static __always_inline int nat_forward(struct packet *p, struct service *service
 	set_hash(&key);
 	out = find_flow(p, &key, &f);
 	if (out == NEXT) {
+		TRACE(found, FOUND_NAT);
+		TRACE(pair, f.place.number);
+		TRACE(port, f.port);
+		TRACE(backend, f.number);
 		learn_last_hop(p, f.flow);
 		track(p, &f.place, f.flow, f.port, NAT_FIN_CLIENT, key.now);
 	} else if (out == PASS_NO_FLOW && (p->opens || key.udp)) {
@@ -311,6 +324,10 @@ static __always_inline int nat_reply(struct packet *p, int *action)
 		return DROP_FRAGMENT;
 	if (no_hop_left(p))
 		return DROP_TTL;
+	TRACE(found, FOUND_REPLY);
+	TRACE(pair, place.number);
+	TRACE(port, port);
+	TRACE(backend, number);
 	track(p, &place, flow, port, NAT_FIN_BACKEND, now);
 	last_hop(flow, &hop);
 	rewrite(p, vip->address, flow->client, flow->vip_port, flow->client_port);

@@ -75,7 +75,7 @@ SUBPROGRAM int remember_handshake(__u32 pair, __u32 port, __u32 service)
 	struct nat_place where, *place = &where;
 	__u64 turn, mine, old, *word;
 
-	if (!flow || !nat_place(place, pair))
+	if (!flow || !nat_place(place, pair) || dry)
 		return 0;
 	turn = __sync_fetch_and_add(&place->pair->embryonic, 1);
 	word = handshake_word(place, turn);
@@ -95,20 +95,25 @@ SUBPROGRAM int remember_handshake(__u32 pair, __u32 port, __u32 service)
 SUBPROGRAM int give_up_oldest(__u32 pair, __u32 service)
 {
 	struct nat_place place;
+	__u64 passed = 0; /* of a dry run */
 
 	if (!nat_place(&place, pair))
 		return 0;
 	for (int i = 0; i < SWEEP_MANY; i++) {
-		__u64 seen = *(volatile __u64 *)&place.pair->given_up;
+		__u64 seen = dry && i ? passed : *(volatile __u64 *)&place.pair->given_up;
 		__u64 begun = *(volatile __u64 *)&place.pair->embryonic;
-		__u64 turn = oldest_turn(&place, seen, begun), *word;
+		__u64 turn = oldest_turn(&place, seen, begun), *word, shake;
 
 		if (seen == begun)
 			return 0;
-		if (__sync_val_compare_and_swap(&place.pair->given_up, seen, turn + 1) != seen)
+		if (!dry && __sync_val_compare_and_swap(&place.pair->given_up, seen, turn + 1) != seen)
 			continue;
+		passed = turn + 1;
 		word = handshake_word(&place, turn);
-		if (word && give_up(&place, __sync_lock_test_and_set(word, 0), service))
+		if (!word)
+			continue;
+		shake = dry ? *(volatile __u64 *)word : __sync_lock_test_and_set(word, 0);
+		if (give_up(&place, shake, service))
 			return 1;
 	}
 	return 0;

@@ -81,26 +81,51 @@ static __always_inline bool in_share(struct nat_pair *pair, __u32 port)
 /* For a port that is marked as NAT_QUEUED and stands in no ring. */
 static __always_inline void push_port(struct nat_place *place, __u32 port)
 {
-	__u64 ticket = __sync_fetch_and_add(&place->pair->tail, 1);
-	__u64 *word = ring_word(place->number, ticket & (NAT_PORTS - 1));
+	__u64 ticket, *word;
 
+	/* Of what would join it in a dry run the first is remembered. */
+	if (dry) {
+		if (!traced.joins || traced.joins >> 16 != place->number)
+			traced.joins = place->number << 16 | port;
+		return;
+	}
+	ticket = __sync_fetch_and_add(&place->pair->tail, 1);
+	word = ring_word(place->number, ticket & (NAT_PORTS - 1));
 	if (word)
 		__sync_lock_test_and_set(word, (ticket + 1) << 16 | port);
+}
+
+/* Marks a flow's port as one that stands in the ring: the flags before. */
+static __always_inline __u32 mark_queued(struct nat_flow *flow)
+{
+	return dry ? flow->flags : __sync_fetch_and_or(&flow->flags, NAT_QUEUED);
 }
 
 /* Has a port handed out again, after all older ones. */
 static __always_inline void queue_port(struct nat_place *place, struct nat_flow *flow, __u32 port)
 {
-	if (in_share(place->pair, port) &&
-	    !(__sync_fetch_and_or(&flow->flags, NAT_QUEUED) & NAT_QUEUED))
+	if (in_share(place->pair, port) && !(mark_queued(flow) & NAT_QUEUED))
 		push_port(place, port);
 }
 
-/* The oldest free port; 0 where there is none. */
-static __always_inline __u32 pop_port(struct nat_place *place)
+/* Whether a dry run would have had the port join the ring. */
+static __always_inline bool foreseen(struct nat_place *place, __u32 port)
+{
+	return traced.joins == (place->number << 16 | port);
+}
+
+/* For a port that was taken from the ring and is not handed out. */
+static __always_inline void leave_ring(struct nat_flow *flow)
+{
+	if (!dry)
+		__sync_fetch_and_and(&flow->flags, ~NAT_QUEUED);
+}
+
+/* The oldest free port; 0 where there is none. In a dry run: after others, and what would join the ring. */
+static __always_inline __u32 pop_port(struct nat_place *place, __u32 others)
 {
 	for (int i = 0; i < CLAIM_TRIES; i++) {
-		__u64 head = *(volatile __u64 *)&place->pair->head, value;
+		__u64 head = *(volatile __u64 *)&place->pair->head + (dry ? others : 0), value;
 		__u64 *word = ring_word(place->number, head & (NAT_PORTS - 1));
 
 		if (!word)
@@ -108,11 +133,13 @@ static __always_inline __u32 pop_port(struct nat_place *place)
 		value = *(volatile __u64 *)word;
 		if (value >> 16 != ((head + 1) & 0xffffffffffffULL)) {
 			/* Empty, or its producer has not stored the word yet. */
+			if (dry)
+				return foreseen(place, traced.joins & 0xffff) ? traced.joins & 0xffff : 0;
 			if (head == *(volatile __u64 *)&place->pair->head)
 				return 0;
 			continue;
 		}
-		if (__sync_val_compare_and_swap(&place->pair->head, head, head + 1) == head)
+		if (dry || __sync_val_compare_and_swap(&place->pair->head, head, head + 1) == head)
 			return value & 0xffff;
 	}
 	return 0;
@@ -125,7 +152,7 @@ static __always_inline void unlink_flow(struct nat_flow *flow, __u32 id)
 	struct nat_bucket *bucket = bpf_map_lookup_elem(&nat_buckets, &index);
 	__u64 *word, value;
 
-	if (!bucket)
+	if (!bucket || dry)
 		return;
 	word = &bucket->word[flow->bucket & (NAT_WAYS - 1)];
 	value = *(volatile __u64 *)word;
@@ -137,7 +164,7 @@ static __always_inline void unlink_flow(struct nat_flow *flow, __u32 id)
 static __always_inline void close_flow(struct nat_place *place, struct nat_flow *flow, __u32 port,
 				       __u32 state)
 {
-	if (__sync_val_compare_and_swap(&flow->state, state, NAT_CLOSED) == state)
+	if (!dry && __sync_val_compare_and_swap(&flow->state, state, NAT_CLOSED) == state)
 		queue_port(place, flow, port);
 }
 
@@ -154,9 +181,9 @@ static __always_inline bool void_flow(struct nat_place *place, struct nat_flow *
 		word = &bucket->word[flow->bucket & (NAT_WAYS - 1)];
 		value = *(volatile __u64 *)word;
 	}
-	if (__sync_val_compare_and_swap(&flow->state, state, NAT_FREE) != state)
+	if (!dry && __sync_val_compare_and_swap(&flow->state, state, NAT_FREE) != state)
 		return false;
-	if (word && (__u32)value == id)
+	if (!dry && word && (__u32)value == id)
 		__sync_val_compare_and_swap(word, value, 0);
 	queue_port(place, flow, port);
 	return true;
@@ -174,10 +201,16 @@ static __always_inline void sweep_port(struct nat_place *place, __u32 port, __u3
 		void_flow(place, flow, port, state);
 }
 
+/* Moves a hand of the search, and returns where it was. */
+static __always_inline __u32 move_hand(__u32 *hand, __u32 by)
+{
+	return dry ? *hand : __sync_fetch_and_add(hand, by);
+}
+
 /* Looks at the pair's next few entries, whoever's, and ends what was idle too long. */
 static __always_inline void sweep(struct nat_place *place, __u32 now)
 {
-	__u32 hand = __sync_fetch_and_add(&place->pair->hand, SWEEP_STEP);
+	__u32 hand = move_hand(&place->pair->hand, SWEEP_STEP);
 
 	for (int i = 0; i < SWEEP_STEP; i++)
 		sweep_port(place, (hand + i) & (NAT_PORTS - 1), now);
@@ -193,7 +226,7 @@ SUBPROGRAM int sweep_share(__u32 pair, __u32 now)
 		return 0;
 	first = *(volatile __u16 *)&place.pair->first_port;
 	ports = *(volatile __u16 *)&place.pair->last_port - first + 1;
-	hand = __sync_fetch_and_add(&place.pair->share_hand, SWEEP_MANY);
+	hand = move_hand(&place.pair->share_hand, SWEEP_MANY);
 	for (__u32 i = 0; i < SWEEP_MANY; i++)
 		sweep_port(&place, (first + (hand + i) % ports) & (NAT_PORTS - 1), now);
 	return 0;
@@ -213,7 +246,7 @@ SUBPROGRAM int claim_port(__u32 pair, __u32 service, __u32 now)
 	if (!nat_place(&place, pair))
 		return 0;
 	for (int i = 0; i < CLAIM_TRIES; i++) {
-		__u32 port = pop_port(&place), state;
+		__u32 port = pop_port(&place, i), state;
 		struct nat_flow *flow;
 
 		if (!port)
@@ -223,20 +256,23 @@ SUBPROGRAM int claim_port(__u32 pair, __u32 service, __u32 now)
 			return 0;
 		/* The ring may hold what the share or the services have lost since. */
 		if (!in_share(place.pair, port)) {
-			__sync_fetch_and_and(&flow->flags, ~NAT_QUEUED);
+			leave_ring(flow);
 			continue;
 		}
 		if (is_service(place.pair, port)) {
-			push_port(&place, port);
+			if (!dry)
+				push_port(&place, port);
 			continue;
 		}
 		state = flow->state;
+		if (dry && foreseen(&place, port))
+			state = NAT_FREE;
 		if (state == NAT_CLOSED &&
-		    __sync_val_compare_and_swap(&flow->state, NAT_CLOSED, NAT_FREE) == NAT_CLOSED)
+		    (dry || __sync_val_compare_and_swap(&flow->state, NAT_CLOSED, NAT_FREE) == NAT_CLOSED))
 			state = NAT_FREE;
 		if (state != NAT_FREE) {
 			/* Data came after the close: the flow lives, and queues again when it ends. */
-			__sync_fetch_and_and(&flow->flags, ~NAT_QUEUED);
+			leave_ring(flow);
 			state = *(volatile __u32 *)&flow->state;
 			if (state == NAT_FREE || state == NAT_CLOSED)
 				queue_port(&place, flow, port);

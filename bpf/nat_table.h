@@ -104,6 +104,8 @@ static __always_inline bool link_in_bucket(struct nat_flow *flow, __u32 index, _
 	for (int i = 0; i < NAT_WAYS; i++) {
 		if (*(volatile __u64 *)&bucket->word[i])
 			continue;
+		if (dry)
+			return true;
 		flow->bucket = index * NAT_WAYS + i;
 		if (__sync_val_compare_and_swap(&bucket->word[i], 0, name) == 0)
 			return true;
@@ -135,12 +137,12 @@ SUBPROGRAM int end_name(__u32 where, __u32 now)
 	pair = (__u32)value >> 16;
 	flow = nat_entry(pair, value & 0xffff);
 	if (!flow)
-		return __sync_val_compare_and_swap(word, value, 0) == value;
+		return dry || __sync_val_compare_and_swap(word, value, 0) == value;
 	state = flow->state;
 	if (state == NAT_FREE)
 		/* A new flow's name is where its entry says; this one is forgotten. */
 		return flow->bucket != where &&
-		       __sync_val_compare_and_swap(word, value, 0) == value;
+		       (dry || __sync_val_compare_and_swap(word, value, 0) == value);
 	if (flow->bucket != where || !(nat_expired(flow, now) || nat_over(flow)))
 		return 0;
 	return nat_place(&place, pair) && void_flow(&place, flow, value & 0xffff, state);
@@ -170,8 +172,12 @@ SUBPROGRAM int move_name(__u32 where, __u32 now)
 		__u32 there = index * NAT_WAYS + i;
 
 		other = name_at(there);
+		if (!other || !end_name(there, now))
+			continue;
+		if (dry)
+			return 1;
 		/* For a moment the name stands twice, so that it is always found. */
-		if (!other || !end_name(there, now) || __sync_val_compare_and_swap(other, 0, value))
+		if (__sync_val_compare_and_swap(other, 0, value))
 			continue;
 		if (__sync_val_compare_and_swap(&flow->bucket, where, there) != where) {
 			__sync_val_compare_and_swap(other, value, 0);
@@ -202,6 +208,9 @@ static __always_inline bool link_flow(struct nat_flow *flow, __u64 hash, __u32 i
 
 	if (link_in_bucket(flow, first, name) || link_in_bucket(flow, second, name))
 		return true;
+	/* The name of the flow that ends for this one stands in one of the two still. */
+	if (dry)
+		return traced.void_flow || make_room(first, now) || make_room(second, now);
 	if (make_room(first, now) && link_in_bucket(flow, first, name))
 		return true;
 	return make_room(second, now) && link_in_bucket(flow, second, name);

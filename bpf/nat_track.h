@@ -75,6 +75,8 @@ static __always_inline void track(struct packet *p, struct nat_place *place, str
 	struct tcphdr *tcp = p->tcp;
 	__u32 state = flow->state, flags;
 
+	if (dry)
+		return;
 	if (flow->last_seen != now)
 		flow->last_seen = now;
 	if (p->protocol == IPPROTO_UDP) {
@@ -114,6 +116,8 @@ static __always_inline void learn_last_hop(struct packet *p, struct nat_flow *fl
 	__be16 outer = p->vlans > 0 ? p->vlan[0] & bpf_htons(0x0fff) : 0;
 	__be16 inner = p->vlans > 1 ? p->vlan[1] & bpf_htons(0x0fff) : 0;
 
+	if (dry)
+		return;
 	if (mac_equal(flow->mac, source) && flow->interface == p->interface && flow->vlans == p->vlans &&
 	    flow->vlan[0] == outer && flow->vlan[1] == inner)
 		return;

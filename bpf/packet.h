@@ -16,6 +16,7 @@
 
 #include "include/bpf_endian.h"
 #include "include/bpf_helpers.h"
+#include "dry.h"
 #include "maps.h"
 
 /* As in an IPv4 header (RFC 791, section 3.1); those of IPv6 are brought into this form. */
@@ -24,9 +25,6 @@
 
 /* Of extension headers that lead nowhere: no protocol has this number. */
 #define MALFORMED 256
-
-/* 1: nothing is written; `sluice explain` runs the program so. */
-volatile const __u32 dry = 0;
 
 struct packet {
 	struct xdp_md *ctx;
@@ -59,6 +57,12 @@ struct packet {
 	__u64 hash; /* of the flow, in the stateless modes */
 	__u64 slot; /* its word, in the stateless modes */
 };
+
+/* The interface that a packet came in by. */
+static __always_inline __u32 came_by(struct xdp_md *ctx)
+{
+	return dry ? dry_interface : ctx->ingress_ifindex;
+}
 
 /* An IPv4 address, network byte order, as the second word of a mapped one. */
 static __always_inline __u64 mapped(__be32 address)
@@ -138,7 +142,7 @@ static __always_inline void count_outcome(__u32 outcome)
 {
 	__u64 *n = bpf_map_lookup_elem(&outcomes, &outcome);
 
-	if (n)
+	if (n && !dry)
 		(*n)++;
 }
 

@@ -83,12 +83,15 @@ static __always_inline __u32 owner_of_syn(struct flow *f, struct flow_key *key, 
 {
 	struct pin *old = bpf_map_lookup_elem(&handshakes, key), pin;
 
-	if (old && pin_holds(old) && old->sequence == f->sequence)
+	if (old && pin_holds(old) && old->sequence == f->sequence) {
+		TRACE(found, FOUND_HANDSHAKE);
 		return follow(old, f);
+	}
 	/* Without a previous owner a miss goes to this one anyway, unless an old pin does. */
 	if (!previous && !bpf_map_lookup_elem(&pins, key) &&
 	    !bpf_map_lookup_elem(&stragglers, key))
 		return owner;
+	TRACE(found, NEW_HANDSHAKE);
 	make_pin(&pin, owner, f->sequence);
 	if (dry || !bpf_map_update_elem(&handshakes, key, &pin, BPF_ANY))
 		return owner;
@@ -107,6 +110,7 @@ static __always_inline __u32 owner_of_handshake(struct flow *f, struct flow_key 
 	distance = f->sequence - shake->sequence;
 	if (!distance || distance > HANDSHAKE_REACH)
 		return 0;
+	TRACE(found, distance == 1 && !f->ends ? FOUND_HANDSHAKE_DONE : FOUND_HANDSHAKE_DATA);
 	number = shake->backend;
 	if (distance != 1 || f->ends || dry)
 		return number;
@@ -139,13 +143,18 @@ SUBPROGRAM __u32 tracked_owner(struct flow *f, __u64 word)
 	if (number)
 		return number;
 	old = bpf_map_lookup_elem(&pins, &key);
-	if (old && pin_holds(old))
+	if (old && pin_holds(old)) {
+		TRACE(found, FOUND_PIN);
 		return follow(old, f);
+	}
 	old = bpf_map_lookup_elem(&stragglers, &key);
-	if (old && pin_holds(old))
+	if (old && pin_holds(old)) {
+		TRACE(found, FOUND_STRAGGLER);
 		return follow(old, f);
+	}
 	if ((word >> SLOT_STATE_SHIFT & SLOT_STATE_MASK) != SLOT_TRACKED || !previous)
 		return owner;
+	TRACE(found, NEW_STRAGGLER);
 	if (!f->ends && may_straggle()) {
 		make_pin(&pin, previous, 0);
 		bpf_map_update_elem(&stragglers, &key, &pin, BPF_ANY);
@@ -174,10 +183,13 @@ SUBPROGRAM __u32 udp_owner(struct flow *f, __u64 word)
 		return 0;
 	key = f->key;
 	old = bpf_map_lookup_elem(&udp_flows, &key);
-	if (old && udp_holds(old))
+	if (old && udp_holds(old)) {
+		TRACE(found, FOUND_UDP);
 		return follow(old, f);
+	}
 	old = bpf_map_lookup_elem(&udp_new, &key);
 	if (old && udp_holds(old)) {
+		TRACE(found, FOUND_UDP_NEW);
 		owner = old->backend;
 		if (old->seen == ticks() || dry)
 			return owner;
@@ -188,6 +200,7 @@ SUBPROGRAM __u32 udp_owner(struct flow *f, __u64 word)
 		}
 		return owner;
 	}
+	TRACE(found, NEW_UDP);
 	if (owner && !dry) {
 		make_pin(&pin, owner, 0);
 		bpf_map_update_elem(&udp_new, &key, &pin, BPF_ANY);

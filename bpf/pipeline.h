@@ -33,6 +33,7 @@ static __always_inline int forward_to_owner(struct packet *p, struct service *se
 	__u32 owner = find_owner(p, service);
 	int out;
 
+	TRACE(backend, owner);
 	if (!owner) {
 		COUNT_LOSS(p->service, no_backend);
 		return DROP_NO_BACKEND;
@@ -111,7 +112,7 @@ SUBPROGRAM int pipeline(struct xdp_md *ctx, struct facts *f)
 	p.ctx = ctx;
 	p.data = (void *)(long)ctx->data;
 	p.end = (void *)(long)ctx->data_end;
-	p.interface = ctx->ingress_ifindex;
+	p.interface = came_by(ctx);
 	out = balance(&p, f, &action);
 	return action << 8 | out;
 }
@@ -166,10 +167,10 @@ static __always_inline int process(struct xdp_md *ctx)
 		out = out >> 8 ? dnat_error_in(ctx, out >> 8) : dnat_error_out(ctx);
 	verdict = out >> 8;
 	out &= 0xff;
+	TRACE(outcome, out);
 	if (out == SENT || out == ANSWERED)
 		return verdict;
-	if (!dry)
-		count_outcome(out);
+	count_outcome(out);
 	return out < DROP_MALFORMED_IP ? XDP_PASS : XDP_DROP;
 }
 

@@ -43,6 +43,8 @@ static __always_inline bool may_answer(void)
 
 	if (!a)
 		return false;
+	if (dry)
+		return a->tick != now || a->used < ANSWERS_PER_TICK;
 	if (a->tick != now) {
 		a->tick = now;
 		a->used = 0;
@@ -181,7 +183,7 @@ static __always_inline int answer6(struct xdp_md *ctx, struct answer *a)
 /* Turns the frame into the answer; ANSWERED: it is to go back where it came from. */
 SUBPROGRAM int make_answer(struct xdp_md *ctx, struct answer *a)
 {
-	if (!a || dry || !may_answer())
+	if (!a || !may_answer())
 		return DROP_TOO_BIG;
 	return a->v6 ? answer6(ctx, a) : answer4(ctx, a);
 }

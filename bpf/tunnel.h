@@ -106,6 +106,7 @@ SUBPROGRAM int encapsulate(struct xdp_md *ctx, struct outer *o)
 	second = *((volatile __u64 *)&backend->next_hop + 1);
 	interface = second >> 32;
 	tags = backend->next_hop.vlans;
+	TRACE(interface, interface);
 	if (!interface)
 		return DROP_NO_NEXT_HOP;
 	if (tags > MAX_VLANS || o->vlans > MAX_VLANS)

@@ -302,6 +302,22 @@ type benchSourceKey struct {
 	Service uint64
 }
 
+type benchTrace struct {
+	_         structs.HostLayout
+	Hash      uint64
+	Slot      uint64
+	Service   uint32
+	Found     uint32
+	Backend   uint32
+	Pair      uint32
+	Port      uint32
+	VoidFlow  uint32
+	Joins     uint32
+	Interface uint32
+	Outcome   uint32
+	_         [4]byte
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -343,12 +359,14 @@ const (
 	benchProgBenchPipeline6    = "bench_pipeline6"
 	benchProgBenchTunnel       = "bench_tunnel"
 	benchVarDry                = "dry"
+	benchVarDryInterface       = "dry_interface"
 	benchVarExported           = "exported"
 	benchVarExportedLimits     = "exported_limits"
 	benchVarNatBucketMask      = "nat_bucket_mask"
 	benchVarNatSeed            = "nat_seed"
 	benchVarNatTimeout         = "nat_timeout"
 	benchVarTables             = "tables"
+	benchVarTraced             = "traced"
 	benchVarTunnelMask4        = "tunnel_mask4"
 	benchVarTunnelMask6        = "tunnel_mask6"
 	benchVarTunnelSource4      = "tunnel_source4"
@@ -446,12 +464,14 @@ type benchMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type benchVariableSpecs struct {
 	Dry            *ebpf.VariableSpec `ebpf:"dry"`
+	DryInterface   *ebpf.VariableSpec `ebpf:"dry_interface"`
 	Exported       *ebpf.VariableSpec `ebpf:"exported"`
 	ExportedLimits *ebpf.VariableSpec `ebpf:"exported_limits"`
 	NatBucketMask  *ebpf.VariableSpec `ebpf:"nat_bucket_mask"`
 	NatSeed        *ebpf.VariableSpec `ebpf:"nat_seed"`
 	NatTimeout     *ebpf.VariableSpec `ebpf:"nat_timeout"`
 	Tables         *ebpf.VariableSpec `ebpf:"tables"`
+	Traced         *ebpf.VariableSpec `ebpf:"traced"`
 	TunnelMask4    *ebpf.VariableSpec `ebpf:"tunnel_mask4"`
 	TunnelMask6    *ebpf.VariableSpec `ebpf:"tunnel_mask6"`
 	TunnelSource4  *ebpf.VariableSpec `ebpf:"tunnel_source4"`
@@ -550,12 +570,14 @@ func (m *benchMaps) Close() error {
 // It can be passed to loadBenchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type benchVariables struct {
 	Dry            *ebpf.Variable `ebpf:"dry"`
+	DryInterface   *ebpf.Variable `ebpf:"dry_interface"`
 	Exported       *ebpf.Variable `ebpf:"exported"`
 	ExportedLimits *ebpf.Variable `ebpf:"exported_limits"`
 	NatBucketMask  *ebpf.Variable `ebpf:"nat_bucket_mask"`
 	NatSeed        *ebpf.Variable `ebpf:"nat_seed"`
 	NatTimeout     *ebpf.Variable `ebpf:"nat_timeout"`
 	Tables         *ebpf.Variable `ebpf:"tables"`
+	Traced         *ebpf.Variable `ebpf:"traced"`
 	TunnelMask4    *ebpf.Variable `ebpf:"tunnel_mask4"`
 	TunnelMask6    *ebpf.Variable `ebpf:"tunnel_mask6"`
 	TunnelSource4  *ebpf.Variable `ebpf:"tunnel_source4"`

@@ -479,6 +479,41 @@ type lbSourceKey struct {
 	Service uint64
 }
 
+type lbTrace struct {
+	_         structs.HostLayout
+	Hash      uint64
+	Slot      uint64
+	Service   uint32
+	Found     uint32
+	Backend   uint32
+	Pair      uint32
+	Port      uint32
+	VoidFlow  uint32
+	Joins     uint32
+	Interface uint32
+	Outcome   uint32
+	_         [4]byte
+}
+
+type lbTraceFound uint32
+
+const (
+	lbTraceFoundFOUND_BY_SLOT        lbTraceFound = 0
+	lbTraceFoundFOUND_HANDSHAKE      lbTraceFound = 1
+	lbTraceFoundFOUND_HANDSHAKE_DONE lbTraceFound = 2
+	lbTraceFoundFOUND_HANDSHAKE_DATA lbTraceFound = 3
+	lbTraceFoundFOUND_PIN            lbTraceFound = 4
+	lbTraceFoundFOUND_STRAGGLER      lbTraceFound = 5
+	lbTraceFoundFOUND_UDP_NEW        lbTraceFound = 6
+	lbTraceFoundFOUND_UDP            lbTraceFound = 7
+	lbTraceFoundFOUND_NAT            lbTraceFound = 8
+	lbTraceFoundFOUND_REPLY          lbTraceFound = 9
+	lbTraceFoundNEW_HANDSHAKE        lbTraceFound = 10
+	lbTraceFoundNEW_STRAGGLER        lbTraceFound = 11
+	lbTraceFoundNEW_UDP              lbTraceFound = 12
+	lbTraceFoundNEW_NAT              lbTraceFound = 13
+)
+
 type lbVip struct {
 	_       structs.HostLayout
 	Address [2]uint64
@@ -529,11 +564,13 @@ const (
 	lbMapWayMissed          = "way_missed"
 	lbProgSluice            = "sluice"
 	lbVarDry                = "dry"
+	lbVarDryInterface       = "dry_interface"
 	lbVarExported           = "exported"
 	lbVarNatBucketMask      = "nat_bucket_mask"
 	lbVarNatSeed            = "nat_seed"
 	lbVarNatTimeout         = "nat_timeout"
 	lbVarTables             = "tables"
+	lbVarTraced             = "traced"
 	lbVarTunnelMask4        = "tunnel_mask4"
 	lbVarTunnelMask6        = "tunnel_mask6"
 	lbVarTunnelSource4      = "tunnel_source4"
@@ -623,11 +660,13 @@ type lbMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type lbVariableSpecs struct {
 	Dry           *ebpf.VariableSpec `ebpf:"dry"`
+	DryInterface  *ebpf.VariableSpec `ebpf:"dry_interface"`
 	Exported      *ebpf.VariableSpec `ebpf:"exported"`
 	NatBucketMask *ebpf.VariableSpec `ebpf:"nat_bucket_mask"`
 	NatSeed       *ebpf.VariableSpec `ebpf:"nat_seed"`
 	NatTimeout    *ebpf.VariableSpec `ebpf:"nat_timeout"`
 	Tables        *ebpf.VariableSpec `ebpf:"tables"`
+	Traced        *ebpf.VariableSpec `ebpf:"traced"`
 	TunnelMask4   *ebpf.VariableSpec `ebpf:"tunnel_mask4"`
 	TunnelMask6   *ebpf.VariableSpec `ebpf:"tunnel_mask6"`
 	TunnelSource4 *ebpf.VariableSpec `ebpf:"tunnel_source4"`
@@ -720,11 +759,13 @@ func (m *lbMaps) Close() error {
 // It can be passed to loadLbObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lbVariables struct {
 	Dry           *ebpf.Variable `ebpf:"dry"`
+	DryInterface  *ebpf.Variable `ebpf:"dry_interface"`
 	Exported      *ebpf.Variable `ebpf:"exported"`
 	NatBucketMask *ebpf.Variable `ebpf:"nat_bucket_mask"`
 	NatSeed       *ebpf.Variable `ebpf:"nat_seed"`
 	NatTimeout    *ebpf.Variable `ebpf:"nat_timeout"`
 	Tables        *ebpf.Variable `ebpf:"tables"`
+	Traced        *ebpf.Variable `ebpf:"traced"`
 	TunnelMask4   *ebpf.Variable `ebpf:"tunnel_mask4"`
 	TunnelMask6   *ebpf.Variable `ebpf:"tunnel_mask6"`
 	TunnelSource4 *ebpf.Variable `ebpf:"tunnel_source4"`
