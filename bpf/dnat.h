@@ -46,7 +46,7 @@ static __always_inline bool take_later(struct packet *p, struct xdp_md *ctx, str
 	p->ctx = ctx;
 	p->data = (void *)(long)ctx->data;
 	p->end = (void *)(long)ctx->data_end;
-	p->interface = ctx->ingress_ifindex;
+	p->interface = came_by(ctx);
 	p->service = f->service;
 	if (parse_ethernet(p))
 		return false;
@@ -254,7 +254,7 @@ SUBPROGRAM int dnat_reply(struct xdp_md *ctx)
 	p.ctx = ctx;
 	p.data = (void *)(long)ctx->data;
 	p.end = (void *)(long)ctx->data_end;
-	p.interface = ctx->ingress_ifindex;
+	p.interface = came_by(ctx);
 	if (parse_ethernet(&p) || check_mac(&p))
 		return PASS_NOT_VIP;
 	find_transport(&p);

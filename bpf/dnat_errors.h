@@ -29,7 +29,7 @@ static __always_inline bool take_error(struct packet *p, struct xdp_md *ctx, str
 	p->ctx = ctx;
 	p->data = (void *)(long)ctx->data;
 	p->end = (void *)(long)ctx->data_end;
-	p->interface = ctx->ingress_ifindex;
+	p->interface = came_by(ctx);
 	if (parse_ethernet(p))
 		return false;
 	find_transport(p);

@@ -83,21 +83,12 @@ func readStats(m *kernelMaps, state *State, names map[uint16]string, pinned map[
 	by := state.byService()
 	// Maps would take seconds for hundreds of services.
 	slots, previous := make([]int, lbLimitsMAX_BACKENDS), make([]int, lbLimitsMAX_BACKENDS)
-	addresses := map[uint16][]lb.Frontend{}
-	for a, v := range state.VIPs {
-		for _, table := range v.Tables {
-			for _, r := range state.Ports[table] {
-				f := lb.Frontend{VIP: a, Ports: lb.PortRange{First: r.First, Last: r.Last}}
-				addresses[r.Service] = append(addresses[r.Service], f)
-			}
-		}
-	}
+	addresses := state.addresses()
 	for _, number := range slices.Sorted(maps.Keys(state.Services)) {
 		service := ServiceStats{
 			Name: names[number], Addresses: addresses[number],
 			Protocol: state.Services[number].protocol(), Forward: state.Services[number].Forward,
 		}
-		slices.SortFunc(service.Addresses, lb.CompareFrontends)
 		var lost []lbServiceLosses
 		if err := m.Losses.Lookup(uint32(number), &lost); err != nil {
 			return s, fmt.Errorf("read the counters of service %d: %w", number, err)
