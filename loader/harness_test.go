@@ -110,14 +110,17 @@ const (
 	xdpRedirect = 4
 )
 
-// send runs one frame through the program.
+// send runs one frame through the program. A dry run, before it, must have said
+// what becomes of it.
 func send(t testing.TB, d *Datapath, frame []byte) (verdict uint32, out []byte) {
 	t.Helper()
+	dry := runDry(t, d, frame)
 	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+64)}
 	verdict, err := d.program.Run(&opts)
 	if err != nil {
 		t.Fatal(err)
 	}
+	dry.agrees(t, verdict, opts.DataOut)
 	return verdict, opts.DataOut
 }
 
