@@ -186,11 +186,7 @@ func printStatus(w io.Writer, s control.Status) error {
 		t.Flush()
 	}
 	for _, v := range s.Services {
-		name := v.Name
-		if name == "" {
-			name = "(name not known)"
-		}
-		fmt.Fprintf(&b, "\nservice %s: %s, %s %s %s\n", name, strings.ReplaceAll(v.State, "_", " "), v.Protocol, joinPorts(v.Addresses), v.Forward)
+		fmt.Fprintf(&b, "\nservice %s: %s, %s %s %s\n", nameOf(v.Name), strings.ReplaceAll(v.State, "_", " "), v.Protocol, joinPorts(v.Addresses), v.Forward)
 		fmt.Fprintln(t, "  BACKEND\tSTATE\tWEIGHT\tSLOTS\tSHARE\tCONNECTIONS\tPACKETS\tBYTES\tREPLIES\tREPLY BYTES\tNEXT HOP\t")
 		for _, k := range v.Backends {
 			state := string(k.State)
