@@ -114,13 +114,23 @@ const (
 // what becomes of it.
 func send(t testing.TB, d *Datapath, frame []byte) (verdict uint32, out []byte) {
 	t.Helper()
+	if d.objects == nil { // an earlier version's program, which knows no dry runs
+		return sendEarnest(t, d, frame)
+	}
 	dry := runDry(t, d, frame)
+	verdict, out = sendEarnest(t, d, frame)
+	dry.agrees(t, verdict, out)
+	return verdict, out
+}
+
+// sendEarnest runs one frame through the program that forwards.
+func sendEarnest(t testing.TB, d *Datapath, frame []byte) (verdict uint32, out []byte) {
+	t.Helper()
 	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+64)}
 	verdict, err := d.program.Run(&opts)
 	if err != nil {
 		t.Fatal(err)
 	}
-	dry.agrees(t, verdict, opts.DataOut)
 	return verdict, opts.DataOut
 }
 

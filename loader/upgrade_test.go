@@ -137,7 +137,7 @@ func (c *conn) goesOn(t testing.TB, state lbNatState) {
 	}
 }
 
-var natStates = []lbNatState{
+var oldStates = []lbNatState{
 	lbNatStateNAT_SYN_SENT, lbNatStateNAT_SYN_RECEIVED, lbNatStateNAT_ESTABLISHED, lbNatStateNAT_CLOSING, lbNatStateNAT_CLOSED,
 }
 
@@ -145,7 +145,7 @@ var natStates = []lbNatState{
 func (l *layout1) beginAll(first, n int) map[lbNatState][]*conn {
 	l.Helper()
 	conns := map[lbNatState][]*conn{}
-	for _, s := range natStates {
+	for _, s := range oldStates {
 		for range n {
 			conns[s] = append(conns[s], l.begin(first, s))
 			first++
