@@ -96,8 +96,11 @@ type Frame struct {
 
 // Bytes returns the frame as it is on the wire, without preamble and check
 // sequence.
-func (f Frame) Bytes() []byte {
-	b := make([]byte, 0, 128+len(f.Payload))
+func (f Frame) Bytes() []byte { return f.bytes(f.l4()) }
+
+// bytes is Bytes with something else after the IP headers.
+func (f Frame) bytes(l4 []byte) []byte {
+	b := make([]byte, 0, 128+len(l4))
 	b = append(b, macOrZero(f.DstMAC)...)
 	b = append(b, macOrZero(f.SrcMAC)...)
 	for i, id := range f.VLANs {
@@ -110,9 +113,9 @@ func (f Frame) Bytes() []byte {
 	}
 	switch {
 	case f.v6() && f.Dst.IsValid():
-		b = f.appendIPv6(binary.BigEndian.AppendUint16(b, EtherTypeIPv6))
+		b = f.appendIPv6(binary.BigEndian.AppendUint16(b, EtherTypeIPv6), l4)
 	case cmp.Or(f.EtherType, EtherTypeIPv4) == EtherTypeIPv4:
-		b = f.appendIPv4(binary.BigEndian.AppendUint16(b, EtherTypeIPv4))
+		b = f.appendIPv4(binary.BigEndian.AppendUint16(b, EtherTypeIPv4), l4)
 	default:
 		b = append(binary.BigEndian.AppendUint16(b, f.EtherType), f.Payload...)
 	}
@@ -122,8 +125,7 @@ func (f Frame) Bytes() []byte {
 	return b
 }
 
-func (f Frame) appendIPv4(b []byte) []byte {
-	l4 := f.l4()
+func (f Frame) appendIPv4(b, l4 []byte) []byte {
 	src, dst := addr4(f.Src), addr4(f.Dst)
 	headerLen := ipHeaderLen + len(f.IPOptions)
 	fragment := f.FragOffset / 8

@@ -32,8 +32,7 @@ func (f Frame) l4() []byte {
 	return f.Payload
 }
 
-func (f Frame) appendIPv6(b []byte) []byte {
-	l4 := f.l4()
+func (f Frame) appendIPv6(b, l4 []byte) []byte {
 	headers := Tunnel{
 		Src: f.Src.Addr(), Dst: f.Dst.Addr(), TOS: f.TOS, TTL: f.TTL, FlowLabel: f.FlowLabel,
 		Extensions: f.Extensions, NextHeaders: f.NextHeaders, Version: f.Version,
