@@ -14,46 +14,6 @@
 #include "routes.h"
 #include "too_big.h"
 
-/*
- * Writes other addresses into a later fragment, with one hop less to live. What it
- * carries has no header: the first one's checksum covers all of them. Of the
- * packet's family, as in rewrite.
- */
-static __always_inline void rewrite_later(struct packet *p, __u64 *source, __u64 *dest)
-{
-	__be32 saddr = source[1] >> 32, daddr = dest[1] >> 32;
-	struct iphdr *ip = p->ip;
-	__u64 sum;
-
-	if (p->v6) {
-		if ((void *)(p->ip6 + 1) > p->end) /* never: for Linux 6.1 */
-			return;
-		store6(&p->ip6->saddr, source);
-		store6(&p->ip6->daddr, dest);
-		p->ip6->hop_limit--;
-		return;
-	}
-	sum = (__u64)(__u32)~ip->saddr + (__u32)~ip->daddr + saddr + daddr;
-	ip->check = fold((__u16)~ip->check + sum + 0xfffe);
-	ip->ttl--;
-	ip->saddr = saddr;
-	ip->daddr = daddr;
-}
-
-/* The headers of a later fragment, as far as they are needed. */
-static __always_inline bool take_later(struct packet *p, struct xdp_md *ctx, struct facts *f)
-{
-	p->ctx = ctx;
-	p->data = (void *)(long)ctx->data;
-	p->end = (void *)(long)ctx->data_end;
-	p->interface = came_by(ctx);
-	p->service = f->service;
-	if (parse_ethernet(p))
-		return false;
-	p->length = p->v6 ? bpf_ntohs(p->ip6->payload_len) + sizeof(*p->ip6) : bpf_ntohs(p->ip->tot_len);
-	return true;
-}
-
 /* A packet of a client to a service, whose backend has been found. */
 SUBPROGRAM int dnat_pipeline(struct xdp_md *ctx, struct facts *f)
 {
@@ -65,23 +25,14 @@ SUBPROGRAM int dnat_pipeline(struct xdp_md *ctx, struct facts *f)
 	if (!f)
 		return DROP_INTERNAL;
 	backend = backend_at(f->backend);
-	if (f->fragment & FRAGMENT_OFFSET) {
-		if (!take_later(&p, ctx, f))
-			return DROP_INTERNAL;
-		if (no_hop_left(&p))
-			return DROP_TTL;
-		client = source_of(&p);
-		rewrite_later(&p, client.word, backend->address);
-	} else {
-		if (!take_facts(&p, ctx, f))
-			return DROP_INTERNAL;
-		if (no_hop_left(&p))
-			return DROP_TTL;
-		learn_client(&p, backend->next_hop.interface);
-		client = source_of(&p);
-		rewrite(&p, client.word, backend->address, p.port[0],
-			service_at(p.service)->flags & SERVICE_KEEPS_PORT ? p.port[1] : backend->port);
-	}
+	if (!take_facts(&p, ctx, f))
+		return DROP_INTERNAL;
+	if (no_hop_left(&p))
+		return DROP_TTL;
+	learn_client(&p, backend->next_hop.interface);
+	client = source_of(&p);
+	rewrite(&p, client.word, backend->address, p.port[0],
+		service_at(p.service)->flags & SERVICE_KEEPS_PORT ? p.port[1] : backend->port);
 	out = emit(&p, &backend->next_hop, &action);
 	if (out == SENT)
 		count_forward(&p, f->backend);
@@ -231,7 +182,7 @@ static __always_inline int reply_to_client(struct packet *p, __u32 place, struct
 	if (no_hop_left(p))
 		return DROP_TTL;
 	if (later)
-		rewrite_later(p, c->source.word, c->client.word);
+		readdress(p, c->source.word, c->client.word);
 	else if (p->l4 + sizeof(*p->udp) <= p->end)
 		rewrite(p, c->source.word, c->client.word, c->port[0], c->port[1]);
 	out = emit(p, &c->hop, action);

@@ -61,6 +61,7 @@ static __always_inline int to_dnat(struct packet *p, struct facts *f, __u32 back
 static __always_inline bool take_facts(struct packet *p, struct xdp_md *ctx, struct facts *f)
 {
 	p->ctx = ctx;
+	p->facts = f;
 	p->data = (void *)(long)ctx->data;
 	p->end = (void *)(long)ctx->data_end;
 	p->interface = came_by(ctx);

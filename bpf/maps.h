@@ -67,8 +67,11 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, MAX_FRAGMENTED);
 	__type(key, struct fragment_key);
-	__type(value, struct pin);
+	__type(value, struct fragmented);
 } fragments SEC(".maps");
+
+/* NAT: how many identifications have been given, by hash of the packet's ends. */
+ARRAY(fragment_ids, __u32, FRAGMENT_IDS, BPF_MAP_TYPE_ARRAY, 0);
 
 /* Who may use a service, by prefix. */
 struct {

@@ -7,7 +7,9 @@
 #define SLUICE_NAT_H
 
 #include "emit.h"
+#include "nat_fragments.h"
 #include "nat_handshakes.h"
+#include "nat_rewrite.h"
 #include "nat_table.h"
 
 /* What a packet of a client is translated by. */
@@ -130,91 +132,6 @@ static __always_inline int new_flow(struct packet *p, struct service *service, s
 	return NEXT;
 }
 
-static __always_inline __u16 fold(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
-
-/* The sum of an address's words, for a checksum. */
-static __always_inline __u64 sum6(struct in6_addr *a)
-{
-	return (__u64)a->s6_addr32[0] + a->s6_addr32[1] + a->s6_addr32[2] + a->s6_addr32[3];
-}
-
-static __always_inline __u64 unsum6(struct in6_addr *a)
-{
-	return (__u64)(__u32)~a->s6_addr32[0] + (__u32)~a->s6_addr32[1] + (__u32)~a->s6_addr32[2] +
-	       (__u32)~a->s6_addr32[3];
-}
-
-static __always_inline void store6(struct in6_addr *a, __u64 *word)
-{
-	a->s6_addr32[0] = word[0];
-	a->s6_addr32[1] = word[0] >> 32;
-	a->s6_addr32[2] = word[1];
-	a->s6_addr32[3] = word[1] >> 32;
-}
-
-/*
- * Writes the new 4-tuple, one hop less to live, and the checksums (RFC 1624, eqn.
- * 3). There must be a hop left. The addresses are of the packet's family.
- */
-static __always_inline void rewrite(struct packet *p, __u64 *source, __u64 *dest,
-				    __be16 source_port, __be16 dest_port)
-{
-	__u64 sum;
-	__u16 *check;
-
-	if (p->v6) {
-		struct ipv6hdr *ip = p->ip6;
-
-		/* Linux 6.1 does not know any more that it is there. */
-		if ((void *)(ip + 1) > p->end)
-			return;
-		sum = unsum6(&ip->saddr) + unsum6(&ip->daddr);
-		store6(&ip->saddr, source);
-		store6(&ip->daddr, dest);
-		sum += sum6(&ip->saddr) + sum6(&ip->daddr);
-		ip->hop_limit--;
-	} else {
-		struct iphdr *ip = p->ip;
-		__be32 saddr = source[1] >> 32, daddr = dest[1] >> 32;
-
-		sum = (__u64)(__u32)~ip->saddr + (__u32)~ip->daddr + saddr + daddr;
-		/* The low byte of the word that time to live and protocol share goes down by one. */
-		ip->check = fold((__u16)~ip->check + sum + 0xfffe);
-		ip->ttl--;
-		ip->saddr = saddr;
-		ip->daddr = daddr;
-	}
-	sum += (__u64)(__u16)~p->port[0] + (__u16)~p->port[1] + source_port + dest_port;
-	p->port[0] = source_port;
-	p->port[1] = dest_port;
-	if (p->protocol == IPPROTO_UDP) {
-		check = &p->udp->check;
-		/* Over IPv4, 0 says that there is none (RFC 768). */
-		if (!*check && !p->v6)
-			return;
-		*check = fold((__u16)~*check + sum);
-		if (!*check)
-			*check = 0xffff;
-		return;
-	}
-	if ((void *)(p->tcp + 1) > p->end) /* for Linux 6.1, too */
-		return;
-	check = &p->tcp->check;
-	*check = fold((__u16)~*check + sum);
-}
-
-static __always_inline bool no_hop_left(struct packet *p)
-{
-	return (p->v6 ? p->ip6->hop_limit : p->ip->ttl) <= 1;
-}
-
 /* A packet of a client to a nat service. */
 static __always_inline int nat_forward(struct packet *p, struct service *service, int *action)
 {
@@ -227,6 +144,8 @@ static __always_inline int nat_forward(struct packet *p, struct service *service
 
 	if (no_hop_left(p))
 		return DROP_TTL;
+	if (fragmented_syn(p))
+		return DROP_FRAGMENT;
 	set_hash(&key);
 	out = find_flow(p, &key, &f);
 	if (out == NEXT) {
@@ -240,8 +159,12 @@ static __always_inline int nat_forward(struct packet *p, struct service *service
 		p->opens = true;
 		out = new_flow(p, service, &key, &f);
 	}
+	if (p->fragment && out == PASS_NO_FLOW)
+		begin_fragments(p->ctx, p->facts, 0, FRAGMENTS_UNCHANGED);
 	if (out != NEXT)
 		return out;
+	if (p->fragment)
+		begin_fragments(p->ctx, p->facts, f.place.number << 16 | f.port, FRAGMENTS_TO_BACKEND);
 	rewrite(p, f.place.pair->source, f.backend->address, bpf_htons(f.port),
 		f.backend->port ? f.backend->port : p->port[1]);
 	out = emit(p, &f.backend->next_hop, action);
@@ -293,47 +216,57 @@ static __always_inline void last_hop(struct nat_flow *flow, struct next_hop *hop
 	hop->vlan[1] = flow->vlan[1];
 }
 
+/* The flow that a packet to a source address is a reply of; PASS_NO_SERVICE where there is none. */
+static __always_inline int find_replied(struct packet *p, struct nat_found *f, __u32 now)
+{
+	__u32 number = find_pair(p);
+
+	if (number >= MAX_PAIRS)
+		return PASS_NO_SERVICE;
+	if (!nat_place(&f->place, number))
+		return DROP_INTERNAL;
+	f->port = bpf_ntohs(p->port[1]);
+	f->flow = nat_entry(number, f->port);
+	if (!f->flow || f->flow->state == NAT_FREE || nat_expired(f->flow, now))
+		return PASS_NO_SERVICE;
+	f->number = f->flow->backend;
+	f->backend = backend_at(f->number);
+	if (!backend_holds(f->backend, f->flow) || vip_at(f->flow->vip)->state != ENTRY_USED)
+		return PASS_NO_SERVICE;
+	return NEXT;
+}
+
 /* A packet to a VIP's port that is no service: a reply to a nat flow, perhaps. */
 static __always_inline int nat_reply(struct packet *p, int *action)
 {
-	__u32 port = bpf_ntohs(p->port[1]), now, number;
 	struct next_hop hop = {};
-	struct nat_place place = {};
-	struct backend *backend;
-	struct nat_flow *flow;
-	struct vip *vip;
+	struct nat_found f = {};
+	__u32 now = ticks();
 	int out;
 
 	if (!p->vip->source)
 		return PASS_NO_SERVICE;
-	number = find_pair(p);
-	if (number >= MAX_PAIRS)
-		return PASS_NO_SERVICE;
-	if (!nat_place(&place, number))
-		return DROP_INTERNAL;
-	flow = nat_entry(number, port);
-	now = ticks();
-	if (!flow || flow->state == NAT_FREE || nat_expired(flow, now))
-		return PASS_NO_SERVICE;
-	number = flow->backend;
-	backend = backend_at(number);
-	vip = vip_at(flow->vip);
-	if (!backend_holds(backend, flow) || vip->state != ENTRY_USED)
-		return PASS_NO_SERVICE;
-	if (p->fragment)
+	out = find_replied(p, &f, now);
+	if (p->fragment && out == PASS_NO_SERVICE)
+		begin_fragments(p->ctx, p->facts, 0, FRAGMENTS_UNCHANGED);
+	if (out != NEXT)
+		return out;
+	if (fragmented_syn(p))
 		return DROP_FRAGMENT;
 	if (no_hop_left(p))
 		return DROP_TTL;
+	if (p->fragment)
+		begin_fragments(p->ctx, p->facts, f.place.number << 16 | f.port, FRAGMENTS_TO_CLIENT);
 	TRACE(found, FOUND_REPLY);
-	TRACE(pair, place.number);
-	TRACE(port, port);
-	TRACE(backend, number);
-	track(p, &place, flow, port, NAT_FIN_BACKEND, now);
-	last_hop(flow, &hop);
-	rewrite(p, vip->address, flow->client, flow->vip_port, flow->client_port);
+	TRACE(pair, f.place.number);
+	TRACE(port, f.port);
+	TRACE(backend, f.number);
+	track(p, &f.place, f.flow, f.port, NAT_FIN_BACKEND, now);
+	last_hop(f.flow, &hop);
+	rewrite(p, vip_at(f.flow->vip)->address, f.flow->client, f.flow->vip_port, f.flow->client_port);
 	out = emit(p, &hop, action);
 	if (out == SENT)
-		count_reply(p, number);
+		count_reply(p, f.number);
 	return out;
 }
 

@@ -26,8 +26,11 @@
 /* Of extension headers that lead nowhere: no protocol has this number. */
 #define MALFORMED 256
 
+struct facts;
+
 struct packet {
 	struct xdp_md *ctx;
+	struct facts *facts; /* of a packet that another part of the program has looked at */
 	void *data;
 	void *end;
 	union {

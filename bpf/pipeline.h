@@ -12,6 +12,7 @@
 #include "fragments.h"
 #include "guard.h"
 #include "icmp.h"
+#include "later_fragments.h"
 #include "nat.h"
 #include "parse.h"
 #include "pins.h"
@@ -69,10 +70,7 @@ static __always_inline int balance(struct packet *p, struct facts *f, int *actio
 	find_transport(p);
 	service = look_ahead(p);
 	if (!service) {
-		out = check(p);
-		if (out == PASS_FRAGMENT)
-			return follow_fragment(p, f, action);
-		if (out)
+		if ((out = check(p)))
 			return out;
 		if (p->vip->source)
 			return to_nat(p, f);
@@ -80,13 +78,8 @@ static __always_inline int balance(struct packet *p, struct facts *f, int *actio
 			remember_fragment(p, 0);
 		return PASS_NO_SERVICE;
 	}
-	out = check(p);
-	if (out == PASS_FRAGMENT)
-		return follow_fragment(p, f, action);
-	if (out)
+	if ((out = check(p)))
 		return out;
-	if (p->fragment && service->forward == FORWARD_NAT)
-		return DROP_FRAGMENT;
 	if (service->flags & GUARDED && (out = check_visitor(p)))
 		return out;
 
@@ -140,8 +133,6 @@ SUBPROGRAM int nat_reply_pipeline(struct xdp_md *ctx, struct facts *f)
 	if (!f || !take_facts(&p, ctx, f))
 		return DROP_INTERNAL;
 	out = nat_reply(&p, &action);
-	if (p.fragment && out == PASS_NO_SERVICE)
-		remember_fragment(&p, 0);
 	return action << 8 | out;
 }
 
@@ -163,6 +154,8 @@ static __always_inline int process(struct xdp_md *ctx)
 		out = icmp_pipeline(ctx);
 	else if ((out & 0xff) == PASS_NOT_VIP && tables.expects_replies)
 		out = dnat_reply(ctx);
+	else if ((out & 0xff) == PASS_FRAGMENT)
+		out = fragment_pipeline(ctx);
 	if ((out & 0xff) == TO_DNAT_ERROR)
 		out = out >> 8 ? dnat_error_in(ctx, out >> 8) : dnat_error_out(ctx);
 	verdict = out >> 8;

@@ -40,6 +40,7 @@ enum limits {
 	MAX_MISSED = 1024,	/* DNAT: neighbours that the kernel is to look for */
 	MAX_FRAGMENTED = 65536,	/* packets in fragments that are remembered */
 	MAX_FRAGMENTED_REPLIES = 16384, /* DNAT: the same of backends */
+	FRAGMENT_IDS = 2048,	/* counters of identifications */
 	MAX_RULES = 65536,	/* of all services together */
 	MAX_SOURCES = 262144,	/* whose new connections are counted */
 	MAX_VLANS = 2,
@@ -85,7 +86,7 @@ enum outcome {
 	DROP_MALFORMED_IP,
 	DROP_MALFORMED_TCP,
 	DROP_MALFORMED_UDP,
-	DROP_FRAGMENT,		/* of nat, or one that would overwrite a TCP header */
+	DROP_FRAGMENT,		/* one that would overwrite a TCP header; nat, a SYN */
 	DROP_EARLY_FRAGMENT,	/* a later fragment before the first, or long after it */
 	DROP_DENIED,		/* the service's rules keep the client out */
 	DROP_SOURCE_LIMIT,	/* the client opens connections too fast */
@@ -393,6 +394,24 @@ struct fragment_key {
 	__u32 v6;
 };
 
+/* What becomes of the later fragments of a packet. */
+enum fragments_way {
+	FRAGMENTS_UNCHANGED = 0, /* they go to the backend, or the kernel, as they are */
+	FRAGMENTS_TO_BACKEND, /* nat */
+	FRAGMENTS_TO_CLIENT,
+};
+
+/* Where the first fragment of a packet went; what nat has made of it. */
+struct fragmented {
+	struct pin pin; /* backend 0: to the kernel */
+	__u64 source[2]; /* nat: its addresses now */
+	__u64 dest[2];
+	__u32 way; /* enum fragments_way */
+	__u32 flow; /* nat: pair << 16 | port */
+	__be32 id; /* nat: its identification now; of IPv4 the low half counts */
+	__u32 pad;
+};
+
 /* What one CPU has pinned in a tick. */
 struct allowance {
 	__u32 tick;
@@ -419,6 +438,7 @@ struct exported {
 	enum slot_state slot_state;
 	enum nat_state nat_state;
 	enum nat_flags nat_flags;
+	enum fragments_way fragments_way;
 	struct nat_flow nat_flow;
 };
 

@@ -137,7 +137,7 @@ type benchExported struct {
 	SlotState    uint32
 	NatState     uint32
 	NatFlags     uint32
-	_            [4]byte
+	FragmentsWay uint32
 	NatFlow      struct {
 		_               structs.HostLayout
 		Client          [2]uint64
@@ -176,6 +176,17 @@ type benchFragmentKey struct {
 	Id       uint32
 	Protocol uint32
 	V6       uint32
+}
+
+type benchFragmented struct {
+	_      structs.HostLayout
+	Pin    benchPin
+	Source [2]uint64
+	Dest   [2]uint64
+	Way    uint32
+	Flow   uint32
+	Id     uint32
+	Pad    uint32
 }
 
 type benchLastHop struct {
@@ -327,6 +338,7 @@ const (
 	benchMapBenchFlows         = "bench_flows"
 	benchMapBenchLruMap        = "bench_lru_map"
 	benchMapBenchState         = "bench_state"
+	benchMapFragmentIds        = "fragment_ids"
 	benchMapFragments          = "fragments"
 	benchMapHandshakes         = "handshakes"
 	benchMapLastHops           = "last_hops"
@@ -432,6 +444,7 @@ type benchMapSpecs struct {
 	BenchFlows         *ebpf.MapSpec `ebpf:"bench_flows"`
 	BenchLruMap        *ebpf.MapSpec `ebpf:"bench_lru_map"`
 	BenchState         *ebpf.MapSpec `ebpf:"bench_state"`
+	FragmentIds        *ebpf.MapSpec `ebpf:"fragment_ids"`
 	Fragments          *ebpf.MapSpec `ebpf:"fragments"`
 	Handshakes         *ebpf.MapSpec `ebpf:"handshakes"`
 	LastHops           *ebpf.MapSpec `ebpf:"last_hops"`
@@ -503,6 +516,7 @@ type benchMaps struct {
 	BenchFlows         *ebpf.Map `ebpf:"bench_flows"`
 	BenchLruMap        *ebpf.Map `ebpf:"bench_lru_map"`
 	BenchState         *ebpf.Map `ebpf:"bench_state"`
+	FragmentIds        *ebpf.Map `ebpf:"fragment_ids"`
 	Fragments          *ebpf.Map `ebpf:"fragments"`
 	Handshakes         *ebpf.Map `ebpf:"handshakes"`
 	LastHops           *ebpf.Map `ebpf:"last_hops"`
@@ -537,6 +551,7 @@ func (m *benchMaps) Close() error {
 		m.BenchFlows,
 		m.BenchLruMap,
 		m.BenchState,
+		m.FragmentIds,
 		m.Fragments,
 		m.Handshakes,
 		m.LastHops,

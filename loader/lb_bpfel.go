@@ -124,7 +124,7 @@ type lbExported struct {
 	SlotState    uint32
 	NatState     uint32
 	NatFlags     uint32
-	_            [4]byte
+	FragmentsWay uint32
 	NatFlow      struct {
 		_               structs.HostLayout
 		Client          [2]uint64
@@ -174,6 +174,25 @@ type lbFragmentKey struct {
 	V6       uint32
 }
 
+type lbFragmented struct {
+	_      structs.HostLayout
+	Pin    lbPin
+	Source [2]uint64
+	Dest   [2]uint64
+	Way    uint32
+	Flow   uint32
+	Id     uint32
+	Pad    uint32
+}
+
+type lbFragmentsWay uint32
+
+const (
+	lbFragmentsWayFRAGMENTS_UNCHANGED  lbFragmentsWay = 0
+	lbFragmentsWayFRAGMENTS_TO_BACKEND lbFragmentsWay = 1
+	lbFragmentsWayFRAGMENTS_TO_CLIENT  lbFragmentsWay = 2
+)
+
 type lbInterface struct {
 	_     structs.HostLayout
 	Index uint32
@@ -221,6 +240,7 @@ const (
 	lbLimitsMAX_MISSED             lbLimits = 1024
 	lbLimitsMAX_FRAGMENTED         lbLimits = 65536
 	lbLimitsMAX_FRAGMENTED_REPLIES lbLimits = 16384
+	lbLimitsFRAGMENT_IDS           lbLimits = 2048
 	lbLimitsMAX_RULES              lbLimits = 65536
 	lbLimitsMAX_SOURCES            lbLimits = 262144
 	lbLimitsMAX_VLANS              lbLimits = 2
@@ -537,6 +557,7 @@ type lbWay struct {
 const (
 	lbMapAccessRules        = "access_rules"
 	lbMapAnswerAllowance    = "answer_allowance"
+	lbMapFragmentIds        = "fragment_ids"
 	lbMapFragments          = "fragments"
 	lbMapHandshakes         = "handshakes"
 	lbMapLastHops           = "last_hops"
@@ -628,6 +649,7 @@ type lbProgramSpecs struct {
 type lbMapSpecs struct {
 	AccessRules        *ebpf.MapSpec `ebpf:"access_rules"`
 	AnswerAllowance    *ebpf.MapSpec `ebpf:"answer_allowance"`
+	FragmentIds        *ebpf.MapSpec `ebpf:"fragment_ids"`
 	Fragments          *ebpf.MapSpec `ebpf:"fragments"`
 	Handshakes         *ebpf.MapSpec `ebpf:"handshakes"`
 	LastHops           *ebpf.MapSpec `ebpf:"last_hops"`
@@ -695,6 +717,7 @@ func (o *lbObjects) Close() error {
 type lbMaps struct {
 	AccessRules        *ebpf.Map `ebpf:"access_rules"`
 	AnswerAllowance    *ebpf.Map `ebpf:"answer_allowance"`
+	FragmentIds        *ebpf.Map `ebpf:"fragment_ids"`
 	Fragments          *ebpf.Map `ebpf:"fragments"`
 	Handshakes         *ebpf.Map `ebpf:"handshakes"`
 	LastHops           *ebpf.Map `ebpf:"last_hops"`
@@ -726,6 +749,7 @@ func (m *lbMaps) Close() error {
 	return _LbClose(
 		m.AccessRules,
 		m.AnswerAllowance,
+		m.FragmentIds,
 		m.Fragments,
 		m.Handshakes,
 		m.LastHops,

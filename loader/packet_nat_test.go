@@ -33,7 +33,6 @@ func TestNATPackets(t *testing.T) {
 		{"another client address", []change{func(f *testenv.Frame) { f.Src = netip.MustParseAddrPort("198.51.100.8:40000") }}, false, "no_flow"},
 		{"another service of the vip", []change{port(81)}, false, "no_flow"},
 		{"a port that is no service", []change{port(82)}, false, "no_service"},
-		{"first fragment", []change{func(f *testenv.Frame) { f.MoreFragments = true }}, false, "fragment"},
 		{"later fragment", []change{func(f *testenv.Frame) { f.FragOffset = 1480 }}, false, "early_fragment"},
 		{"icmp", []change{func(f *testenv.Frame) { f.Protocol = testenv.ProtocolICMP }}, false, "protocol"},
 
@@ -42,7 +41,6 @@ func TestNATPackets(t *testing.T) {
 		{"reply, time to live 2", []change{ttl(2)}, true, "sent"},
 		{"reply, time to live 1", []change{ttl(1)}, true, "ttl"},
 		{"reply, tagged", []change{vlans(7)}, true, "sent"},
-		{"reply, first fragment", []change{func(f *testenv.Frame) { f.MoreFragments = true }}, true, "fragment"},
 		{"reply, later fragment", []change{func(f *testenv.Frame) { f.FragOffset = 1480 }}, true, "early_fragment"},
 		{"reply of another address", []change{func(f *testenv.Frame) { f.Src = netip.MustParseAddrPort("192.0.2.12:8080") }}, true, "no_service"},
 		{"reply from another port", []change{func(f *testenv.Frame) { f.Src = netip.MustParseAddrPort("192.0.2.11:8081") }}, true, "no_service"},
