@@ -43,7 +43,7 @@ static __always_inline int find_flow(struct packet *p, struct nat_key *key, stru
 	if (backend_holds(f->backend, f->flow) && !(p->opens && nat_over(f->flow)))
 		return NEXT;
 	/* Void, or the client uses its port again: the old flow is nobody's now. */
-	void_flow(&f->place, f->flow, f->port, f->flow->state);
+	void_found(id >> 16, f->port);
 	TRACE(void_flow, id);
 	return PASS_NO_FLOW;
 }
@@ -114,7 +114,7 @@ static __always_inline int new_flow(struct packet *p, struct service *service, s
 	flow->vip_port = key->vip_port;
 	flow->vip = key->vip;
 	flow->backend = f->number;
-	flow->flags = key->udp ? NAT_UDP : 0;
+	flow->flags = NAT_QUEUED | (key->udp ? NAT_UDP : 0); /* until it has a state */
 	flow->last_seen = now;
 	flow->backend_sequence = 0;
 	flow->generation = f->backend->generation;
@@ -122,11 +122,10 @@ static __always_inline int new_flow(struct packet *p, struct service *service, s
 	learn_last_hop(p, flow);
 	if (!link_flow(flow, hash, pair << 16 | f->port, now)) {
 		flow->last_seen = 0; /* the port was not used */
-		queue_port(&f->place, flow, f->port);
+		unmark(pair, f->port);
 		COUNT_LOSS(p->service, flows_full);
 		return DROP_FLOWS_FULL;
 	}
-	__sync_lock_test_and_set(&flow->state, NAT_SYN_SENT);
 	remember_handshake(pair, f->port, p->service);
 	f->flow = flow;
 	return NEXT;

@@ -68,7 +68,7 @@ static __always_inline void pass_finished(struct nat_place *place, __u64 begun)
 	}
 }
 
-/* Remembers a handshake in place of the one begun a ring's length ago. */
+/* Begins a flow whose entry is complete, and remembers its handshake in place of the one begun a ring's length ago. */
 SUBPROGRAM int remember_handshake(__u32 pair, __u32 port, __u32 service)
 {
 	struct nat_flow *flow = nat_entry(pair, port);
@@ -77,6 +77,8 @@ SUBPROGRAM int remember_handshake(__u32 pair, __u32 port, __u32 service)
 
 	if (!flow || !nat_place(place, pair) || dry)
 		return 0;
+	__sync_lock_test_and_set(&flow->state, NAT_SYN_SENT);
+	unmark(pair, port);
 	turn = __sync_fetch_and_add(&place->pair->embryonic, 1);
 	word = handshake_word(place, turn);
 	mine = (turn & 0xff) << 48 | (__u64)flow->bucket << 16 | port;

@@ -13,7 +13,9 @@
  * stragglers are served as long as can be.
  *
  * Several CPUs may handle one entry at a time. Whoever ends a flow swaps its
- * state first, and only who has swapped it goes on.
+ * state first, and only who has swapped it goes on. Who has taken a port keeps it
+ * marked as queued until its new flow has a state: another CPU that ended the old
+ * flow, and comes to queue the port only now, would queue it a second time.
  */
 #ifndef SLUICE_NAT_PORTS_H
 #define SLUICE_NAT_PORTS_H
@@ -114,11 +116,31 @@ static __always_inline bool foreseen(struct nat_place *place, __u32 port)
 	return traced.joins == (place->number << 16 | port);
 }
 
-/* For a port that was taken from the ring and is not handed out. */
-static __always_inline void leave_ring(struct nat_flow *flow)
+/*
+ * Lets go of a port's mark. Who ended the flow before has seen the mark and relied
+ * on it, so a port without a flow joins the ring again.
+ */
+static __always_inline void unmark_port(struct nat_place *place, struct nat_flow *flow, __u32 port)
 {
-	if (!dry)
-		__sync_fetch_and_and(&flow->flags, ~NAT_QUEUED);
+	__u32 state;
+
+	if (dry)
+		return;
+	__sync_fetch_and_and(&flow->flags, ~NAT_QUEUED);
+	state = *(volatile __u32 *)&flow->state;
+	if (state == NAT_FREE || state == NAT_CLOSED)
+		queue_port(place, flow, port);
+}
+
+/* The same where there is no stack to spare. */
+SUBPROGRAM int unmark(__u32 pair, __u32 port)
+{
+	struct nat_flow *flow = nat_entry(pair, port);
+	struct nat_place place;
+
+	if (flow && nat_place(&place, pair))
+		unmark_port(&place, flow, port);
+	return 0;
 }
 
 /* The oldest free port; 0 where there is none. In a dry run: after others, and what would join the ring. */
@@ -176,6 +198,9 @@ static __always_inline bool void_flow(struct nat_place *place, struct nat_flow *
 	struct nat_bucket *bucket = bpf_map_lookup_elem(&nat_buckets, &index);
 	__u64 *word = NULL, value = 0;
 
+	/* Another CPU has ended it, and the port may have a new owner. */
+	if (state == NAT_FREE)
+		return false;
 	/* Its name is read now: once the state is swapped, the entry may be another's. */
 	if (bucket) {
 		word = &bucket->word[flow->bucket & (NAT_WAYS - 1)];
@@ -187,6 +212,15 @@ static __always_inline bool void_flow(struct nat_place *place, struct nat_flow *
 		__sync_val_compare_and_swap(word, value, 0);
 	queue_port(place, flow, port);
 	return true;
+}
+
+/* Ends a flow as it is now, where there is no stack to spare. */
+SUBPROGRAM int void_found(__u32 pair, __u32 port)
+{
+	struct nat_flow *flow = nat_entry(pair, port);
+	struct nat_place place;
+
+	return flow && nat_place(&place, pair) && void_flow(&place, flow, port, flow->state);
 }
 
 static __always_inline void sweep_port(struct nat_place *place, __u32 port, __u32 now)
@@ -256,7 +290,7 @@ SUBPROGRAM int claim_port(__u32 pair, __u32 service, __u32 now)
 			return 0;
 		/* The ring may hold what the share or the services have lost since. */
 		if (!in_share(place.pair, port)) {
-			leave_ring(flow);
+			unmark_port(&place, flow, port); /* the share may have it back by now */
 			continue;
 		}
 		if (is_service(place.pair, port)) {
@@ -272,13 +306,11 @@ SUBPROGRAM int claim_port(__u32 pair, __u32 service, __u32 now)
 			state = NAT_FREE;
 		if (state != NAT_FREE) {
 			/* Data came after the close: the flow lives, and queues again when it ends. */
-			leave_ring(flow);
-			state = *(volatile __u32 *)&flow->state;
-			if (state == NAT_FREE || state == NAT_CLOSED)
-				queue_port(&place, flow, port);
+			unmark_port(&place, flow, port);
 			continue;
 		}
-		if (flow->last_seen && now - flow->last_seen < REUSE_TICKS)
+		/* Another CPU may have stamped the flow a tick ahead. */
+		if (flow->last_seen && (int)(now - flow->last_seen) < REUSE_TICKS)
 			COUNT_LOSS(service, early_reuse);
 		unlink_flow(flow, pair << 16 | port);
 		return port;

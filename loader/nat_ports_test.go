@@ -123,6 +123,38 @@ func TestNATPortsOldestFirst(t *testing.T) {
 	}
 }
 
+// The clock is coarse, and a CPU may be a tick behind the one that has seen a
+// flow's last packet: a port of that flow is reused early all the same.
+func TestNATEarlyReuseAcrossCPUs(t *testing.T) {
+	d, view := newNAT(t, freeShare(t, 1))
+	c := openConn(t, d, clientAddr(1))
+	c.close(t)
+	view.age(c.source.Port(), -time.Hour)
+	openConn(t, d, clientAddr(2))
+	if got := losses(t, d).EarlyReuse; got != 1 {
+		t.Errorf("%d ports reused early, want 1", got)
+	}
+}
+
+// A port is marked as queued while it is in the ring, and only then.
+func TestNATMarks(t *testing.T) {
+	d, view := newNAT(t, freeShare(t, 4))
+	c := openConn(t, d, clientAddr(1))
+	marked := func() bool {
+		return view.flow(c.source.Port()).Flags&uint32(lbNatFlagsNAT_QUEUED) != 0
+	}
+	if marked() {
+		t.Error("the port of an open connection is marked as queued")
+	}
+	c.close(t)
+	if !marked() || !slices.Contains(view.queued(), c.source.Port()) {
+		t.Errorf("the port of a closed connection: marked %v, ring %v", marked(), view.queued())
+	}
+	if got := len(view.queued()); got != 4 {
+		t.Errorf("the ring holds %d ports, want 4", got)
+	}
+}
+
 // A port whose flow goes on after its close is not handed out, and joins the ring
 // again at its next close.
 func TestNATRestoredFlowKeepsItsPort(t *testing.T) {
