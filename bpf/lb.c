@@ -9,10 +9,13 @@
  *   emit.h       link-layer header, VLAN tags, XDP_TX or redirect
  *   pipeline.h   the stages in a row, and the one place where outcomes count
  *
+ * and, beside it, the filter of its health probes: probe.h.
+ *
  * types.h holds what is shared with the daemon, maps.h every map, dry.h what
  * `sluice explain` runs the program with.
  */
 #include "pipeline.h"
+#include "probe.h"
 
 volatile const struct exported exported = {};
 
@@ -20,6 +23,12 @@ SEC("xdp.frags")
 int sluice(struct xdp_md *ctx)
 {
 	return process(ctx);
+}
+
+SEC("tc")
+int sluice_probe(struct __sk_buff *skb)
+{
+	return send_probe(skb);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -141,6 +141,32 @@ struct {
 	__type(value, struct reply_fragment);
 } reply_fragments SEC(".maps");
 
+/* Probe addresses that are in use, and where they lead. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PROBES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct probe_address);
+	__type(value, struct probe_target);
+} probe_targets SEC(".maps");
+
+/* Which of them a probe under way has dialled. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_PROBES);
+	__type(key, struct probe_flow);
+	__type(value, struct probe_address);
+} probe_notes SEC(".maps");
+
+/* Interfaces, by number, that the loader has put the filter of probes on; 1: and the qdisc that it is in. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_INTERFACES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u32);
+} probe_links SEC(".maps");
+
 /* NAT: pairs of backend and source address. */
 ARRAY(nat_pairs, struct nat_pair, MAX_PAIRS, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE);
 

@@ -16,6 +16,7 @@
 #include "nat.h"
 #include "parse.h"
 #include "pins.h"
+#include "probe_reply.h"
 #include "tunnel.h"
 
 /* The number of the packet's backend in the stateless modes; 0 where there is none. */
@@ -152,6 +153,10 @@ static __always_inline int process(struct xdp_md *ctx)
 		out = dnat_pipeline(ctx, &facts);
 	else if ((out & 0xff) == PASS_PROTOCOL)
 		out = icmp_pipeline(ctx);
+	/* A source address of nat may be the node's own. */
+	if (tables.probes && ((out & 0xff) == PASS_NOT_VIP || (out & 0xff) == PASS_NO_SERVICE) &&
+	    answers_probe(ctx))
+		out = PASS_PROBE;
 	else if ((out & 0xff) == PASS_NOT_VIP && tables.expects_replies)
 		out = dnat_reply(ctx);
 	else if ((out & 0xff) == PASS_FRAGMENT)

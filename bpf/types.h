@@ -47,6 +47,7 @@ enum limits {
 	STRAGGLERS_PER_TICK = 2048, /* that one CPU may pin */
 	UDP_IDLE_TICKS = 2235,	/* 300 s (RFC 4787, REQ-5) */
 	MAX_EXTENSIONS = 8,	/* IPv6 extension headers that are skipped */
+	MAX_PROBES = 16384,	/* VIPs at backends that are probed; probes that are noted */
 };
 
 /* How a service's packets reach their backend. */
@@ -83,6 +84,7 @@ enum outcome {
 	PASS_NO_SERVICE,	/* to a VIP, to a port that is no service */
 	PASS_NO_FLOW,		/* nat, no SYN and no flow: the kernel answers RST */
 	PASS_NOT_FORWARDING,	/* DNAT, a reply; but the kernel is told not to forward */
+	PASS_PROBE,		/* the answer to a probe of this node's through a VIP */
 	DROP_MALFORMED_IP,
 	DROP_MALFORMED_TCP,
 	DROP_MALFORMED_UDP,
@@ -203,6 +205,7 @@ struct arrays {
 	struct backend backends[MAX_BACKENDS]; /* by number; 0 is none */
 	struct way ways[MAX_INTERFACES]; /* by ifindex modulo their number */
 	__u64 expects_replies; /* 1: there are entries in replies */
+	__u64 probes; /* not 0: servers are probed through VIPs */
 };
 
 struct counters {
@@ -409,6 +412,28 @@ struct fragmented {
 	__u32 way; /* enum fragments_way */
 	__u32 flow; /* nat: pair << 16 | port */
 	__be32 id; /* nat: its identification now; of IPv4 the low half counts */
+	__u32 pad;
+};
+
+/* What is dialled to probe a VIP at a backend: an address that nobody has. */
+struct probe_address {
+	__u64 word[2];
+};
+
+/* Where a probe address leads. */
+struct probe_target {
+	__u64 vip[2];
+	__u64 backend[2];
+	__u32 forward; /* FORWARD_DSR or FORWARD_TUNNEL */
+	__u32 interface; /* that its route leads to */
+};
+
+/* A probe under way, as the backend's answer names it. */
+struct probe_flow {
+	__u64 node[2];
+	__u64 vip[2];
+	__be16 node_port;
+	__be16 vip_port;
 	__u32 pad;
 };
 

@@ -79,6 +79,7 @@ type benchArrays struct {
 		Pad   uint16
 	}
 	ExpectsReplies uint64
+	Probes         uint64
 }
 
 type benchBenchFlow struct {
@@ -262,6 +263,28 @@ type benchPortTable struct {
 	Service [65536]uint16
 }
 
+type benchProbeAddress struct {
+	_    structs.HostLayout
+	Word [2]uint64
+}
+
+type benchProbeFlow struct {
+	_        structs.HostLayout
+	Node     [2]uint64
+	Vip      [2]uint64
+	NodePort uint16
+	VipPort  uint16
+	Pad      uint32
+}
+
+type benchProbeTarget struct {
+	_         structs.HostLayout
+	Vip       [2]uint64
+	Backend   [2]uint64
+	Forward   uint32
+	Interface uint32
+}
+
 type benchReply struct {
 	_        structs.HostLayout
 	Address  [2]uint64
@@ -354,6 +377,9 @@ const (
 	benchMapOutcomes           = "outcomes"
 	benchMapPins               = "pins"
 	benchMapPorts              = "ports"
+	benchMapProbeLinks         = "probe_links"
+	benchMapProbeNotes         = "probe_notes"
+	benchMapProbeTargets       = "probe_targets"
 	benchMapReplies            = "replies"
 	benchMapReplyFragments     = "reply_fragments"
 	benchMapSlots              = "slots"
@@ -460,6 +486,9 @@ type benchMapSpecs struct {
 	Outcomes           *ebpf.MapSpec `ebpf:"outcomes"`
 	Pins               *ebpf.MapSpec `ebpf:"pins"`
 	Ports              *ebpf.MapSpec `ebpf:"ports"`
+	ProbeLinks         *ebpf.MapSpec `ebpf:"probe_links"`
+	ProbeNotes         *ebpf.MapSpec `ebpf:"probe_notes"`
+	ProbeTargets       *ebpf.MapSpec `ebpf:"probe_targets"`
 	Replies            *ebpf.MapSpec `ebpf:"replies"`
 	ReplyFragments     *ebpf.MapSpec `ebpf:"reply_fragments"`
 	Slots              *ebpf.MapSpec `ebpf:"slots"`
@@ -532,6 +561,9 @@ type benchMaps struct {
 	Outcomes           *ebpf.Map `ebpf:"outcomes"`
 	Pins               *ebpf.Map `ebpf:"pins"`
 	Ports              *ebpf.Map `ebpf:"ports"`
+	ProbeLinks         *ebpf.Map `ebpf:"probe_links"`
+	ProbeNotes         *ebpf.Map `ebpf:"probe_notes"`
+	ProbeTargets       *ebpf.Map `ebpf:"probe_targets"`
 	Replies            *ebpf.Map `ebpf:"replies"`
 	ReplyFragments     *ebpf.Map `ebpf:"reply_fragments"`
 	Slots              *ebpf.Map `ebpf:"slots"`
@@ -567,6 +599,9 @@ func (m *benchMaps) Close() error {
 		m.Outcomes,
 		m.Pins,
 		m.Ports,
+		m.ProbeLinks,
+		m.ProbeNotes,
+		m.ProbeTargets,
 		m.Replies,
 		m.ReplyFragments,
 		m.Slots,

@@ -79,6 +79,7 @@ type lbArrays struct {
 		Pad   uint16
 	}
 	ExpectsReplies uint64
+	Probes         uint64
 }
 
 type lbBackend struct {
@@ -247,6 +248,7 @@ const (
 	lbLimitsSTRAGGLERS_PER_TICK    lbLimits = 2048
 	lbLimitsUDP_IDLE_TICKS         lbLimits = 2235
 	lbLimitsMAX_EXTENSIONS         lbLimits = 8
+	lbLimitsMAX_PROBES             lbLimits = 16384
 )
 
 type lbMeta struct {
@@ -356,23 +358,24 @@ const (
 	lbOutcomePASS_NO_SERVICE     lbOutcome = 8
 	lbOutcomePASS_NO_FLOW        lbOutcome = 9
 	lbOutcomePASS_NOT_FORWARDING lbOutcome = 10
-	lbOutcomeDROP_MALFORMED_IP   lbOutcome = 11
-	lbOutcomeDROP_MALFORMED_TCP  lbOutcome = 12
-	lbOutcomeDROP_MALFORMED_UDP  lbOutcome = 13
-	lbOutcomeDROP_FRAGMENT       lbOutcome = 14
-	lbOutcomeDROP_EARLY_FRAGMENT lbOutcome = 15
-	lbOutcomeDROP_DENIED         lbOutcome = 16
-	lbOutcomeDROP_SOURCE_LIMIT   lbOutcome = 17
-	lbOutcomeDROP_TTL            lbOutcome = 18
-	lbOutcomeDROP_NO_BACKEND     lbOutcome = 19
-	lbOutcomeDROP_NO_PORT        lbOutcome = 20
-	lbOutcomeDROP_FLOWS_FULL     lbOutcome = 21
-	lbOutcomeDROP_NO_NEXT_HOP    lbOutcome = 22
-	lbOutcomeDROP_NO_ROUTE       lbOutcome = 23
-	lbOutcomeDROP_TOO_BIG        lbOutcome = 24
-	lbOutcomeDROP_HEADROOM       lbOutcome = 25
-	lbOutcomeDROP_INTERNAL       lbOutcome = 26
-	lbOutcomeOUTCOMES            lbOutcome = 27
+	lbOutcomePASS_PROBE          lbOutcome = 11
+	lbOutcomeDROP_MALFORMED_IP   lbOutcome = 12
+	lbOutcomeDROP_MALFORMED_TCP  lbOutcome = 13
+	lbOutcomeDROP_MALFORMED_UDP  lbOutcome = 14
+	lbOutcomeDROP_FRAGMENT       lbOutcome = 15
+	lbOutcomeDROP_EARLY_FRAGMENT lbOutcome = 16
+	lbOutcomeDROP_DENIED         lbOutcome = 17
+	lbOutcomeDROP_SOURCE_LIMIT   lbOutcome = 18
+	lbOutcomeDROP_TTL            lbOutcome = 19
+	lbOutcomeDROP_NO_BACKEND     lbOutcome = 20
+	lbOutcomeDROP_NO_PORT        lbOutcome = 21
+	lbOutcomeDROP_FLOWS_FULL     lbOutcome = 22
+	lbOutcomeDROP_NO_NEXT_HOP    lbOutcome = 23
+	lbOutcomeDROP_NO_ROUTE       lbOutcome = 24
+	lbOutcomeDROP_TOO_BIG        lbOutcome = 25
+	lbOutcomeDROP_HEADROOM       lbOutcome = 26
+	lbOutcomeDROP_INTERNAL       lbOutcome = 27
+	lbOutcomeOUTCOMES            lbOutcome = 28
 )
 
 type lbPairKey struct {
@@ -398,6 +401,28 @@ type lbPin struct {
 type lbPortTable struct {
 	_       structs.HostLayout
 	Service [65536]uint16
+}
+
+type lbProbeAddress struct {
+	_    structs.HostLayout
+	Word [2]uint64
+}
+
+type lbProbeFlow struct {
+	_        structs.HostLayout
+	Node     [2]uint64
+	Vip      [2]uint64
+	NodePort uint16
+	VipPort  uint16
+	Pad      uint32
+}
+
+type lbProbeTarget struct {
+	_         structs.HostLayout
+	Vip       [2]uint64
+	Backend   [2]uint64
+	Forward   uint32
+	Interface uint32
 }
 
 type lbReply struct {
@@ -573,6 +598,9 @@ const (
 	lbMapOutcomes           = "outcomes"
 	lbMapPins               = "pins"
 	lbMapPorts              = "ports"
+	lbMapProbeLinks         = "probe_links"
+	lbMapProbeNotes         = "probe_notes"
+	lbMapProbeTargets       = "probe_targets"
 	lbMapReplies            = "replies"
 	lbMapReplyFragments     = "reply_fragments"
 	lbMapSlots              = "slots"
@@ -584,12 +612,17 @@ const (
 	lbMapUdpNew             = "udp_new"
 	lbMapWayMissed          = "way_missed"
 	lbProgSluice            = "sluice"
+	lbProgSluiceProbe       = "sluice_probe"
 	lbVarDry                = "dry"
 	lbVarDryInterface       = "dry_interface"
 	lbVarExported           = "exported"
 	lbVarNatBucketMask      = "nat_bucket_mask"
 	lbVarNatSeed            = "nat_seed"
 	lbVarNatTimeout         = "nat_timeout"
+	lbVarProbeMask4         = "probe_mask4"
+	lbVarProbeMask6         = "probe_mask6"
+	lbVarProbePrefix4       = "probe_prefix4"
+	lbVarProbePrefix6       = "probe_prefix6"
 	lbVarTables             = "tables"
 	lbVarTraced             = "traced"
 	lbVarTunnelMask4        = "tunnel_mask4"
@@ -640,7 +673,8 @@ type lbSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type lbProgramSpecs struct {
-	Sluice *ebpf.ProgramSpec `ebpf:"sluice"`
+	Sluice      *ebpf.ProgramSpec `ebpf:"sluice"`
+	SluiceProbe *ebpf.ProgramSpec `ebpf:"sluice_probe"`
 }
 
 // lbMapSpecs contains maps before they are loaded into the kernel.
@@ -665,6 +699,9 @@ type lbMapSpecs struct {
 	Outcomes           *ebpf.MapSpec `ebpf:"outcomes"`
 	Pins               *ebpf.MapSpec `ebpf:"pins"`
 	Ports              *ebpf.MapSpec `ebpf:"ports"`
+	ProbeLinks         *ebpf.MapSpec `ebpf:"probe_links"`
+	ProbeNotes         *ebpf.MapSpec `ebpf:"probe_notes"`
+	ProbeTargets       *ebpf.MapSpec `ebpf:"probe_targets"`
 	Replies            *ebpf.MapSpec `ebpf:"replies"`
 	ReplyFragments     *ebpf.MapSpec `ebpf:"reply_fragments"`
 	Slots              *ebpf.MapSpec `ebpf:"slots"`
@@ -687,6 +724,10 @@ type lbVariableSpecs struct {
 	NatBucketMask *ebpf.VariableSpec `ebpf:"nat_bucket_mask"`
 	NatSeed       *ebpf.VariableSpec `ebpf:"nat_seed"`
 	NatTimeout    *ebpf.VariableSpec `ebpf:"nat_timeout"`
+	ProbeMask4    *ebpf.VariableSpec `ebpf:"probe_mask4"`
+	ProbeMask6    *ebpf.VariableSpec `ebpf:"probe_mask6"`
+	ProbePrefix4  *ebpf.VariableSpec `ebpf:"probe_prefix4"`
+	ProbePrefix6  *ebpf.VariableSpec `ebpf:"probe_prefix6"`
 	Tables        *ebpf.VariableSpec `ebpf:"tables"`
 	Traced        *ebpf.VariableSpec `ebpf:"traced"`
 	TunnelMask4   *ebpf.VariableSpec `ebpf:"tunnel_mask4"`
@@ -733,6 +774,9 @@ type lbMaps struct {
 	Outcomes           *ebpf.Map `ebpf:"outcomes"`
 	Pins               *ebpf.Map `ebpf:"pins"`
 	Ports              *ebpf.Map `ebpf:"ports"`
+	ProbeLinks         *ebpf.Map `ebpf:"probe_links"`
+	ProbeNotes         *ebpf.Map `ebpf:"probe_notes"`
+	ProbeTargets       *ebpf.Map `ebpf:"probe_targets"`
 	Replies            *ebpf.Map `ebpf:"replies"`
 	ReplyFragments     *ebpf.Map `ebpf:"reply_fragments"`
 	Slots              *ebpf.Map `ebpf:"slots"`
@@ -765,6 +809,9 @@ func (m *lbMaps) Close() error {
 		m.Outcomes,
 		m.Pins,
 		m.Ports,
+		m.ProbeLinks,
+		m.ProbeNotes,
+		m.ProbeTargets,
 		m.Replies,
 		m.ReplyFragments,
 		m.Slots,
@@ -788,6 +835,10 @@ type lbVariables struct {
 	NatBucketMask *ebpf.Variable `ebpf:"nat_bucket_mask"`
 	NatSeed       *ebpf.Variable `ebpf:"nat_seed"`
 	NatTimeout    *ebpf.Variable `ebpf:"nat_timeout"`
+	ProbeMask4    *ebpf.Variable `ebpf:"probe_mask4"`
+	ProbeMask6    *ebpf.Variable `ebpf:"probe_mask6"`
+	ProbePrefix4  *ebpf.Variable `ebpf:"probe_prefix4"`
+	ProbePrefix6  *ebpf.Variable `ebpf:"probe_prefix6"`
 	Tables        *ebpf.Variable `ebpf:"tables"`
 	Traced        *ebpf.Variable `ebpf:"traced"`
 	TunnelMask4   *ebpf.Variable `ebpf:"tunnel_mask4"`
@@ -800,12 +851,14 @@ type lbVariables struct {
 //
 // It can be passed to loadLbObjects or ebpf.CollectionSpec.LoadAndAssign.
 type lbPrograms struct {
-	Sluice *ebpf.Program `ebpf:"sluice"`
+	Sluice      *ebpf.Program `ebpf:"sluice"`
+	SluiceProbe *ebpf.Program `ebpf:"sluice_probe"`
 }
 
 func (p *lbPrograms) Close() error {
 	return _LbClose(
 		p.Sluice,
+		p.SluiceProbe,
 	)
 }
 

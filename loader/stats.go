@@ -170,6 +170,7 @@ var outcomeNames = map[lbOutcome]string{
 	lbOutcomePASS_NO_SERVICE:     "no_service",
 	lbOutcomePASS_NO_FLOW:        "no_flow",
 	lbOutcomePASS_NOT_FORWARDING: "not_forwarding",
+	lbOutcomePASS_PROBE:          "probe",
 	lbOutcomeDROP_MALFORMED_IP:   "malformed_ip",
 	lbOutcomeDROP_MALFORMED_TCP:  "malformed_tcp",
 	lbOutcomeDROP_MALFORMED_UDP:  "malformed_udp",
