@@ -36,7 +36,10 @@ type Options struct {
 	// What the outer source addresses of tunnels are taken from; zero:
 	// DefaultTunnelSource4, DefaultTunnelSource6.
 	TunnelSource4, TunnelSource6 netip.Prefix
-	Log                          *slog.Logger
+	// What the addresses are taken from that probes through VIPs dial; zero:
+	// DefaultProbeAddresses4, DefaultProbeAddresses6.
+	ProbeAddresses4, ProbeAddresses6 netip.Prefix
+	Log                              *slog.Logger
 
 	reached func(step string) error // of an upgrade: a test's
 }
@@ -49,6 +52,7 @@ type Datapath struct {
 	log     *slog.Logger
 	objects *kernelMaps
 	program *ebpf.Program
+	probes  probeFilter
 	tables  *tables
 	links   map[string]link.Link
 	cache   *tableCache
@@ -119,7 +123,8 @@ func open(o Options, timeouts map[lbNatState]time.Duration) (*Datapath, error) {
 	defer collection.Close()
 	var objects struct {
 		kernelMaps
-		Sluice *ebpf.Program `ebpf:"sluice"`
+		Sluice      *ebpf.Program `ebpf:"sluice"`
+		SluiceProbe *ebpf.Program `ebpf:"sluice_probe"`
 	}
 	if err := collection.Assign(&objects); err != nil {
 		found.upgrade.close()
@@ -127,7 +132,8 @@ func open(o Options, timeouts map[lbNatState]time.Duration) (*Datapath, error) {
 	}
 	d := &Datapath{
 		pinDir: o.PinDir, share: o.Ports, log: o.Log, objects: &objects.kernelMaps, program: objects.Sluice,
-		links: map[string]link.Link{}, names: map[uint16]string{}, moves: map[uint16]Moves{}, cache: &tableCache{},
+		probes: newProbeFilter(objects.SluiceProbe, o),
+		links:  map[string]link.Link{}, names: map[uint16]string{}, moves: map[uint16]Moves{}, cache: &tableCache{},
 		fresh: found.fresh, upgrade: found.upgrade,
 	}
 	if err := d.start(spec, found.meta); err != nil {
@@ -267,8 +273,8 @@ var (
 	DefaultTunnelSource6 = netip.MustParsePrefix("100::/64") // discard-only (RFC 6666)
 )
 
-// tunnelSource returns what the program knows of a prefix.
-func tunnelSource(p, fallback netip.Prefix) (source, mask [2]uint64) {
+// prefixWords returns what the program knows of a prefix.
+func prefixWords(p, fallback netip.Prefix) (address, mask [2]uint64) {
 	if !p.IsValid() {
 		p = fallback
 	}
@@ -284,8 +290,10 @@ func tunnelSource(p, fallback netip.Prefix) (source, mask [2]uint64) {
 }
 
 func setVariables(spec *ebpf.CollectionSpec, o Options, meta lbMeta, timeouts map[lbNatState]time.Duration) error {
-	source4, mask4 := tunnelSource(o.TunnelSource4, DefaultTunnelSource4)
-	source6, mask6 := tunnelSource(o.TunnelSource6, DefaultTunnelSource6)
+	source4, mask4 := prefixWords(o.TunnelSource4, DefaultTunnelSource4)
+	source6, mask6 := prefixWords(o.TunnelSource6, DefaultTunnelSource6)
+	probe4, probeMask4 := prefixWords(o.ProbeAddresses4, DefaultProbeAddresses4)
+	probe6, probeMask6 := prefixWords(o.ProbeAddresses6, DefaultProbeAddresses6)
 	var ticks [lbNatStateNAT_STATES]uint32
 	for state, d := range timeouts {
 		ticks[state] = uint32(d / tick)
@@ -293,6 +301,8 @@ func setVariables(spec *ebpf.CollectionSpec, o Options, meta lbMeta, timeouts ma
 	for name, value := range map[string]any{
 		"tunnel_source4": uint32(source4[1] >> 32), "tunnel_mask4": uint32(mask4[1] >> 32),
 		"tunnel_source6": source6, "tunnel_mask6": mask6,
+		"probe_prefix4": uint32(probe4[1] >> 32), "probe_mask4": uint32(probeMask4[1] >> 32),
+		"probe_prefix6": probe6, "probe_mask6": probeMask6,
 		"nat_seed": meta.NatSeed, "nat_bucket_mask": meta.BucketMask, "nat_timeout": ticks,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
@@ -330,5 +340,5 @@ func (d *Datapath) Close() error {
 	for _, l := range d.links {
 		errs = append(errs, l.Close())
 	}
-	return errors.Join(append(errs, d.objects.Close(), d.program.Close())...)
+	return errors.Join(append(errs, d.objects.Close(), d.program.Close(), d.probes.program.Close())...)
 }

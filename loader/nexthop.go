@@ -47,8 +47,16 @@ type Resolver struct {
 }
 
 type hop struct {
-	next lb.NextHop
-	err  error
+	way
+	err error
+}
+
+// A way is how a frame leaves for an address: the next hop as the program uses it,
+// and the interface and own address that the kernel's stack would use.
+type way struct {
+	next   lb.NextHop
+	link   int // index
+	source netip.Addr
 }
 
 type neighbourKey struct {
@@ -180,11 +188,23 @@ func (r *Resolver) Set(addresses []netip.Addr) {
 func (r *Resolver) Lookup(a netip.Addr) (lb.NextHop, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	w, err := r.lookup(a)
+	return w.next, err
+}
+
+func (r *Resolver) way(a netip.Addr) (way, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.lookup(a)
+}
+
+// lookup is for who holds r.mu.
+func (r *Resolver) lookup(a netip.Addr) (way, error) {
 	h, ok := r.hops[a]
 	if !ok {
-		return lb.NextHop{}, errors.New("not looked up yet")
+		return way{}, errors.New("not looked up yet")
 	}
-	return h.next, h.err
+	return h.way, h.err
 }
 
 // Close ends the resolver. The kernel goes on keeping the neighbours, since the
@@ -224,19 +244,21 @@ func (r *Resolver) resolveAll() bool {
 	hops := make(map[netip.Addr]hop, len(r.want))
 	changed := false
 	for _, a := range r.want {
-		h, err := pass.resolve(a)
-		hops[a] = hop{h, err}
+		w, err := pass.resolve(a)
+		hops[a] = hop{w, err}
 		old, ok := r.hops[a]
-		if ok && old.next == h && (old.err == nil) == (err == nil) {
+		if ok && old.way == w && (old.err == nil) == (err == nil) {
 			continue
 		}
 		changed = true
+		h := w.next
 		switch {
 		case err != nil && !ok:
 			// A neighbour that was not needed until now is not resolved yet.
 			r.log.Info("no next hop so far", "backend", a, "why", err)
 		case err != nil:
 			r.log.Warn("no next hop", "backend", a, "why", err)
+		case ok && old.err == nil && old.next == h:
 		default:
 			r.log.Info("next hop", "backend", a, "mac", net.HardwareAddr(h.Destination[:]).String(), "interface", h.Interface)
 		}

@@ -136,6 +136,9 @@ func Detach(dir string) ([]string, error) {
 			freed = append(freed, name)
 		}
 	}
+	if err := sweepPinned(dir); err != nil {
+		return freed, err
+	}
 	spec, err := loadLb()
 	if err != nil {
 		return freed, fmt.Errorf("read the program: %w", err)

@@ -34,20 +34,20 @@ func (p *resolution) link(index int) (netlink.Link, error) {
 	return l, err
 }
 
-func (p *resolution) resolve(a netip.Addr) (lb.NextHop, error) {
+func (p *resolution) resolve(a netip.Addr) (way, error) {
 	routes, err := p.r.netlink.RouteGet(a.AsSlice())
 	if err == nil && len(routes) == 0 {
 		err = unix.ENETUNREACH
 	}
 	if err != nil {
-		return lb.NextHop{}, fmt.Errorf("no route to %v: %w", a, err)
+		return way{}, fmt.Errorf("no route to %v: %w", a, err)
 	}
 	route := routes[0]
 	if route.Type == unix.RTN_LOCAL {
-		return lb.NextHop{}, fmt.Errorf("%v is this node's own address: a backend must be another machine", a)
+		return way{}, fmt.Errorf("%v is this node's own address: a backend must be another machine", a)
 	}
 	if route.Type != unix.RTN_UNICAST {
-		return lb.NextHop{}, fmt.Errorf("no route to %v: the routing table rejects it", a)
+		return way{}, fmt.Errorf("no route to %v: the routing table rejects it", a)
 	}
 	via := a
 	if gw, ok := netip.AddrFromSlice(route.Gw); ok {
@@ -60,18 +60,22 @@ func (p *resolution) resolve(a netip.Addr) (lb.NextHop, error) {
 	}
 	out, err := p.link(route.LinkIndex)
 	if err != nil {
-		return lb.NextHop{}, fmt.Errorf("look at the interface towards %v: %w", a, err)
+		return way{}, fmt.Errorf("look at the interface towards %v: %w", a, err)
 	}
 	h, err := p.out(out)
 	if err != nil {
-		return lb.NextHop{}, err
+		return way{}, err
 	}
 	mac, err := p.neighbour(out, via)
 	if err != nil {
-		return lb.NextHop{}, err
+		return way{}, err
 	}
 	h.Destination = mac
-	return h, nil
+	w := way{next: h, link: route.LinkIndex}
+	if source, ok := netip.AddrFromSlice(route.Src); ok {
+		w.source = source.Unmap()
+	}
+	return w, nil
 }
 
 // out says how a frame leaves by a link: through it, or tagged through the
