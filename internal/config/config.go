@@ -91,6 +91,8 @@ type Datapath struct {
 	// The prefixes, masked, that the outer source addresses of tunnels are taken
 	// from: 8 to 32 bits of IPv4, 32 to 128 bits of IPv6.
 	TunnelSource4, TunnelSource6 netip.Prefix
+	// The prefixes, masked, of the addresses that probes through VIPs dial.
+	ProbeAddresses4, ProbeAddresses6 netip.Prefix
 }
 
 // An Instance is a VRRP instance of this node.

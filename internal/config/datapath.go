@@ -10,7 +10,7 @@ import (
 
 var datapathSchema = schema{
 	what: "datapath",
-	keys: []string{"interfaces", "mode", "max_flows", "nat", "tunnel"},
+	keys: []string{"interfaces", "mode", "max_flows", "nat", "tunnel", "probe_addresses"},
 }
 
 var tunnelSchema = schema{what: "tunnel", keys: []string{"source_ipv4", "source_ipv6"}}
@@ -47,6 +47,7 @@ func (d *decoder) datapath(doc *document, nodes []nodeDef, s self) Datapath {
 	dp := Datapath{
 		Mode: ModeAuto, MaxFlows: defaultFlows, Ports: defaultPorts,
 		TunnelSource4: defaultTunnelSource4, TunnelSource6: defaultTunnelSource6,
+		ProbeAddresses4: defaultProbeAddresses4, ProbeAddresses6: defaultProbeAddresses6,
 	}
 	interfacesSet := false
 	if n := doc.set["datapath"]; n != nil {
@@ -75,6 +76,9 @@ func (d *decoder) datapath(doc *document, nodes []nodeDef, s self) Datapath {
 		}
 		if n := f.own["tunnel"]; n != nil {
 			d.tunnelSources(n, &dp)
+		}
+		if n := f.own["probe_addresses"]; n != nil {
+			d.probeAddresses(n, &dp)
 		}
 	}
 	if !interfacesSet && len(doc.items["services"]) > 0 {

@@ -11,9 +11,9 @@ import (
 
 var healthSchema = schema{
 	what: "health",
-	keys: []string{"type", "interval", "timeout", "rise", "fall", "port", "path", "host", "status", "body"},
+	keys: []string{"type", "interval", "timeout", "rise", "fall", "port", "path", "host", "status", "body", "via"},
 	later: []string{
-		"urls", "tls", "command", "user", "name", "pidfile", "query", "via", "check",
+		"urls", "tls", "command", "user", "name", "pidfile", "query", "check",
 	},
 	hints: map[string]string{
 		"delay_loop":      "keepalived's delay_loop is \"interval\"",
@@ -62,7 +62,7 @@ func (d *decoder) health(n *node, def map[string]*node) *lb.Probe {
 
 // probeSettings decodes the keys of a probe, each of which may be missing.
 func (d *decoder) probeSettings(f fields) *lb.Probe {
-	p := &lb.Probe{Interval: time.Second, Rise: 2, Fall: 3, Path: "/", Status: []lb.StatusRange{{First: 200, Last: 399}}}
+	p := &lb.Probe{Interval: time.Second, Rise: 2, Fall: 3, ViaVIP: true, Path: "/", Status: []lb.StatusRange{{First: 200, Last: 399}}}
 	if n := f.get("type"); n != nil {
 		t, ok := d.oneOf(n, "type", []string{"tcp", "http"}, []string{"https", "exec", "process", "dns", "udp"})
 		if ok {
@@ -79,6 +79,11 @@ func (d *decoder) probeSettings(f fields) *lb.Probe {
 	if n := f.get("port"); n != nil {
 		if i, ok := d.integer(n, "port", 1, 65535); ok {
 			p.Port = uint16(i)
+		}
+	}
+	if n := f.get("via"); n != nil {
+		if w, ok := d.oneOf(n, "via", []string{"vip", "direct"}, nil); ok {
+			p.ViaVIP = w == "vip"
 		}
 	}
 	d.httpSettings(f, p)

@@ -43,7 +43,7 @@ func TestLoadPair(t *testing.T) {
 			{Address: addr("192.0.2.13"), Weight: 1, Backup: true},
 		},
 		Probe: &lb.Probe{
-			Type: lb.ProbeHTTP, Interval: time.Second, Timeout: 500 * time.Millisecond, Rise: 5, Fall: 3, Port: 8080,
+			Type: lb.ProbeHTTP, ViaVIP: true, Interval: time.Second, Timeout: 500 * time.Millisecond, Rise: 5, Fall: 3, Port: 8080,
 			Path: "/healthz", Host: "www.example.com", Status: []lb.StatusRange{{First: 200, Last: 200}, {First: 301, Last: 302}},
 			Body: regexp.MustCompile("^ok"),
 		},
@@ -58,6 +58,7 @@ func TestLoadPair(t *testing.T) {
 		Datapath: Datapath{
 			Interfaces: []string{"eth0", "eth1"}, Mode: ModeNative, MaxFlows: 5000, Ports: lb.PortRange{First: 1025, Last: 2024},
 			TunnelSource4: netip.MustParsePrefix("172.16.0.0/16"), TunnelSource6: netip.MustParsePrefix("100::/64"),
+			ProbeAddresses4: netip.MustParsePrefix("198.18.0.0/16"), ProbeAddresses6: netip.MustParsePrefix("2001:2::/64"),
 		},
 		ShareIndex: 0, ShareCount: 2, PortShare: lb.PortRange{First: 1025, Last: 1524},
 		Pools: []lb.Pool{web},
@@ -74,7 +75,7 @@ func TestLoadPair(t *testing.T) {
 				Pool: lb.Pool{
 					Name:    "mail",
 					Servers: []lb.Server{{Address: addr("192.0.2.21"), Weight: 1}},
-					Probe:   &lb.Probe{Type: lb.ProbeTCP, Interval: 10 * time.Second, Timeout: 5 * time.Second, Rise: 2, Fall: 3},
+					Probe:   &lb.Probe{Type: lb.ProbeTCP, ViaVIP: true, Interval: 10 * time.Second, Timeout: 5 * time.Second, Rise: 2, Fall: 3},
 				},
 			},
 			{
@@ -113,6 +114,7 @@ func TestLoadDefaultsOfDefaults(t *testing.T) {
 		Datapath: Datapath{
 			Mode: ModeAuto, MaxFlows: 1000000, Ports: lb.PortRange{First: 1024, Last: 65535},
 			TunnelSource4: netip.MustParsePrefix("172.16.0.0/16"), TunnelSource6: netip.MustParsePrefix("100::/64"),
+			ProbeAddresses4: netip.MustParsePrefix("198.18.0.0/16"), ProbeAddresses6: netip.MustParsePrefix("2001:2::/64"),
 		},
 		ShareCount: 2, PortShare: lb.PortRange{First: 1024, Last: 33279},
 		VRRP: []Instance{{

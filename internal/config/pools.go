@@ -10,6 +10,7 @@ import (
 type poolDef struct {
 	lb.Pool
 	nameAt  *node
+	viaAt   *node // where its health says via: vip; nil: it does not
 	servers []serverDef
 	whole   bool // false: servers are missing from it because of a mistake
 }
@@ -58,7 +59,7 @@ func (d *decoder) pools(items []*node, def defaults) []*poolDef {
 			continue
 		}
 		p := &poolDef{}
-		p.Probe = d.health(f.own["health"], def.health)
+		p.Probe, p.viaAt = d.health(f.own["health"], def.health), viaVIP(f.own["health"])
 		if n := f.need("servers"); n != nil {
 			d.servers(n, "servers", p)
 		}

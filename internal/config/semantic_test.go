@@ -146,14 +146,14 @@ services:
 	{"a default timeout and a short interval", "defaults: {health: {timeout: 2s, interval: 3s}}\npools:\n- name: p\n  health: {type: tcp, interval: 1s}\n  servers: [{address: 192.0.2.1}]\n", []string{
 		`4:33: timeout 2s is longer than the interval 1s`,
 	}},
-	{"defaults that nothing uses", "defaults:\n  service: {forward: x, protocol: sctp, address: y, quorum: -1}\n  health: {interval: 1, rise: x, via: vip}\n  pools: {}\n", []string{
+	{"defaults that nothing uses", "defaults:\n  service: {forward: x, protocol: sctp, address: y, quorum: -1}\n  health: {interval: 1, rise: x, via: lo}\n  pools: {}\n", []string{
 		`2:22: forward must be one of nat, dsr, tunnel, not "x"`,
 		`2:35: protocol must be one of tcp, udp, not "sctp"`,
 		`2:41: unknown key "address" in the defaults of services; each service has its own`,
 		`2:61: quorum must be a whole number from 0 to 65535, not -1`,
 		`3:22: interval has no unit: write 1s`,
 		`3:31: rise must be a whole number from 1 to 255 in decimal digits, not "x"`,
-		`3:34: via is not supported yet`,
+		`3:39: via must be one of vip, direct, not "lo"`,
 		`4:3: unknown key "pools" in defaults`,
 	}},
 

@@ -59,6 +59,8 @@ func (d *decoder) crossCheck(c *Config, services []*serviceDef, instances []*ins
 		}
 	}
 	d.checkLoopback(services)
+	d.checkVia(services)
+	d.checkProbeAddresses(c, services, instances)
 	for _, s := range services {
 		if s.backends == nil {
 			continue
