@@ -203,6 +203,7 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	datapath, err := loader.Open(loader.Options{
 		PinDir: n.pinDir, MaxFlows: d.MaxFlows, Slots: slots, Log: n.log,
 		Ports: n.cfg.PortShare, TunnelSource4: d.TunnelSource4, TunnelSource6: d.TunnelSource6,
+		ProbeAddresses4: d.ProbeAddresses4, ProbeAddresses6: d.ProbeAddresses6,
 	})
 	if err != nil {
 		return err
@@ -223,9 +224,6 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	if err := n.tables.attach(); err != nil {
 		return err
 	}
-	checker := health.NewChecker(n.log)
-	n.closers = append(n.closers, func() error { checker.Close(); return nil })
-
 	// The resolver may find something before the loop is there to be told.
 	dirty := make(chan struct{}, 1)
 	hops, err := loader.NewResolver(d.Interfaces, n.log, func() {
@@ -238,6 +236,13 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 		return err
 	}
 	n.closers = append(n.closers, func() error { hops.Close(); return nil })
+	probes, err := datapath.OpenProbes(hops, n.vips())
+	if err != nil {
+		return err
+	}
+	n.closers = append(n.closers, probes.Close)
+	checker := health.NewChecker(n.log, probes)
+	n.closers = append(n.closers, func() error { checker.Close(); return nil })
 	changes, err := control.OpenOverrides(filepath.Join(n.stateDir, "overrides.json"))
 	if err != nil {
 		return err
@@ -245,7 +250,7 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	if alarm := changes.Alarm(); alarm != "" {
 		n.log.Error(alarm)
 	}
-	n.loop = control.NewLoop(n.cfg.Services, n.tables, checker, hops, changes, n.log)
+	n.loop = control.NewLoop(n.cfg.Services, n.tables, checker, hops, probes, changes, n.log)
 	goroutines.Go(func() {
 		for {
 			select {
@@ -258,6 +263,23 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	})
 	goroutines.Go(func() { n.loop.Run(ctx, n.patience()) })
 	return nil
+}
+
+// vips are the addresses that move between nodes.
+func (n *node) vips() []netip.Addr {
+	var all []netip.Addr
+	for _, s := range n.cfg.Services {
+		for _, f := range s.Addresses {
+			all = append(all, f.VIP)
+		}
+		all = append(all, s.SourceAddresses...)
+	}
+	for _, i := range n.cfg.VRRP {
+		for _, p := range i.Addresses {
+			all = append(all, p.Addr())
+		}
+	}
+	return all
 }
 
 // lockPins keeps another daemon, and `sluice detach`, off the pins.

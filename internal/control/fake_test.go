@@ -33,6 +33,9 @@ type fakeWorld struct {
 	absent   error                     // what RefreshInterfaces answers
 	tidied   int                       // calls of Maintain
 	untidy   error                     // what Maintain answers
+	paths    []lb.ProbePath
+	led      int   // calls of Refresh
+	unled    error // what Refresh answers
 	changes  *Overrides
 	stats    loader.Stats // what Stats answers
 	onApply  func()       // called by Apply
@@ -110,6 +113,23 @@ func (h fakeHops) Set(as []netip.Addr) {
 }
 
 func (h fakeHops) Lookup(a netip.Addr) (lb.NextHop, error) { return h.nextHop(a) }
+
+// fakePaths are the ways of probes.
+type fakePaths struct{ *fakeWorld }
+
+func (p fakePaths) Set(paths []lb.ProbePath) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.paths = paths
+	return nil
+}
+
+func (p fakePaths) Refresh() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.led++
+	return p.unled
+}
 
 // status and nextHop make a fakeWorld the facts of a view, too.
 func (w *fakeWorld) status(t health.Target) (health.Status, bool) {
@@ -205,7 +225,7 @@ func runLoop(t *testing.T, patience time.Duration, services []lb.Service, f func
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := newFakeWorld()
-		l := NewLoop(services, w, fakeChecker{w}, fakeHops{w}, w.changes, slog.New(slog.DiscardHandler))
+		l := NewLoop(services, w, fakeChecker{w}, fakeHops{w}, fakePaths{w}, w.changes, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		var done sync.WaitGroup
 		done.Go(func() { l.Run(ctx, patience) })

@@ -41,6 +41,14 @@ type NextHops interface {
 	Lookup(netip.Addr) (lb.NextHop, error)
 }
 
+// ProbePaths keeps the ways of probes to VIPs at servers.
+type ProbePaths interface {
+	Set([]lb.ProbePath) error
+	// Refresh makes the paths follow the ways to their servers. Its error is one of
+	// the problems of a status.
+	Refresh() error
+}
+
 // retryAfter is the wait after a write to the data plane that failed.
 const retryAfter = time.Second
 
@@ -57,14 +65,16 @@ type Loop struct {
 	tables   Tables
 	checker  Checker
 	hops     NextHops
+	paths    ProbePaths
 	changes  *Overrides
 	log      *slog.Logger
 
 	dirty   chan struct{}
 	applied chan struct{} // closed after the first Apply
 
-	// What is wrong with the interfaces, the maintenance and the last write; Run's own.
-	interfaces, maintenance, written string
+	// What is wrong with the interfaces, the maintenance, the ways of probes and the
+	// last write; Run's own.
+	interfaces, maintenance, probing, written string
 	// Who has come back a short while ago; Run's own.
 	slowStarts slowStarts
 
@@ -74,9 +84,9 @@ type Loop struct {
 }
 
 // NewLoop returns a loop over the services of a configuration. Run runs it.
-func NewLoop(services []lb.Service, tables Tables, checker Checker, hops NextHops, changes *Overrides, log *slog.Logger) *Loop {
+func NewLoop(services []lb.Service, tables Tables, checker Checker, hops NextHops, paths ProbePaths, changes *Overrides, log *slog.Logger) *Loop {
 	return &Loop{
-		services: services, tables: tables, checker: checker, hops: hops, changes: changes, log: log,
+		services: services, tables: tables, checker: checker, hops: hops, paths: paths, changes: changes, log: log,
 		dirty: make(chan struct{}, 1), applied: make(chan struct{}),
 	}
 }
@@ -106,15 +116,10 @@ func (l *Loop) Views() ([]View, string) {
 // daemon left forwarding goes on.
 func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 	l.hops.Set(l.addresses())
+	l.setPaths()
 	l.checker.Set(l.targets())
-	wait := time.NewTimer(patience)
-	defer wait.Stop()
-	select {
-	case <-ctx.Done():
+	if !l.wait(ctx, patience) {
 		return
-	case <-l.checker.Ready():
-	case <-wait.C:
-		l.log.Warn("not every server has been probed yet", "waited", patience)
 	}
 
 	l.adopt()
@@ -169,6 +174,26 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 	}
 }
 
+// wait waits until every server has a verdict, or patience is over; false: ctx has
+// ended.
+func (l *Loop) wait(ctx context.Context, patience time.Duration) bool {
+	over := time.NewTimer(patience)
+	defer over.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-l.checker.Ready():
+			return true
+		case <-over.C:
+			l.log.Warn("not every server has been probed yet", "waited", patience)
+			return true
+		case <-l.dirty: // a probe may be waiting for its way
+			l.leadProbes()
+		}
+	}
+}
+
 // look computes the views.
 func (l *Loop) look() []View {
 	before := l.interfaces
@@ -179,6 +204,7 @@ func (l *Loop) look() []View {
 			l.log.Error("the interfaces are not as the data plane needs them", "error", err)
 		}
 	}
+	l.leadProbes()
 	views := make([]View, len(l.services))
 	for i, s := range l.services {
 		views[i] = view(s, l)
@@ -218,7 +244,7 @@ func (l *Loop) maintain() {
 // setProblem makes known what is wrong: with the last write, and beside.
 func (l *Loop) setProblem(written string) {
 	l.written = written
-	all := slices.DeleteFunc([]string{written, l.interfaces, l.maintenance, l.changes.Alarm()}, func(s string) bool { return s == "" })
+	all := slices.DeleteFunc([]string{written, l.interfaces, l.maintenance, l.probing, l.changes.Alarm()}, func(s string) bool { return s == "" })
 	l.problem = strings.Join(all, "; ")
 }
 
@@ -241,19 +267,6 @@ func (l *Loop) publish(views []View, problem string) {
 	}
 	l.views = views
 	l.setProblem(problem)
-}
-
-func (l *Loop) targets() []health.Target {
-	var ts []health.Target
-	for _, s := range l.services {
-		if s.Pool.Probe == nil {
-			continue
-		}
-		for _, server := range s.Pool.Servers {
-			ts = append(ts, health.Target{Address: endpoint(s, server), Probe: *s.Pool.Probe})
-		}
-	}
-	return ts
 }
 
 func (l *Loop) addresses() []netip.Addr {

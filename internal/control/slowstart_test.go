@@ -137,7 +137,7 @@ func runSlow(t *testing.T, stats loader.Stats, s lb.Service, f func(w *slowWorld
 		w := &slowWorld{t, newFakeWorld(), nil}
 		w.stats = stats
 		w.changes.path = t.TempDir() + "/overrides.json"
-		w.loop = NewLoop([]lb.Service{s}, w, fakeChecker{w.fakeWorld}, fakeHops{w.fakeWorld}, w.changes, slog.New(slog.DiscardHandler))
+		w.loop = NewLoop([]lb.Service{s}, w, fakeChecker{w.fakeWorld}, fakeHops{w.fakeWorld}, fakePaths{w.fakeWorld}, w.changes, slog.New(slog.DiscardHandler))
 		for i, server := range s.Pool.Servers {
 			w.lead(server.Address.String(), byte(i+1))
 			w.know(endpoint(s, server).String(), health.Up)

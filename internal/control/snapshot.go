@@ -97,7 +97,7 @@ func view(service lb.Service, f facts) View {
 			server.Weight = *w
 		}
 		if service.Pool.Probe != nil {
-			server.State, server.Why = verdict(f, health.Target{Address: server.Address, Probe: *service.Pool.Probe})
+			server.State, server.Why = verdict(f, targetsOf(service, s))
 		}
 		hop, err := f.nextHop(s.Address)
 		server.NextHop = hop
@@ -120,17 +120,6 @@ func view(service lb.Service, f facts) View {
 		}
 	}
 	return v
-}
-
-func verdict(f facts, t health.Target) (ServerState, string) {
-	s, ok := f.status(t)
-	switch {
-	case !ok || s.Verdict == health.Unknown:
-		return ServerUnknown, "not probed yet"
-	case s.Verdict == health.Down:
-		return ServerDown, s.LastError
-	}
-	return ServerUp, ""
 }
 
 // snapshot turns views into what the data plane should hold.

@@ -30,8 +30,9 @@ type Checker struct {
 }
 
 // NewChecker returns a Checker without targets. It logs changes of verdicts to
-// log. Close it when it is no longer needed.
-func NewChecker(log *slog.Logger) *Checker { return newChecker(log, probe) }
+// log. Paths is for targets with a path; without such it may be nil. Close it when
+// it is no longer needed.
+func NewChecker(log *slog.Logger, paths Paths) *Checker { return newChecker(log, prober{paths}.probe) }
 
 // newChecker returns a Checker with a probe of the caller's, which must return
 // soon after its context ends.

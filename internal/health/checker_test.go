@@ -192,6 +192,7 @@ func TestStatus(t *testing.T) {
 
 var compare = cmp.Options{
 	cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 	cmp.Comparer(func(a, b *regexp.Regexp) bool { return a == b }),
 }
 
@@ -361,7 +362,7 @@ func TestCheckerRealServer(t *testing.T) {
 		Address: addrPort(t, l.Addr()),
 		Probe:   lb.Probe{Type: lb.ProbeTCP, Interval: 5 * time.Millisecond, Timeout: long, Rise: 2, Fall: 2},
 	}
-	c := NewChecker(slog.New(slog.DiscardHandler))
+	c := NewChecker(slog.New(slog.DiscardHandler), nil)
 	defer c.Close()
 	c.Set([]Target{one})
 	<-c.Ready()

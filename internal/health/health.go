@@ -21,6 +21,9 @@ import (
 type Target struct {
 	Address netip.AddrPort // of the server
 	Probe   lb.Probe
+	// Path is the way to the VIP at the server that is probed; zero: the server's
+	// own address is.
+	Path lb.ProbePath
 }
 
 // Endpoint is the address and port that is probed: Probe.Port, where it is set,
@@ -33,7 +36,24 @@ func (t Target) Endpoint() netip.AddrPort {
 	return netip.AddrPortFrom(t.Address.Addr().Unmap(), port)
 }
 
-func (t Target) String() string { return fmt.Sprintf("%s %v", t.Probe.Type, t.Endpoint()) }
+// viaVIP tells whether a VIP is probed.
+func (t Target) viaVIP() bool { return t.Path != lb.ProbePath{} }
+
+// named is the address and port that the server is probed by, as it sees it.
+func (t Target) named() netip.AddrPort {
+	e := t.Endpoint()
+	if t.viaVIP() {
+		return netip.AddrPortFrom(t.Path.VIP, e.Port())
+	}
+	return e
+}
+
+func (t Target) String() string {
+	if t.viaVIP() {
+		return fmt.Sprintf("%s %v at %v", t.Probe.Type, t.named(), t.Path.Server)
+	}
+	return fmt.Sprintf("%s %v", t.Probe.Type, t.Endpoint())
+}
 
 // A Verdict is what is known about a target.
 type Verdict uint8
@@ -76,6 +96,9 @@ type Status struct {
 func (t Target) action() string {
 	p := &t.Probe
 	s := fmt.Sprintf("%s %v", p.Type, t.Endpoint())
+	if t.viaVIP() {
+		s += fmt.Sprintf(" through %v", t.Path)
+	}
 	if p.Type == lb.ProbeHTTP {
 		s += fmt.Sprintf(" %q %q %v", p.Path, p.Host, p.Status)
 		if p.Body != nil {

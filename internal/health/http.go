@@ -31,12 +31,12 @@ const (
 //
 // It speaks HTTP over a connection of its own: a probe wants one connection that
 // ends with it and no goroutine beside it, which http.Transport does not offer.
-func probeHTTP(ctx context.Context, t Target) error {
+func probeHTTP(ctx context.Context, t Target, to netip.AddrPort) error {
 	request, err := request(t)
 	if err != nil {
 		return err
 	}
-	conn, err := dial(ctx, t)
+	conn, err := dial(ctx, t, to)
 	if err != nil {
 		return err
 	}
@@ -108,7 +108,7 @@ func (w *wire) Read(p []byte) (int, error) {
 func request(t Target) (string, error) {
 	host := t.Probe.Host
 	if host == "" {
-		e := t.Endpoint()
+		e := t.named()
 		host = netip.AddrPortFrom(e.Addr().WithZone(""), e.Port()).String()
 	}
 	if !strings.HasPrefix(t.Probe.Path, "/") || !printable(t.Probe.Path) {

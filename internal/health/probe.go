@@ -5,17 +5,24 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"syscall"
 
 	"github.com/sluice-lb/sluice/internal/lb"
 )
 
+// Paths finds the address to dial for a VIP at a server. It may wait for one until
+// ctx ends. Its methods may be called from several goroutines.
+type Paths interface {
+	Find(context.Context, lb.ProbePath) (netip.Addr, error)
+}
+
 // Run runs the probe of t once, bounded by its timeout and by ctx. It returns nil
-// if the server is healthy, and else in a few words why not.
+// if the server is healthy, and else in a few words why not. T has no path.
 func Run(ctx context.Context, t Target) error {
 	t.Probe.Timeout = positive(t.Probe.Timeout)
-	return bounded(ctx, t, probe)
+	return bounded(ctx, t, prober{}.probe)
 }
 
 // bounded runs run for t within its timeout.
@@ -25,32 +32,68 @@ func bounded(ctx context.Context, t Target, run func(context.Context, Target) er
 	return run(ctx, t)
 }
 
-func probe(ctx context.Context, t Target) error {
+// A prober runs probes of any kind.
+type prober struct{ paths Paths }
+
+func (p prober) probe(ctx context.Context, t Target) error {
+	to := t.Endpoint()
+	if !t.viaVIP() {
+		return probeAt(ctx, t, to)
+	}
+	if p.paths == nil {
+		return fmt.Errorf("%v: nobody knows the way to a VIP at a server", t)
+	}
+	address, err := p.paths.Find(ctx, t.Path)
+	if err == nil {
+		err = probeAt(ctx, t, netip.AddrPortFrom(address, to.Port()))
+	}
+	switch {
+	case err == nil:
+		return nil
+	case !errors.Is(err, errSilent):
+		return fmt.Errorf("%v: %w", t, err)
+	case t.Path.Forward == lb.Tunnel:
+		return fmt.Errorf("%v: %w: is the VIP on its lo, and does it decapsulate?", t, err)
+	}
+	return fmt.Errorf("%v: %w: is the VIP on its lo?", t, err)
+}
+
+// probeAt runs the probe of t at an address that leads to its server.
+func probeAt(ctx context.Context, t Target, to netip.AddrPort) error {
 	switch t.Probe.Type {
 	case lb.ProbeTCP:
-		return probeTCP(ctx, t)
+		return probeTCP(ctx, t, to)
 	case lb.ProbeHTTP:
-		return probeHTTP(ctx, t)
+		return probeHTTP(ctx, t, to)
 	}
 	return fmt.Errorf("run probe: unknown type %q", t.Probe.Type)
 }
 
 // probeTCP succeeds if the server accepts a connection.
-func probeTCP(ctx context.Context, t Target) error {
-	conn, err := dial(ctx, t)
+func probeTCP(ctx context.Context, t Target, to netip.AddrPort) error {
+	conn, err := dial(ctx, t, to)
 	if err != nil {
 		return err
 	}
 	return conn.Close()
 }
 
-// dial connects to the endpoint of t.
-func dial(ctx context.Context, t Target) (*net.TCPConn, error) {
+// errSilent says that nothing came back, not even a refusal.
+var errSilent = errors.New("no answer")
+
+// dial connects to an address that leads to the server of t.
+func dial(ctx context.Context, t Target, to netip.AddrPort) (*net.TCPConn, error) {
 	// Without keepalive, which would be two system calls for nothing.
 	d := net.Dialer{KeepAlive: -1}
-	conn, err := d.DialContext(ctx, "tcp", t.Endpoint().String())
+	if t.viaVIP() {
+		// All servers answer such probes from the VIP, so each probe needs a port of
+		// its own. A port that is bound is no other socket's; one that connect
+		// chooses may be, if only the peers differ.
+		d.LocalAddr = &net.TCPAddr{}
+	}
+	conn, err := d.DialContext(ctx, "tcp", to.String())
 	if err != nil {
-		return nil, explain("connect", err, fmt.Errorf("connect: no answer within %v", t.Probe.Timeout))
+		return nil, explain("connect", err, fmt.Errorf("connect: %w within %v", errSilent, t.Probe.Timeout))
 	}
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {

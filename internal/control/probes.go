@@ -1,0 +1,86 @@
+package control
+
+import (
+	"net/netip"
+
+	"github.com/sluice-lb/sluice/internal/health"
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// targetsOf returns what is probed of a server of a service: the server itself or,
+// where clients' packets keep the VIP as their destination, each VIP of the service
+// at the server. It serves only if it takes the packets to all of them, since they
+// share one table.
+func targetsOf(service lb.Service, s lb.Server) []health.Target {
+	t := health.Target{Address: endpoint(service, s), Probe: *service.Pool.Probe}
+	if !t.Probe.ViaVIP || service.Forward != lb.DSR && service.Forward != lb.Tunnel {
+		return []health.Target{t}
+	}
+	var all []health.Target
+	seen := map[netip.Addr]bool{}
+	for _, f := range service.Addresses {
+		if seen[f.VIP] {
+			continue
+		}
+		seen[f.VIP] = true
+		t.Path = lb.ProbePath{VIP: f.VIP, Server: s.Address, Forward: service.Forward}
+		all = append(all, t)
+	}
+	return all
+}
+
+// targets returns all that is probed.
+func (l *Loop) targets() []health.Target {
+	var ts []health.Target
+	for _, s := range l.services {
+		if s.Pool.Probe == nil {
+			continue
+		}
+		for _, server := range s.Pool.Servers {
+			ts = append(ts, targetsOf(s, server)...)
+		}
+	}
+	return ts
+}
+
+// setPaths makes the ways known that probes take.
+func (l *Loop) setPaths() {
+	var paths []lb.ProbePath
+	for _, t := range l.targets() {
+		if t.Path != (lb.ProbePath{}) {
+			paths = append(paths, t.Path)
+		}
+	}
+	if err := l.paths.Set(paths); err != nil {
+		l.log.Error("old ways of probes are left", "error", err)
+	}
+	l.leadProbes()
+}
+
+// leadProbes has the ways of probes follow those of packets. What is wrong is known
+// until it is right again.
+func (l *Loop) leadProbes() {
+	before := l.probing
+	l.probing = ""
+	if err := l.paths.Refresh(); err != nil {
+		l.probing = err.Error()
+		if l.probing != before {
+			l.log.Error("servers cannot be probed through their VIPs", "error", err)
+		}
+	}
+}
+
+// verdict joins what is known of the targets of a server: it is up if all are.
+func verdict(f facts, targets []health.Target) (ServerState, string) {
+	state, why := ServerUp, ""
+	for _, t := range targets {
+		s, ok := f.status(t)
+		switch {
+		case ok && s.Verdict == health.Down:
+			return ServerDown, s.LastError
+		case !ok || s.Verdict == health.Unknown:
+			state, why = ServerUnknown, "not probed yet"
+		}
+	}
+	return state, why
+}
