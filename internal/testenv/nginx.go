@@ -20,7 +20,8 @@ import (
 // a line feed, "/healthz" with "ok", and "/download" with the bytes of
 // DownloadSize at DownloadRate.
 type NginxConfig struct {
-	Port         uint16 // default: 80, on all addresses of the host
+	Port         uint16 // default: 80, on all IPv4 addresses of the host
+	IPv6         bool   // and on all IPv6 addresses
 	DownloadSize int64  // bytes; 0: no download
 	DownloadRate int    // bytes per second and connection; 0: no limit
 }
@@ -50,6 +51,9 @@ http {
 	sendfile_max_chunk 32k;
 	server {
 		listen {{.Port}} backlog=4096;
+		{{- if .IPv6}}
+		listen [::]:{{.Port}} ipv6only=on;
+		{{- end}}
 		root {{.Dir}}/root;
 		location = / { return 200 "{{.Name}}\n"; }
 		location = /healthz { return 200 "ok\n"; }
