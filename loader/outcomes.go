@@ -8,6 +8,7 @@ type Meaning struct{ Text, Advice string }
 var OutcomeMeanings = map[string]Meaning{
 	"not_ip":         {"ARP and others, or too short for an IP header", "nothing"},
 	"not_vip":        {"the node's own traffic", "nothing"},
+	"probe":          {"the answer to a probe of this node's through a VIP", "nothing"},
 	"other_mac":      {"to a VIP, in a frame for another machine", "if it grows fast, the switch floods"},
 	"protocol":       {"to a VIP, neither TCP nor UDP, nor an ICMP error about a flow: pings", "nothing"},
 	"later_fragment": {"its first fragment went to the kernel", "nothing"},
