@@ -127,6 +127,7 @@ func TestDryRunsWriteNothing(t *testing.T) {
 			if err := spec.Variables["dry"].Set(tc.dry); err != nil {
 				t.Fatal(err)
 			}
+			onlyMain(spec)
 			for name, m := range spec.Maps {
 				switch {
 				case m.InnerMap != nil: // a program can't write to one of maps at all

@@ -129,6 +129,7 @@ func (e *Explainer) loadWith(set func(*ebpf.CollectionSpec) error, tag string) e
 		spec.Variables["dry_interface"].Set(e.nic.Index)); err != nil {
 		return fmt.Errorf("make the program a dry one: %w", err)
 	}
+	onlyMain(spec)
 	maps := map[string]*ebpf.Map{}
 	for name, m := range e.pinned.maps.byName() {
 		ms := spec.Maps[name]
@@ -149,6 +150,16 @@ func (e *Explainer) loadWith(set func(*ebpf.CollectionSpec) error, tag string) e
 	}
 	e.program, e.trace = c.DetachProgram(mainProgram), c.DetachMap(traceMap)
 	return nil
+}
+
+// onlyMain leaves the XDP program alone in a specification: the filter of probes has
+// no dry runs.
+func onlyMain(spec *ebpf.CollectionSpec) {
+	for name := range spec.Programs {
+		if name != mainProgram {
+			delete(spec.Programs, name)
+		}
+	}
 }
 
 // mainProgram is the XDP program's name in a specification.
