@@ -190,13 +190,13 @@ static __always_inline int parse_tcp(struct packet *p)
 	return NEXT;
 }
 
-/* A first fragment may hold less than the datagram's length says. */
+/* A first fragment may hold less than the datagram's length says, but not less than its header. */
 static __always_inline int parse_udp(struct packet *p)
 {
 	struct udphdr *udp = p->udp;
 	__u32 length;
 
-	if ((void *)(udp + 1) > p->end)
+	if ((void *)(udp + 1) > p->end || p->header_length + sizeof(*udp) > p->length)
 		return DROP_MALFORMED_UDP;
 	length = bpf_ntohs(udp->len);
 	if (length < sizeof(*udp) || (p->header_length + length > p->length && !p->fragment))

@@ -94,6 +94,8 @@ func TestFragmentsElsewhere(t *testing.T) {
 	step("the same of UDP is another matter", toVIP(udp, func(f *testenv.Frame) { f.ID, f.FragOffset = 3, 8 }), "early_fragment")
 	tiny := toVIP(func(f *testenv.Frame) { f.ID, f.MoreFragments, f.TotalLength = 4, true, 36 })
 	step("a first one without the whole TCP header", tiny, "malformed_tcp")
+	tiny = toVIP(udp, func(f *testenv.Frame) { f.ID, f.MoreFragments, f.TotalLength = 4, true, 26 })
+	step("a first one without the whole UDP header, and padding in its place", tiny, "malformed_udp")
 
 	// They are remembered for 30 s.
 	first, later = pieces(5)
