@@ -38,7 +38,8 @@ SUBPROGRAM __u64 skip_headers(struct xdp_md *ctx, __u32 offset, __u32 protocol)
 	__u32 header_at = 0;
 	__be16 fragment = 0;
 
-	for (int i = 0; i < MAX_EXTENSIONS; i++) {
+	/* Once more than are skipped: the last time, to see that none is left. */
+	for (int i = 0; i <= MAX_EXTENSIONS; i++) {
 		struct fragment_header header;
 
 		switch (protocol) {

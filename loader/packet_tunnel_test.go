@@ -277,7 +277,7 @@ func TestDSRFamilies(t *testing.T) {
 		{"ipv4 udp without payload", toVIP(udp, port(53), func(f *testenv.Frame) { f.Payload = nil }), nil, "sent"},
 		{"extension headers", toVIP(from6, extensions), nil, "sent"},
 		{"extension headers before udp", toVIP(from6, udp, port(53), extensions), nil, "sent"},
-		{"as many as are skipped", toVIP(from6, many(7)), nil, "sent"},
+		{"as many as are skipped", toVIP(from6, many(8)), nil, "sent"},
 		{"more than are skipped", toVIP(from6, many(9)), nil, "malformed_ip"},
 		{"ipv6 hop limit 1", toVIP(from6, ttl(1)), nil, "sent"},
 		{"ipv6 padded", toVIP(from6, func(f *testenv.Frame) { f.PadTo = 100 }), nil, "sent"},
