@@ -36,6 +36,12 @@ struct quoted {
 	struct address dest;
 };
 
+/* Whether the packet in hand goes on to here: what may follow it in the frame is padding. */
+static __always_inline bool within_packet(struct packet *p, void *here)
+{
+	return (__u64)(here - p->l3) <= p->length;
+}
+
 /* Reads what is quoted; false: it is cut too short, or of no flow of ours. */
 static __always_inline bool read_quote(struct packet *p, struct quoted *q)
 {
@@ -45,7 +51,7 @@ static __always_inline bool read_quote(struct packet *p, struct quoted *q)
 	if (p->v6) {
 		struct ipv6hdr *ip = q->l3;
 
-		if ((void *)(ip + 1) > end)
+		if ((void *)(ip + 1) > end || ip->version != 6)
 			return false;
 		q->protocol = ip->nexthdr;
 		q->l4 = ip + 1;
@@ -67,7 +73,7 @@ static __always_inline bool read_quote(struct packet *p, struct quoted *q)
 	if (q->protocol != IPPROTO_TCP && q->protocol != IPPROTO_UDP)
 		return false;
 	q->port = q->l4;
-	return q->l4 + QUOTED_L4 <= end;
+	return q->l4 + QUOTED_L4 <= end && within_packet(p, q->l4 + QUOTED_L4);
 }
 
 /* The number of the backend that a client's flow goes to in a stateless mode. */
@@ -175,7 +181,8 @@ static __always_inline int translate(struct packet *p, struct quoted *q, struct 
 	q->port[1] = dest_port;
 	/* The quoted transport checksum, as far as it is there. */
 	check = q->protocol == IPPROTO_UDP ? q->l4 + 6 : q->l4 + 16;
-	if ((void *)(check + 1) <= p->end && (q->protocol == IPPROTO_TCP || *check)) {
+	if ((void *)(check + 1) <= p->end && within_packet(p, check + 1) &&
+	    (q->protocol == IPPROTO_TCP || *check)) {
 		__u16 old = *check;
 
 		*check = fold((__u16)~old + inner);

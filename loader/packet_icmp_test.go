@@ -176,6 +176,16 @@ func TestErrorsThroughNAT(t *testing.T) {
 					t.Errorf("%d bytes quoted, to the client: source, destination, quoted source and destination, MAC (-want +got):\n%s", size, diff)
 				}
 			}
+			// Padding is no part of what is quoted, and no checksum covers it.
+			padded := quote(answerTo(in.Src, in.Dst, uint8(c.protocol)), header+8)
+			padded.PadTo = len(padded.Bytes()) + 30
+			frame := padded.Bytes()
+			for i := len(frame) - 30; i < len(frame); i++ {
+				frame[i] = 0x5a
+			}
+			if got := try(t, d, frame); got.Outcome != "sent" {
+				t.Errorf("with padding: %s", got.Outcome)
+			}
 			// What is quoted whole has right checksums afterwards, too.
 			e := quote(answerTo(in.Src, in.Dst, uint8(c.protocol)), 10000)
 			got := try(t, d, e.Bytes())
@@ -218,6 +228,14 @@ func TestOtherICMPPasses(t *testing.T) {
 		{"about another port", quote(answerTo(clientPort, netip.AddrPortFrom(vipIP, 81), testenv.ProtocolTCP), 100), "no_flow"},
 		{"about an unknown flow of nat", quote(answerTo(clientPort, netip.AddrPortFrom(vipIP, 25), testenv.ProtocolTCP), 100), "no_flow"},
 		{"about ICMP", quote(answerTo(clientPort, vipPort, testenv.ProtocolICMP), 100), "protocol"},
+		{"about a packet of another version", quote(func() testenv.Frame { f := about; f.Version = 6; return f }(), 100), "protocol"},
+		{"about a packet of another version, IPv6", quote(func() testenv.Frame { f := about6; f.Version = 4; return f }(), 100), "protocol"},
+		{"with padding in place of a quote", func() testenv.Frame { f := quote(about, 100); f.TotalLength = 28; return f }(), "protocol"},
+		{"with padding in place of the quoted ports, IPv6", func() testenv.Frame {
+			f := quote(about6, 100)
+			f.TotalLength = 40 + 8 + 40
+			return f
+		}(), "protocol"},
 		{"to another NIC", func() testenv.Frame { f := quote(about, 100); toMAC("02:00:00:00:00:02")(&f); return f }(), "other_mac"},
 		{"about somebody else's packet", func() testenv.Frame {
 			f := quote(answerTo(clientPort, netip.MustParseAddrPort("192.0.2.77:80"), testenv.ProtocolTCP), 100)
