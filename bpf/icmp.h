@@ -186,6 +186,9 @@ static __always_inline int translate(struct packet *p, struct quoted *q, struct 
 		__u16 old = *check;
 
 		*check = fold((__u16)~old + inner);
+		/* 0 would say that there is none (RFC 768). */
+		if (!*check && q->protocol == IPPROTO_UDP)
+			*check = 0xffff;
 		CHANGED(sum, old, *check);
 	}
 	icmp->checksum = fold((__u16)~icmp->checksum + sum);

@@ -191,13 +191,23 @@ SUBPROGRAM int make_answer(struct xdp_md *ctx, struct answer *a)
 /* The longest packet that is no reason for an answer: what any IPv6 link carries (RFC 8200). */
 #define MIN_MTU6 1280
 
+/*
+ * Not every packet may be answered: no error is sent about an error, nor, over
+ * IPv4, about a later fragment (RFC 1122, section 3.2.2; RFC 4443, section 2.4).
+ */
+static __always_inline bool answerable(struct packet *p)
+{
+	return (p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP) &&
+	       (p->v6 || !(p->fragment & FRAGMENT_OFFSET));
+}
+
 static __always_inline int answer_too_big(struct packet *p, __u32 mtu)
 {
 	struct answer a = {
 		.l2 = p->l3 - p->data, .v6 = p->v6, .mtu = p->v6 && mtu < MIN_MTU6 ? MIN_MTU6 : mtu,
 	};
 
-	if (p->length < QUOTE)
+	if (p->length < QUOTE || !answerable(p))
 		return DROP_TOO_BIG;
 	return make_answer(p->ctx, &a);
 }

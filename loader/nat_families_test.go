@@ -141,6 +141,39 @@ func TestNATChecksumOfUDP(t *testing.T) {
 	}
 }
 
+// The same holds for a datagram that an ICMP error quotes.
+func TestQuotedChecksumOfUDP(t *testing.T) {
+	c := natCase{false, lb.UDP}
+	d := newDatapath(t, c.service(53))
+	in := c.fromClient()
+	if r := try(t, d, in.Bytes()); r.Outcome != "sent" {
+		t.Fatal(r.Outcome)
+	}
+	about := answerTo(in.Src, in.Dst, testenv.ProtocolUDP)
+	about.Payload = []byte{0, 0}
+	const at = 14 + 20 + 8 + 20 + 6
+	zero := 0
+	for i := range 1 << 16 {
+		binary.BigEndian.PutUint16(about.Payload, uint16(i))
+		verdict, out := send(t, d, quote(about, 1000).Bytes())
+		if verdict != xdpTX {
+			t.Fatalf("verdict %d", verdict)
+		}
+		if err := testenv.VerifyChecksums(out); err != nil {
+			t.Fatal(err)
+		}
+		switch binary.BigEndian.Uint16(out[at:]) {
+		case 0:
+			t.Fatalf("payload %d: the quoted checksum says that there is none", i)
+		case 0xffff:
+			zero++
+		}
+	}
+	if zero == 0 {
+		t.Error("no checksum came out as 0")
+	}
+}
+
 // A UDP flow that nobody answers ends soon, one with replies when it is idle.
 func TestNATLifeOfUDP(t *testing.T) {
 	c := natCase{false, lb.UDP}

@@ -154,6 +154,8 @@ func TestTunnelSources(t *testing.T) {
 func TestTunnelTooBig(t *testing.T) {
 	big := func(size int) change { return func(f *testenv.Frame) { f.Payload = make([]byte, size) } }
 	whole := func(f *testenv.Frame) { f.DontFragment = true }
+	answered, answered6 := answerTo(clientPort, vipPort, testenv.ProtocolTCP), answerTo(v6Client, v6VIP, testenv.ProtocolTCP)
+	answered.Payload, answered6.Payload = make([]byte, 1500), make([]byte, 1500)
 	tests := []struct {
 		name    string
 		backend netip.AddrPort
@@ -174,12 +176,18 @@ func TestTunnelTooBig(t *testing.T) {
 		{"with ip options", v4Backend, 1500, toVIP(whole, big(1460), func(f *testenv.Frame) { f.IPOptions = make([]byte, 40) }), "answered", 1480},
 		{"it may be fragmented", v4Backend, 1500, toVIP(big(1460)), "too_big", 0},
 		{"the way is not known", v4Backend, 0, toVIP(whole, big(1460)), "sent", 0},
+		{"an ICMP error", v4Backend, 1500, quote(answered, 1460), "too_big", 0},
+		{"an ICMPv6 error", v4Backend, 1400, quote(answered6, 1400), "too_big", 0},
+		{"a later fragment", v4Backend, 1500, toVIP(whole, big(1464), func(f *testenv.Frame) { f.FragOffset = 1480 }), "too_big", 0},
 	}
 	d := newDatapath(t)
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
 			apply(t, d, tunnelService(tc.backend, tc.mtu))
 			letGo(t, d)
+			if tc.in.FragOffset > 0 {
+				try(t, d, toVIP(func(f *testenv.Frame) { f.MoreFragments = true }).Bytes())
+			}
 			lost := losses(t, d).TooBig
 			frame := tc.in.Bytes()
 			if tc.outcome == "too_big" {
