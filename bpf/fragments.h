@@ -29,7 +29,11 @@ static __always_inline bool fragment_key(struct packet *p, struct fragment_key *
 	return true;
 }
 
-/* Remembers where the first fragment in hand goes, unchanged; backend 0: to the kernel. */
+/*
+ * Remembers where the first fragment in hand goes, unchanged; backend 0: to the
+ * kernel. The flow's hash stands in place of a sequence number, for the outer header
+ * of a tunnel.
+ */
 static __always_inline void remember_fragment(struct packet *p, __u32 backend)
 {
 	struct fragment_key key;
@@ -37,7 +41,7 @@ static __always_inline void remember_fragment(struct packet *p, __u32 backend)
 
 	if (dry || !fragment_key(p, &key))
 		return;
-	make_pin(&first.pin, backend, 0);
+	make_pin(&first.pin, backend, p->hash >> 32);
 	bpf_map_update_elem(&fragments, &key, &first, BPF_ANY);
 }
 

@@ -18,6 +18,7 @@ static __always_inline int follow_to_backend(struct packet *p, struct fragmented
 	int out;
 
 	p->service = backend->service;
+	p->hash = (__u64)first->pin.sequence << 32;
 	if (first->way == FRAGMENTS_TO_BACKEND) {
 		if (no_hop_left(p))
 			return DROP_TTL;

@@ -122,6 +122,7 @@ func TestFragmentsThroughATunnel(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			d := newDatapath(t, tunnelService(v4Backend, 0))
 			first, later := pieces(9, c.changes...)
+			var sources []netip.Addr
 			for i, f := range []testenv.Frame{first, later} {
 				verdict, out := send(t, d, f.Bytes())
 				if verdict != xdpTX {
@@ -131,11 +132,15 @@ func TestFragmentsThroughATunnel(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+				sources = append(sources, outer.Src)
 				want := parse(t, f.Bytes())
 				want.DstMAC, want.SrcMAC, want.TTL = hardware(backendMAC(1)), hardware(nicMAC), 63
 				if diff := cmp.Diff(want, parse(t, inner), equateAddrs); diff != "" || outer.Dst != v4Backend.Addr() {
 					t.Errorf("fragment %d to %v (-want +got):\n%s", i+1, outer.Dst, diff)
 				}
+			}
+			if sources[0] != sources[1] {
+				t.Errorf("the outer sources of one packet's fragments are %v: they may overtake each other", sources)
 			}
 		})
 	}
