@@ -1,0 +1,65 @@
+package loader
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+)
+
+// replay plays a script and says how it went wrong, and how to see it again.
+func (w *twin) replay(t *testing.T, steps, raw []byte) {
+	t.Helper()
+	err := w.play(steps, raw)
+	if err == nil {
+		return
+	}
+	w.dirty = true
+	t.Fatalf("%v\nso far:\n%s\nto see it again: FuzzFrames with %s", err, strings.Join(w.log, "\n"), describe(steps, raw))
+}
+
+// FuzzFrames feeds the program and the model the same frames: steps steer a
+// builder of frames and change the world between them, raw is a frame as it is.
+func FuzzFrames(f *testing.F) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 200 {
+		f.Add(randomBytes(r, r.IntN(200)), []byte(nil))
+	}
+	var w *twin
+	f.Fuzz(func(t *testing.T, steps, raw []byte) {
+		if len(raw) > 9000 || len(steps) > 4096 {
+			t.Skip("longer than any frame")
+		}
+		if w == nil {
+			w = newTwin(f)
+		}
+		w.replay(t, steps, raw)
+	})
+}
+
+func randomBytes(r *rand.Rand, n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(r.Uint32())
+	}
+	return b
+}
+
+// Some ten thousand frames, the same in every run: what FuzzFrames does for as
+// long as it is let.
+func TestRandomFrames(t *testing.T) {
+	w := newTwin(t)
+	seen := map[string]uint64{}
+	for seed := range uint64(2000) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
+			w.replay(t, randomBytes(r, r.IntN(600)), nil)
+		})
+		for _, line := range w.log {
+			if name, ok := strings.CutPrefix(line, "  "); ok {
+				seen[name]++
+			}
+		}
+	}
+	t.Log(seen)
+}
