@@ -120,7 +120,7 @@ SUBPROGRAM int encapsulate(struct xdp_md *ctx, struct outer *o)
 	end = (void *)(long)ctx->data_end;
 	eth = data;
 	tag = (void *)(eth + 1);
-	if (data + ETH_HLEN + MAX_VLANS * sizeof(*tag) + sizeof(struct ipv6hdr) > end)
+	if ((void *)(tag + MAX_VLANS) > end)
 		return DROP_INTERNAL;
 	*(__u64 *)data = first;
 	*(__u32 *)(data + 8) = second;
@@ -142,10 +142,16 @@ SUBPROGRAM int encapsulate(struct xdp_md *ctx, struct outer *o)
 		eth->h_proto = type;
 		header = tag;
 	}
-	if (v4)
+	/* Not one check for all: the last fragment of a packet may be as long as its header. */
+	if (v4) {
+		if (header + sizeof(struct iphdr) > end)
+			return DROP_INTERNAL;
 		write_outer4(header, o, backend);
-	else
+	} else {
+		if (header + sizeof(struct ipv6hdr) > end)
+			return DROP_INTERNAL;
 		write_outer6(header, o, backend);
+	}
 	o->action = interface == o->interface ? XDP_TX : bpf_redirect(interface, 0);
 	return SENT;
 }

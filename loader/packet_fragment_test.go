@@ -118,7 +118,14 @@ func TestFragmentsThroughATunnel(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		changes []change
-	}{{"ipv4", nil}, {"ipv6", []change{from6}}} {
+	}{
+		{"ipv4", nil}, {"ipv6", []change{from6}},
+		{"a last one of a byte", []change{func(f *testenv.Frame) {
+			if f.FragOffset > 0 {
+				f.Payload = zeros(1)
+			}
+		}}},
+	} {
 		t.Run(c.name, func(t *testing.T) {
 			d := newDatapath(t, tunnelService(v4Backend, 0))
 			first, later := pieces(9, c.changes...)
