@@ -53,7 +53,8 @@ SUBPROGRAM __u64 skip_headers(struct xdp_md *ctx, __u32 offset, __u32 protocol)
 		default:
 			return found_at(offset, header_at, fragment, protocol);
 		}
-		if (offset > MAX_HEADERS - 8 || bpf_xdp_load_bytes(ctx, offset, &header, sizeof(header)))
+		if (i == MAX_EXTENSIONS || offset > MAX_HEADERS - 8 ||
+		    bpf_xdp_load_bytes(ctx, offset, &header, sizeof(header)))
 			return found_at(offset, 0, 0, MALFORMED);
 		if (protocol == IPPROTO_FRAGMENT) {
 			__u16 word = bpf_ntohs(header.offset);

@@ -287,6 +287,8 @@ func TestDSRFamilies(t *testing.T) {
 		{"extension headers before udp", toVIP(from6, udp, port(53), extensions), nil, "sent"},
 		{"as many as are skipped", toVIP(from6, many(8)), nil, "sent"},
 		{"more than are skipped", toVIP(from6, many(9)), nil, "malformed_ip"},
+		{"one more", toVIP(from6, many(9)), nil, "malformed_ip"},
+		{"one more, which is a later fragment's", toVIP(from6, many(8), func(f *testenv.Frame) { f.FragOffset = 16 }), nil, "malformed_ip"},
 		{"ipv6 hop limit 1", toVIP(from6, ttl(1)), nil, "sent"},
 		{"ipv6 padded", toVIP(from6, func(f *testenv.Frame) { f.PadTo = 100 }), nil, "sent"},
 

@@ -9,27 +9,27 @@ import (
 
 // The ports of the world's services, which say what they are for.
 const (
-	portDSR      = 80  // one backend, no tags
-	portTagged   = 81  // one tag
-	portDouble   = 82  // two
-	portAway     = 83  // its backend is behind another NIC
-	portLost     = 84  // there is no way to its backend
-	portEmpty    = 85  // it has no healthy backend
-	portRules    = 86  // it has rules
-	portAllowed  = 87  // it lets in only some
-	portLimited  = 88  // it has a limit
-	portTracked  = 89  // three backends, slots that change
-	portSticky   = 90  // the same, and the client's address alone chooses
-	portTunnel4  = 91  // backend of IPv4
-	portTunnel6  = 92  // backend of IPv6, two tags
-	portNarrow4  = 93  // the way to its backend of IPv4 has an MTU of 1500
-	portNarrow6  = 94  // that to one of IPv6, of 1400
-	portMixed    = 95  // tunnels to backends of both families, slots that change
-	portNAT      = 96  // one backend
-	portSpread   = 97  // three backends, two source addresses
-	portDNS      = 53  // UDP, three backends
-	portFlows    = 54  // UDP, affinity: flow
-	portTunnelU  = 55  // UDP, a tunnel with affinity: flow
+	portDSR      = 80 // one backend, no tags
+	portTagged   = 81 // one tag
+	portDouble   = 82 // two
+	portAway     = 83 // its backend is behind another NIC
+	portLost     = 84 // there is no way to its backend
+	portEmpty    = 85 // it has no healthy backend
+	portRules    = 86 // it has rules
+	portAllowed  = 87 // it lets in only some
+	portLimited  = 88 // it has a limit
+	portTracked  = 89 // three backends, slots that change
+	portSticky   = 90 // the same, and the client's address alone chooses
+	portTunnel4  = 91 // backend of IPv4
+	portTunnel6  = 92 // backend of IPv6, two tags
+	portNarrow4  = 93 // the way to its backend of IPv4 has an MTU of 1500
+	portNarrow6  = 94 // that to one of IPv6, of 1400
+	portMixed    = 95 // tunnels to backends of both families, slots that change
+	portNAT      = 96 // one backend
+	portSpread   = 97 // three backends, two source addresses
+	portDNS      = 53 // UDP, three backends
+	portFlows    = 54 // UDP, affinity: flow
+	portTunnelU  = 55 // UDP, a tunnel with affinity: flow
 	portRange    = 8000
 	portRangeEnd = 8100
 )
