@@ -42,5 +42,6 @@ func (m *model) followFragment(p *modelPacket) string {
 		return "early_fragment"
 	}
 	p.hash = uint64(e.sequence) << 32
+	m.reach("a fragment that follows")
 	return m.sendTo(p, e.backend, m.state.Services[m.state.Backends[e.backend].Service].Forward)
 }

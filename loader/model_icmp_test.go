@@ -99,6 +99,7 @@ func (m *model) errorToBackend(p *modelPacket, q modelQuoted) string {
 	if p.hops() <= 1 {
 		return "ttl"
 	}
+	m.reach("an error to a nat backend")
 	packet := translateError(p, q, f.source.Addr(), f.backend.Addr(), f.backend, f.source)
 	return m.emit(p, packet, m.state.Backends[f.number].NextHop)
 }
@@ -115,6 +116,7 @@ func (m *model) errorToClient(p *modelPacket, q modelQuoted) string {
 	if p.hops() <= 1 {
 		return "ttl"
 	}
+	m.reach("an error to a nat client")
 	packet := translateError(p, q, f.name.vip.Addr(), f.name.client.Addr(), f.name.client, f.name.vip)
 	return m.emit(p, packet, f.lastHop)
 }

@@ -69,6 +69,7 @@ func (m *model) natForward(p *modelPacket, number uint16, s serviceEntry) string
 		}
 	} else {
 		f = m.track(f, p, true)
+		m.reach("a nat flow that goes on")
 	}
 	f.lastHop = m.wayBack(p)
 	packet := append([]byte(nil), p.ip()...)
@@ -96,6 +97,7 @@ func (m *model) newFlow(p *modelPacket, number uint16, s serviceEntry) (*transla
 		f.source = netip.AddrPortFrom(src, be16(m.seen, at+p.l4-p.l3))
 	}
 	m.judgeSource(f, b)
+	m.reach("a new nat flow")
 	m.later(func() {
 		m.flows[f.name], m.places[f.spot()] = f, f
 	})
@@ -166,6 +168,7 @@ func (m *model) natReply(p *modelPacket) string {
 		return "ttl"
 	}
 	m.track(f, p, false)
+	m.reach("a nat reply")
 	packet := append([]byte(nil), p.ip()...)
 	rewrite(packet, p.l4-p.l3, p.protocol, f.name.vip, f.name.client)
 	spendHop(packet)

@@ -76,6 +76,7 @@ func (m *model) ownerOfSegment(p *modelPacket, word slot) uint32 {
 	}
 	// It is older than the window.
 	if p.flags&(testenv.FIN|testenv.RST) == 0 {
+		m.reach("a straggler")
 		m.put(m.stragglers, f, m.pin(word.previous(), 0))
 	}
 	return word.previous()
@@ -94,6 +95,7 @@ func (m *model) ownerOfSYN(p *modelPacket, word slot) uint32 {
 	_, pin := m.pins[f]
 	_, straggler := m.stragglers[f]
 	if word.previous() != 0 || pin || straggler {
+		m.reach("a handshake")
 		m.put(m.handshakes, f, m.pin(word.owner(), p.seq))
 	}
 	return word.owner()
@@ -108,6 +110,7 @@ func (m *model) ownerOfHandshake(p *modelPacket, f flowName) uint32 {
 		return 0
 	}
 	if distance == 1 && p.flags&(testenv.FIN|testenv.RST) == 0 {
+		m.reach("a pin")
 		m.put(m.pins, f, m.pin(e.backend, 0))
 		m.forget(m.stragglers, f)
 		m.forget(m.handshakes, f)
@@ -124,6 +127,7 @@ func (m *model) ownerOfDatagram(p *modelPacket, owner uint32) uint32 {
 	}
 	if e, ok := m.udpNew[f]; ok && m.standsUDP(e) {
 		if e.seen != m.now.tick {
+			m.reach("a lasting UDP flow")
 			m.put(m.udpFlows, f, m.pin(e.backend, 0))
 		}
 		return e.backend
@@ -151,6 +155,7 @@ func (m *model) ownerOfQuoted(f flowName, number uint16, s serviceEntry) uint32 
 	}
 	for _, table := range []map[flowName]pinned{m.pins, m.stragglers, m.handshakes} {
 		if e, ok := table[f]; ok && m.stands(e) {
+			m.reach("an error about a pinned flow")
 			return e.backend
 		}
 	}

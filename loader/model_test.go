@@ -16,6 +16,7 @@ type model struct {
 	nics     map[uint32][6]byte
 	share    lb.PortRange
 	timeouts map[lbNatState]time.Duration
+	reached  map[string]int // how often a test came to a place of the model
 	memory
 
 	// Of the packet in hand.
@@ -80,8 +81,12 @@ func (m *model) step(nic uint32, frame []byte, now moment, seen []byte) answer {
 	default:
 		m.Verdict, m.Frame = xdpPass, nil
 	}
+	m.reach(m.Outcome)
 	return m.answer
 }
+
+// reach counts that an answer came by this place.
+func (m *model) reach(place string) { m.later(func() { m.reached[place]++ }) }
 
 // later has a change made once the answer is known to be right.
 func (m *model) later(change func()) { m.changes = append(m.changes, change) }

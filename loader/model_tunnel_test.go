@@ -27,6 +27,7 @@ func (m *model) tunnel(p *modelPacket, number uint32) string {
 		}
 		return m.answerTooBig(p, b.NextHop.MTU-header)
 	}
+	m.reach("a tunnel")
 	inner := append([]byte(nil), p.ip()...)
 	spendHop(inner)
 	packet := append(m.outer(p, b.Address.Addr(), inner, whole, spread(p)), inner...)

@@ -54,10 +54,16 @@ func (w *twin) play(steps, raw []byte) error {
 // act takes a step of a script.
 func (w *twin) act(s *script) error {
 	switch n := s.pick(32); {
-	case n < 26:
+	case n < 18:
 		return w.feed(w.compose(s))
-	case n < 28:
+	case n < 20:
+		return w.burst(s)
+	case n < 24:
 		return w.fragments(s)
+	case n < 26:
+		return w.handshake(s)
+	case n < 28:
+		return w.feed(spoil(s, w.long(s)))
 	case n == 28:
 		return w.age(oneOf(s, time.Second, 10*time.Second, 40*time.Second, 120*time.Second, 310*time.Second))
 	case n == 29:
@@ -142,6 +148,61 @@ func (w *twin) fragments(s *script) error {
 	return nil
 }
 
+// handshake opens a connection, of nat, or of a service with slots that change, and
+// sends a packet of the backend where it comes by here.
+func (w *twin) handshake(s *script) error {
+	f := w.toService(s)
+	f.Protocol = testenv.ProtocolTCP
+	f.Dst = netip.AddrPortFrom(f.Dst.Addr(), oneOf(s, uint16(portNAT), portSpread, portTracked, portMixed, portSticky))
+	f.Flags, f.Seq, f.Payload = testenv.SYN, clientISN, nil
+	if err := w.feed(f.Bytes()); err != nil {
+		return err
+	}
+	flow := w.m.flows[flowName{f.Src, f.Dst, lb.TCP}]
+	if flow != nil {
+		back := f
+		back.Src, back.Dst, back.SrcMAC = flow.backend, flow.source, hardware(backendMAC(1))
+		back.Flags, back.Seq, back.Ack = testenv.SYN|testenv.ACK, backendISN, clientISN+1
+		if err := w.feed(back.Bytes()); err != nil {
+			return err
+		}
+	}
+	f.Flags, f.Seq, f.Ack = testenv.ACK, clientISN+1, backendISN+1
+	return w.feed(f.Bytes())
+}
+
+// burst is some packets of a client, with or without time between them, and an
+// error about the last one.
+func (w *twin) burst(s *script) error {
+	f := w.toService(s)
+	how := s.next()
+	if how&1 != 0 {
+		f.Protocol, f.Dst = testenv.ProtocolUDP, netip.AddrPortFrom(f.Dst.Addr(), oneOf(s, uint16(portFlows), portTunnelU))
+	} else {
+		f.Protocol, f.Flags, f.Dst = testenv.ProtocolTCP, testenv.SYN, netip.AddrPortFrom(f.Dst.Addr(), oneOf(s, uint16(portLimited), portTracked))
+	}
+	for range how >> 1 & 7 {
+		if err := w.feed(f.Bytes()); err != nil {
+			return err
+		}
+		if how>>6 == 3 {
+			if err := w.age(time.Second); err != nil {
+				return err
+			}
+		}
+	}
+	return w.feed(quote(answerTo(f.Src, f.Dst, f.Protocol), 1000).Bytes())
+}
+
+// long is a packet that is near what fits a tunnel, or beyond it.
+func (w *twin) long(s *script) testenv.Frame {
+	f := w.toService(s)
+	f.Dst = netip.AddrPortFrom(f.Dst.Addr(), oneOf(s, uint16(portNarrow4), portNarrow6))
+	f.Payload = zeros(oneOf(s, 1200, 1320, 1340, 1360, 1400, 1440, 2000, 8000) + s.pick(64))
+	f.DontFragment = s.pick(4) != 3
+	return f
+}
+
 // compose returns a frame: one for a service, a reply, an error, or another.
 func (w *twin) compose(s *script) []byte {
 	switch n := s.pick(16); {
@@ -200,6 +261,10 @@ func (w *twin) toService(s *script) testenv.Frame {
 	if f.Flags == testenv.SYN && s.pick(4) != 3 {
 		f.Seq, f.Payload = clientISN, nil
 	}
+	if s.pick(3) == 2 && w.last.client.IsValid() {
+		f.Src, f.Dst, f.Protocol = w.last.client, w.last.vip, uint8(w.last.protocol)
+	}
+	w.last = flowName{f.Src, f.Dst, lb.Protocol(f.Protocol)}
 	return f
 }
 

@@ -29,6 +29,7 @@ type twin struct {
 	traffic map[uint32]lbCounters // when the script began
 	touched map[flowName]bool     // flows that packets have named
 	opened  []*translated         // nat flows of this script
+	last    flowName              // that the script made a packet of
 	log     []string
 	dirty   bool // the two may differ: nothing of the program's memory is known
 }
@@ -40,7 +41,8 @@ func newTwin(t testing.TB) *twin {
 		d: d, base: d.state, pairs: map[uint32]pairView{}, counted: outcomes(t, d),
 		m: &model{
 			state: d.state, nics: map[uint32][6]byte{nicIndex: nicMAC}, share: worldShare, timeouts: worldTimeouts,
-			memory: newMemory(),
+			reached: map[string]int{},
+			memory:  newMemory(),
 		},
 	}
 	for n := range d.state.Pairs {
@@ -378,6 +380,7 @@ func (w *twin) reset() error {
 		}
 	}
 	w.m.memory, w.touched, w.opened, w.log, w.dirty = newMemory(), map[flowName]bool{}, nil, nil, false
+	w.last = flowName{}
 	return w.clearAllowances()
 }
 
