@@ -24,6 +24,9 @@ func FuzzFrames(f *testing.F) {
 	for range 200 {
 		f.Add(randomBytes(r, r.IntN(200)), []byte(nil))
 	}
+	for _, c := range packetCases() {
+		f.Add([]byte(nil), c.in)
+	}
 	w := newTwin(f)
 	f.Fuzz(func(t *testing.T, steps, raw []byte) {
 		if len(raw) > 9000 || len(steps) > 4096 {

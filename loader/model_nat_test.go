@@ -98,6 +98,7 @@ func (m *model) newFlow(p *modelPacket, number uint16, s serviceEntry) (*transla
 	}
 	m.judgeSource(f, b)
 	m.reach("a new nat flow")
+	m.opened = f
 	m.later(func() {
 		m.flows[f.name], m.places[f.spot()] = f, f
 	})

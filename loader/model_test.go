@@ -62,9 +62,10 @@ type moment struct {
 // An answer is what becomes of a frame.
 type answer struct {
 	Verdict uint32
-	Outcome string // as outcomeNames; "sent", "answered"
-	Frame   []byte // as it leaves; nil where it does not
-	wrong   string // what the program chose and may not choose
+	Outcome string      // as outcomeNames; "sent", "answered"
+	Frame   []byte      // as it leaves; nil where it does not
+	wrong   string      // what the program chose and may not choose
+	opened  *translated // a new flow of nat
 	changes []func()
 }
 

@@ -38,7 +38,7 @@ func newTwin(t testing.TB) *twin {
 	t.Helper()
 	d := newDatapathWith(t, Options{MaxFlows: 4096, Ports: worldShare}, worldTimeouts, world()...)
 	w := &twin{
-		d: d, base: d.state, pairs: map[uint32]pairView{}, counted: outcomes(t, d),
+		d: d, base: d.state, pairs: map[uint32]pairView{}, counted: outcomes(t, d), dirty: true,
 		m: &model{
 			state: d.state, nics: map[uint32][6]byte{nicIndex: nicMAC}, share: worldShare, timeouts: worldTimeouts,
 			reached: map[string]int{},
@@ -83,6 +83,9 @@ func (w *twin) step(frame []byte) (answer, error) {
 	}
 	for _, change := range want.changes {
 		change()
+	}
+	if want.opened != nil {
+		w.opened = append(w.opened, want.opened)
 	}
 	if last.tick != first.tick {
 		w.readTicks()
@@ -521,11 +524,6 @@ func (w *twin) feed(frame []byte) error {
 		return fmt.Errorf("%w\nframe %x\n%s", err, frame, decoded(frame))
 	}
 	w.note("  %s", got.Outcome)
-	for _, f := range w.m.flows {
-		if f.name == p.flow() && (len(w.opened) == 0 || w.opened[len(w.opened)-1] != f) {
-			w.opened = append(w.opened, f)
-		}
-	}
 	return nil
 }
 
