@@ -127,12 +127,12 @@ func (m *model) track(f *translated, p *modelPacket, client bool) *translated {
 	next := *f
 	next.seen = m.now.tick
 	data := p.payload > 0
-	switch {
-	case p.protocol == lb.UDP:
+	switch p.protocol {
+	case lb.UDP:
 		if !client {
 			next.state = lbNatStateNAT_UDP_REPLIED
 		}
-	default:
+	case lb.TCP:
 		open := f.state == lbNatStateNAT_ESTABLISHED || f.state == lbNatStateNAT_CLOSING
 		const synAck = testenv.SYN | testenv.ACK
 		if !client && !open && p.flags&(synAck|testenv.RST) == synAck {
