@@ -38,13 +38,12 @@ func (m *model) tunnel(p *modelPacket, number uint32) string {
 // spread is what varies outer headers between flows, and not within one. Of
 // fragments, only the first has ports.
 func spread(p *modelPacket) uint64 {
-	switch {
-	case p.fragment.is():
-		return mix(p.hash >> 32)
-	case p.protocol == lb.TCP || p.protocol == lb.UDP:
-		return mix(p.hash + (uint64(bigEndian16(p.ports[0]))<<16 | uint64(bigEndian16(p.ports[1]))))
+	h := p.hash >> 32
+	if !p.fragment.is() && (p.protocol == lb.TCP || p.protocol == lb.UDP) {
+		h ^= uint64(bigEndian16(p.ports[0]))<<16 | uint64(bigEndian16(p.ports[1]))
 	}
-	return mix(p.hash)
+	h *= golden
+	return h ^ h>>32
 }
 
 // outer returns an outer header.
