@@ -38,7 +38,11 @@ SUBPROGRAM __u64 skip_headers(struct xdp_md *ctx, __u32 offset, __u32 protocol)
 	__u32 header_at = 0;
 	__be16 fragment = 0;
 
-	/* Once more than are skipped: the last time, to see that none is left. */
+	/*
+	 * Once more than are skipped: the last time, to see that none is left. Unrolled,
+	 * since Linux 6.1 takes no loop here.
+	 */
+#pragma unroll
 	for (int i = 0; i <= MAX_EXTENSIONS; i++) {
 		struct fragment_header header;
 
