@@ -16,8 +16,8 @@ import (
 	"github.com/sluice-lb/sluice/internal/testenv"
 )
 
-// A world is a data plane with services of every mode and flows of every state.
-type world struct {
+// An explained is a data plane with services of every mode and flows of every state.
+type explained struct {
 	d     *Datapath
 	moved []dsrClient // whose slots backend 1 has lost to backend 2
 	kept  dsrClient   // one whose slot has not changed
@@ -25,7 +25,7 @@ type world struct {
 	udp   netip.AddrPort
 }
 
-// The services of a world, by port of the VIP.
+// The services of an explained, by port of the VIP.
 const (
 	worldDNS    = 53
 	worldDSR    = 80
@@ -73,10 +73,10 @@ func worldServices(first int) []lb.ServiceState {
 	}
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T) *explained {
 	t.Helper()
 	share := freeShare(t, 64)
-	w := &world{d: newDatapathWith(t, Options{MaxFlows: 10000, Ports: share}, natTimeouts, worldServices(1)...)}
+	w := &explained{d: newDatapathWith(t, Options{MaxFlows: 10000, Ports: share}, natTimeouts, worldServices(1)...)}
 	slotOf := func(c dsrClient) slot {
 		number := w.d.state.service(w.d.state.VIPs[vipIP].Tables[tcpTable], worldDSR)
 		return w.d.state.Slots[number][Slot(FlowHash(c.addr, vipPort, lb.TCP), 1009)]

@@ -62,8 +62,8 @@ func dialled(changes ...func(*testenv.Frame)) testenv.Frame {
 
 func dialled6(f *testenv.Frame) { f.Src, f.Dst = node6, netip.AddrPortFrom(probe6, 80) }
 
-// answer is the frame of a backend that answers a probe.
-func answer(changes ...func(*testenv.Frame)) testenv.Frame {
+// probeAnswer is the frame of a backend that answers a probe.
+func probeAnswer(changes ...func(*testenv.Frame)) testenv.Frame {
 	f := testenv.Frame{
 		DstMAC: hardware(nicMAC), SrcMAC: hardware(backendMAC(1)), Src: vipPort, Dst: node4,
 		Flags: testenv.SYN | testenv.ACK, Seq: 77, Ack: 1001, Window: 512, Payload: []byte("there"),
@@ -87,15 +87,15 @@ func TestProbeThereAndBack(t *testing.T) {
 		answer  testenv.Frame
 		outer   testenv.Tunnel // of tunnel; addresses and lengths are checked apart
 	}{
-		{"dsr", lb.DSR, v4Backend, dialled(), answer(), testenv.Tunnel{}},
-		{"dsr, no payload", lb.DSR, v4Backend, dialled(func(f *testenv.Frame) { f.Payload = nil }), answer(), testenv.Tunnel{}},
-		{"dsr ipv6", lb.DSR, v6Backend, dialled(dialled6), answer(answer6), testenv.Tunnel{}},
-		{"tunnel, ipv4 in ipv4", lb.Tunnel, v4Backend, dialled(), answer(), testenv.Tunnel{Protocol: 4, TTL: 64, DontFragment: true}},
-		{"tunnel, may be fragmented", lb.Tunnel, v4Backend, dialled(func(f *testenv.Frame) { f.DontFragment = false }), answer(),
+		{"dsr", lb.DSR, v4Backend, dialled(), probeAnswer(), testenv.Tunnel{}},
+		{"dsr, no payload", lb.DSR, v4Backend, dialled(func(f *testenv.Frame) { f.Payload = nil }), probeAnswer(), testenv.Tunnel{}},
+		{"dsr ipv6", lb.DSR, v6Backend, dialled(dialled6), probeAnswer(answer6), testenv.Tunnel{}},
+		{"tunnel, ipv4 in ipv4", lb.Tunnel, v4Backend, dialled(), probeAnswer(), testenv.Tunnel{Protocol: 4, TTL: 64, DontFragment: true}},
+		{"tunnel, may be fragmented", lb.Tunnel, v4Backend, dialled(func(f *testenv.Frame) { f.DontFragment = false }), probeAnswer(),
 			testenv.Tunnel{Protocol: 4, TTL: 64}},
-		{"tunnel, ipv6 in ipv4", lb.Tunnel, v4Backend, dialled(dialled6), answer(answer6), testenv.Tunnel{Protocol: 41, TTL: 64, DontFragment: true}},
-		{"tunnel, ipv4 in ipv6", lb.Tunnel, v6Backend, dialled(func(f *testenv.Frame) { f.TOS = 0x28 }), answer(), testenv.Tunnel{Protocol: 4, TTL: 64, TOS: 0x28}},
-		{"tunnel, ipv6 in ipv6", lb.Tunnel, v6Backend, dialled(dialled6), answer(answer6), testenv.Tunnel{Protocol: 41, TTL: 64}},
+		{"tunnel, ipv6 in ipv4", lb.Tunnel, v4Backend, dialled(dialled6), probeAnswer(answer6), testenv.Tunnel{Protocol: 41, TTL: 64, DontFragment: true}},
+		{"tunnel, ipv4 in ipv6", lb.Tunnel, v6Backend, dialled(func(f *testenv.Frame) { f.TOS = 0x28 }), probeAnswer(), testenv.Tunnel{Protocol: 4, TTL: 64, TOS: 0x28}},
+		{"tunnel, ipv6 in ipv6", lb.Tunnel, v6Backend, dialled(dialled6), probeAnswer(answer6), testenv.Tunnel{Protocol: 41, TTL: 64}},
 	}
 	d := newDatapath(t, tunnelService(v4Backend, 0))
 	for _, tc := range tests {
@@ -198,7 +198,7 @@ func TestProbeFilterLeavesOthersAlone(t *testing.T) {
 // Every length that a frame may be cut to.
 func TestProbeFramesThatAreCut(t *testing.T) {
 	d := newDatapath(t, tunnelService(v4Backend, 0))
-	for _, pair := range []struct{ out, back testenv.Frame }{{dialled(), answer()}, {dialled(dialled6), answer(answer6)}} {
+	for _, pair := range []struct{ out, back testenv.Frame }{{dialled(), probeAnswer()}, {dialled(dialled6), probeAnswer(answer6)}} {
 		aim(t, d, pair.out.Dst.Addr(), lb.ProbePath{VIP: pair.back.Src.Addr(), Server: v4Backend.Addr(), Forward: lb.DSR}, nicIndex)
 		out, back := pair.out.Bytes(), pair.back.Bytes()
 		leave(t, d, out)
@@ -239,17 +239,17 @@ func TestWhatIsNoAnswerToAProbe(t *testing.T) {
 		in      testenv.Frame
 		outcome string
 	}{
-		{"from the backend's own address", answer(src("192.0.2.11:80")), "not_vip"},
-		{"from another port", answer(src("192.0.2.100:81")), "not_vip"},
-		{"to another port", answer(dst("192.0.2.1:33001")), "not_vip"},
-		{"to another address", answer(dst("192.0.2.2:33000")), "not_vip"},
-		{"to another port, IPv6", answer(answer6, dst("[2001:db8::1]:33001")), "not_vip"},
-		{"from another address, IPv6", answer(answer6, src("[2001:db8::11]:80")), "not_vip"},
-		{"for another NIC", answer(toMAC("02:00:00:00:00:02")), "not_vip"},
-		{"udp", answer(udp), "not_vip"},
-		{"a first fragment", answer(func(f *testenv.Frame) { f.MoreFragments = true }), "not_vip"},
-		{"a later fragment", answer(func(f *testenv.Frame) { f.FragOffset = 1480 }), "not_vip"},
-		{"malformed", answer(func(f *testenv.Frame) { f.IHL = 4 }), "not_vip"},
+		{"from the backend's own address", probeAnswer(src("192.0.2.11:80")), "not_vip"},
+		{"from another port", probeAnswer(src("192.0.2.100:81")), "not_vip"},
+		{"to another port", probeAnswer(dst("192.0.2.1:33001")), "not_vip"},
+		{"to another address", probeAnswer(dst("192.0.2.2:33000")), "not_vip"},
+		{"to another port, IPv6", probeAnswer(answer6, dst("[2001:db8::1]:33001")), "not_vip"},
+		{"from another address, IPv6", probeAnswer(answer6, src("[2001:db8::11]:80")), "not_vip"},
+		{"for another NIC", probeAnswer(toMAC("02:00:00:00:00:02")), "not_vip"},
+		{"udp", probeAnswer(udp), "not_vip"},
+		{"a first fragment", probeAnswer(func(f *testenv.Frame) { f.MoreFragments = true }), "not_vip"},
+		{"a later fragment", probeAnswer(func(f *testenv.Frame) { f.FragOffset = 1480 }), "not_vip"},
+		{"malformed", probeAnswer(func(f *testenv.Frame) { f.IHL = 4 }), "not_vip"},
 	}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
@@ -260,7 +260,7 @@ func TestWhatIsNoAnswerToAProbe(t *testing.T) {
 	}
 	t.Run("while nothing is probed", func(t *testing.T) {
 		store(&d.tables.arrays.Probes, 0)
-		if got := try(t, d, answer().Bytes()); got.Outcome != "not_vip" {
+		if got := try(t, d, probeAnswer().Bytes()); got.Outcome != "not_vip" {
 			t.Errorf("outcome %s", got.Outcome)
 		}
 	})
@@ -282,7 +282,7 @@ func TestProbesAreToldApart(t *testing.T) {
 	}{{"the first", 33000, probe4}, {"the second", 33001, second}, {"the second by the first one's port", 33000, second}} {
 		node := netip.AddrPortFrom(node4.Addr(), step.port)
 		leave(t, d, dialled(func(f *testenv.Frame) { f.Src, f.Dst = node, netip.AddrPortFrom(step.dial, 80) }).Bytes())
-		_, out := send(t, d, answer(func(f *testenv.Frame) { f.Dst = node }).Bytes())
+		_, out := send(t, d, probeAnswer(func(f *testenv.Frame) { f.Dst = node }).Bytes())
 		if got := parse(t, out).Src.Addr(); got != step.dial {
 			t.Errorf("%s: the answer is from %v, want %v", step.name, got, step.dial)
 		}
