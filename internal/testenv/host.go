@@ -126,6 +126,21 @@ func (h *Host) Dial(ctx context.Context, network, address string) (net.Conn, err
 	return conn, nil
 }
 
+// DialFrom connects from one of the host's addresses, and from a port of it unless
+// that is 0.
+func (h *Host) DialFrom(ctx context.Context, from, to netip.AddrPort) (net.Conn, error) {
+	var conn net.Conn
+	err := h.Do(func() error {
+		var err error
+		conn, err = (&net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(from)}).DialContext(ctx, "tcp", to.String())
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("dial from %s: %w", h.Name, err)
+	}
+	return conn, nil
+}
+
 // Listen listens on the host. The address must be an IP address and port.
 func (h *Host) Listen(network, address string) (net.Listener, error) {
 	if _, err := netip.ParseAddrPort(address); err != nil {
@@ -200,6 +215,19 @@ func (h *Host) AddRoute(r RouteSpec) error {
 	route := &netlink.Route{Dst: ipNet(to.Masked()), Gw: r.Via.AsSlice()}
 	if err := h.ns.nl.RouteAdd(route); err != nil {
 		return fmt.Errorf("add route to %v via %v on %s: %w", to, r.Via, h.Name, err)
+	}
+	return nil
+}
+
+// SetMTU sets the MTU of an interface, as for a link that takes no longer packets.
+// The other end takes what it took before.
+func (h *Host) SetMTU(iface string, mtu int) error {
+	link, err := h.ns.nl.LinkByName(iface)
+	if err == nil {
+		err = h.ns.nl.LinkSetMTU(link, mtu)
+	}
+	if err != nil {
+		return fmt.Errorf("set mtu of %s on %s to %d: %w", iface, h.Name, mtu, err)
 	}
 	return nil
 }

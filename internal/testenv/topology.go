@@ -69,6 +69,16 @@ func Default(backends int) Spec {
 	return spec
 }
 
+// Addresses returns so many consecutive addresses with the prefix length of the
+// first.
+func Addresses(first netip.Prefix, count int) []netip.Prefix {
+	var all []netip.Prefix
+	for a := first.Addr(); len(all) < count; a = a.Next() {
+		all = append(all, netip.PrefixFrom(a, first.Bits()))
+	}
+	return all
+}
+
 // validate finds what would otherwise fail halfway through building, and fills
 // in the default names.
 func (s *Spec) validate() error {
