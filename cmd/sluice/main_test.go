@@ -26,8 +26,8 @@ func TestMain(m *testing.M) {
 	if os.Getenv(actAsSluice) != "" {
 		main() // exits
 	}
-	if os.Getenv(actAsEcho) != "" {
-		os.Exit(echo())
+	if name := os.Getenv(actAsEcho); name != "" {
+		os.Exit(echo(name))
 	}
 	// Parallel tests are those that wait for the clock, not for a processor.
 	flag.Parse()
