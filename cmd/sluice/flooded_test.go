@@ -11,7 +11,7 @@ import (
 const (
 	// floodRate is what the flood tries to reach: on a machine at rest, 500,000
 	// packets a second arrive at least.
-	floodRate = 700000
+	floodRate = 800000
 	// floodSize is how many must arrive while the changes are made, which a slow
 	// machine takes its time for.
 	floodSize = 10000000
