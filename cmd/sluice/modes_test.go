@@ -4,9 +4,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/internal/testenv"
 )
@@ -50,9 +55,7 @@ func newModeRig(t *testing.T, m forwardMode, spec testenv.Spec) *rig {
 	vips := []netip.Addr{m.vip}
 	if spec.IPv6 {
 		vips = append(vips, m.v6)
-		if err := r.host("lb1").AddAddress("eth0", netip.PrefixFrom(m.v6, 64)); err != nil {
-			t.Fatal(err)
-		}
+		r.addDeprecated("lb1", m.v6)
 	}
 	for _, h := range r.lab.Hosts() {
 		if !strings.HasPrefix(h.Name, "b") || !m.hasLocal {
@@ -68,6 +71,22 @@ func newModeRig(t *testing.T, m forwardMode, spec testenv.Spec) *rig {
 		}
 	}
 	return r
+}
+
+// addDeprecated gives a node an address that it takes for none of its own
+// connections: its probes must not come from a VIP that the backends have, too.
+func (r *rig) addDeprecated(on string, a netip.Addr) {
+	r.Helper()
+	nl := r.host(on).Netlink()
+	link, err := nl.LinkByName("eth0")
+	if err == nil {
+		err = nl.AddrAdd(link, &netlink.Addr{
+			IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(64, 128)}, Flags: unix.IFA_F_NODAD, ValidLft: math.MaxUint32, PreferedLft: 0,
+		})
+	}
+	if err != nil {
+		r.Fatalf("add %v to %s: %v", a, on, err)
+	}
 }
 
 // decapsulate starts `sluice decap` on a backend and waits for it.
