@@ -85,11 +85,9 @@ func TestExplainFlowsAndDrops(t *testing.T) {
 	r.waitServers("lb1", "unserved", soon, control.ServerDown)
 	r.waitVIP(soon, vip, "lb1")
 
-	c := &crowd{r: r}
-	defer c.close()
-	c.open(dsrService, 40)
-	c.open(natService, 1)
-	translated := c.conns[40].LocalAddr().String()
+	c := r.crowd("client", netip.PrefixFrom(r.host("client").Address(), 24))
+	c.mustOpen([]netip.AddrPort{dsrService}, 40)
+	translated := c.mustOpen([]netip.AddrPort{natService}, 1)[0].LocalAddr().String()
 	r.wantRun(0, "lb1", "backend", "drain", "web", "192.0.2.11")
 	r.eventually(soon, "b1 to lose its slots", func() (bool, error) {
 		v, err := serviceOf(r.mustStatus("lb1"), "dsr")
@@ -113,7 +111,7 @@ func TestExplainFlowsAndDrops(t *testing.T) {
 		if diff := cmp.Diff(count, summary); diff != "" {
 			t.Errorf("summary (-lines +summary):\n%s", diff)
 		}
-		if count["nat"] != 1 || !known[c.conns[40].LocalAddr().(*net.TCPAddr).AddrPort()] {
+		if count["nat"] != 1 || !known[netip.MustParseAddrPort(translated)] {
 			t.Errorf("flows %v, want one of nat from %v", all, translated)
 		}
 		if !ofDrained.Client.IsValid() || ofDrained.Service != "dsr" || ofDrained.VIP != dsrService {

@@ -51,6 +51,9 @@ func newModeRig(t *testing.T, m forwardMode, spec testenv.Spec) *rig {
 		h := &spec.Hosts[i]
 		h.Node = h.Node || strings.HasPrefix(h.Name, "b")
 	}
+	if spec.IPv6 { // what probes of an IPv6 VIP come from
+		withAddresses(spec, "lb1", prefix("192.0.2.1/24"), prefix("2001:db8::1/64"))
+	}
 	r := newRig(t, spec)
 	vips := []netip.Addr{m.vip}
 	if spec.IPv6 {

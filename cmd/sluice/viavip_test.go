@@ -143,8 +143,6 @@ func (r *rig) wantTraces(on, iface string, want ...string) {
 	}
 }
 
-var vip6 = netip.MustParseAddr("2001:db8::100")
-
 // Services of the mixes of modes and families, all with the first backend alone.
 const (
 	viaHealth  = `health: {type: http, path: /, interval: 300ms, timeout: 300ms, rise: 2, fall: 3}`
