@@ -71,7 +71,12 @@ static __always_inline bool may_straggle(void)
 		a->tick = now;
 		a->used = 0;
 	}
-	return a->used++ < STRAGGLERS_PER_TICK;
+	if (a->used++ >= STRAGGLERS_PER_TICK) {
+		a->refused = now;
+		return false;
+	}
+	a->granted++;
+	return true;
 }
 
 /*

@@ -437,10 +437,12 @@ struct probe_flow {
 	__u32 pad;
 };
 
-/* What one CPU has pinned in a tick. */
+/* What one CPU may do in a tick, and has done. */
 struct allowance {
 	__u32 tick;
 	__u32 used;
+	__u32 granted; /* in all */
+	__u32 refused; /* when it was refused last, ticks; 0: never */
 };
 
 /* One entry that says what the other maps are. */

@@ -65,6 +65,7 @@ type Datapath struct {
 	want     lb.Snapshot       // the last one that was applied
 	scan     scan              // of the flow tables, the last one
 	moves    map[uint16]Moves  // of the last change of each service
+	pressure pressure          // on the memory of connections older than their window
 	upgraded *Upgrade
 }
 

@@ -19,9 +19,11 @@ type lbAddress struct {
 }
 
 type lbAllowance struct {
-	_    structs.HostLayout
-	Tick uint32
-	Used uint32
+	_       structs.HostLayout
+	Tick    uint32
+	Used    uint32
+	Granted uint32
+	Refused uint32
 }
 
 type lbArrays struct {

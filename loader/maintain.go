@@ -42,12 +42,7 @@ func (d *Datapath) Maintain() error {
 func (d *Datapath) maintain(now time.Duration, tick uint32) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.changeSlots(func(_ uint16, _ int, s slot) slot {
-		if s.state() == lbSlotStateSLOT_TRACKED && s.left(now) == 0 {
-			return s.settle()
-		}
-		return s
-	}); err != nil {
+	if err := d.closeWindows(now, tick); err != nil {
 		return err
 	}
 	if now < d.scan.next {
@@ -75,6 +70,48 @@ func (d *Datapath) maintain(now time.Duration, tick uint32) error {
 	}
 	d.scan.next = now + scanShare*time.Since(start)
 	return d.letGo(now)
+}
+
+// closeWindows settles the slots whose windows are over.
+func (d *Datapath) closeWindows(now time.Duration, tick uint32) error {
+	longest := time.Duration(0)
+	services := d.wanted()
+	for _, s := range services {
+		longest = max(longest, s.TrackWindow)
+	}
+	if err := d.pressure.measure(d.tables, now, tick, longest); err != nil {
+		return err
+	}
+	held := 0
+	err := d.changeSlots(func(service uint16, _ int, s slot) slot {
+		switch {
+		case s.state() != lbSlotStateSLOT_TRACKED || s.left(now) > 0:
+			return s
+		case !d.pressure.over(now, services[service].TrackWindow):
+			held++
+			return s
+		}
+		return s.settle()
+	})
+	if held > 0 && !d.pressure.said {
+		d.log.Warn("windows stay open: more segments of unknown connections come than can be remembered, as in a flood of ACKs; connections stay where they are",
+			"slots", held)
+	}
+	d.pressure.said = held > 0
+	return err
+}
+
+// wanted returns the services of the last snapshot, by number.
+func (d *Datapath) wanted() map[uint16]lb.ServiceState {
+	byName := map[string]lb.ServiceState{}
+	for _, s := range d.want.Services {
+		byName[s.Name] = s
+	}
+	byNumber := map[uint16]lb.ServiceState{}
+	for number, name := range d.names {
+		byNumber[number] = byName[name]
+	}
+	return byNumber
 }
 
 // tracksFlows tells whether any entry of a flow table may count.
@@ -299,21 +336,14 @@ func (d *Datapath) letGo(now time.Duration) error {
 			needed[s.owner()], needed[s.previous()] = true, true
 		}
 	}
-	timeouts := map[uint16]time.Duration{}
-	for _, s := range d.want.Services {
-		for number, name := range d.names {
-			if name == s.Name {
-				timeouts[number] = s.DrainTimeout
-			}
-		}
-	}
+	services := d.wanted()
 	drained := map[uint32]bool{}
 	for n, b := range d.state.Backends {
 		if b.Leaving == 0 {
 			continue
 		}
 		left := d.scan.pinned[n]
-		late := now-time.Duration(b.Leaving)*time.Second > timeouts[b.Service]
+		late := now-time.Duration(b.Leaving)*time.Second > services[b.Service].DrainTimeout
 		if late || left == 0 && !needed[n] {
 			drained[n] = true
 			d.log.Info("a removed backend is let go", "service", d.names[b.Service], "backend", b.Address,
