@@ -114,7 +114,7 @@ func (a *Addresses) Check(iface string, vips []netip.Prefix, owner bool) (Addres
 	var r AddressReport
 	for _, vip := range vips {
 		o := owned{iface, vip}
-		foreign := a.foreign(host, vip.Addr())
+		foreign := a.foreign(host, iface, vip.Addr())
 		switch {
 		case foreign != nil && !owner:
 			r.Conflicts = append(r.Conflicts, foreign)
@@ -146,7 +146,7 @@ func (a *Addresses) Add(iface string, vips []netip.Prefix, owner bool) error {
 	known := len(a.own)
 	for _, vip := range vips {
 		o := owned{iface, vip}
-		if foreign := a.foreign(host, vip.Addr()); foreign != nil {
+		if foreign := a.foreign(host, iface, vip.Addr()); foreign != nil {
 			if !owner {
 				errs = append(errs, foreign)
 			}
@@ -242,10 +242,12 @@ func (a *Addresses) protectSecondaries(o owned) error {
 	return nil
 }
 
-// foreign finds addr on the host where this program did not put it.
-func (a *Addresses) foreign(host []hostAddress, addr netip.Addr) *ConflictError {
+// foreign finds addr on the host where this program did not put it. A link-local
+// address is another one on each interface.
+func (a *Addresses) foreign(host []hostAddress, iface string, addr netip.Addr) *ConflictError {
+	linkLocal := addr.Is6() && addr.IsLinkLocalUnicast()
 	for _, h := range host {
-		if h.Address.Addr() == addr && !a.isOwn(h.owned) {
+		if h.Address.Addr() == addr && !a.isOwn(h.owned) && (!linkLocal || h.Interface == iface) {
 			return &ConflictError{Address: addr, Interface: h.Interface}
 		}
 	}

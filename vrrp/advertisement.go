@@ -247,10 +247,15 @@ func checksumWithout(sum uint32, msg []byte) uint16 {
 	return checksum(sum+uint32(^field), msg)
 }
 
-// pseudoHeaderSum is the sum of the pseudo-header of RFC 2460 (IPv6) or of its
-// counterpart for IPv4, for a message of n bytes.
+// pseudoHeaderSum is the sum of the pseudo-header for a VRRP message of n bytes.
 func pseudoHeaderSum(source, destination netip.Addr, n int) uint32 {
-	sum := uint32(Protocol) + uint32(n)
+	return pseudoHeaderOf(Protocol, source, destination, n)
+}
+
+// pseudoHeaderOf is the sum of the pseudo-header of RFC 8200 (IPv6) or of its
+// counterpart for IPv4, for n bytes of a protocol.
+func pseudoHeaderOf(protocol uint8, source, destination netip.Addr, n int) uint32 {
+	sum := uint32(protocol) + uint32(n)
 	for _, addr := range [2]netip.Addr{source, destination} {
 		if addr.Is4() {
 			b := addr.As4()

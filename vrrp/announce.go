@@ -3,6 +3,7 @@
 package vrrp
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -24,17 +25,26 @@ type Announcer interface {
 // advertisements where an interface's queue is full.
 const sendTimeout = 20 * time.Millisecond
 
-// An arpAnnouncer sends gratuitous ARP (RFC 5227, 3; RFC 9568, 8.1.2).
-type arpAnnouncer struct {
+// A frameAnnouncer sends gratuitous ARP (RFC 5227, 3; RFC 9568, 8.1.2), or
+// neighbour advertisements.
+type frameAnnouncer struct {
 	conn   *packet.Conn
 	frames [][]byte // built beforehand: a takeover only sends
 }
 
+// broadcast says to the socket where to; the frames say it to the network.
 var broadcast = &packet.Addr{HardwareAddr: ethernet.Broadcast}
 
-// announceARP opens an Announcer on an Ethernet interface.
-func announceARP(link Link, vips []netip.Addr) (Announcer, error) {
-	frames, err := gratuitousFrames(link.MAC, vips)
+// announce opens an Announcer on an Ethernet interface. Router is IPv6's flag of
+// who forwards packets.
+func announce(link Link, vips []netip.Addr, router bool) (Announcer, error) {
+	var frames [][]byte
+	var err error
+	if link.Source.Is4() {
+		frames, err = gratuitousFrames(link.MAC, vips)
+	} else {
+		frames, err = neighbourFrames(link, vips, router)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("announce on %s: %w", link.Name, err)
 	}
@@ -43,14 +53,16 @@ func announceARP(link Link, vips []netip.Addr) (Announcer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open packet socket on %s: %w", link.Name, err)
 	}
-	return &arpAnnouncer{conn: conn, frames: frames}, nil
+	return &frameAnnouncer{conn: conn, frames: frames}, nil
 }
+
+var errNoMAC = errors.New("interface has no ethernet address")
 
 // gratuitousFrames builds both forms for each VIP. Some hosts update their
 // cache on a request only, some on a reply only.
 func gratuitousFrames(mac MAC, vips []netip.Addr) ([][]byte, error) {
 	if mac == (MAC{}) {
-		return nil, fmt.Errorf("interface has no ethernet address")
+		return nil, errNoMAC
 	}
 	own := net.HardwareAddr(mac[:])
 	var frames [][]byte
@@ -85,19 +97,19 @@ func gratuitousFrames(mac MAC, vips []netip.Addr) ([][]byte, error) {
 	return frames, nil
 }
 
-func (a *arpAnnouncer) Announce() error {
+func (a *frameAnnouncer) Announce() error {
 	if err := a.conn.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
-		return fmt.Errorf("send gratuitous arp: %w", err)
+		return fmt.Errorf("announce vips: %w", err)
 	}
 	for _, f := range a.frames {
 		if _, err := a.conn.WriteTo(f, broadcast); err != nil {
-			return fmt.Errorf("send gratuitous arp: %w", err)
+			return fmt.Errorf("announce vips: %w", err)
 		}
 	}
 	return nil
 }
 
-func (a *arpAnnouncer) Close() error { return a.conn.Close() }
+func (a *frameAnnouncer) Close() error { return a.conn.Close() }
 
 // burst is when rounds of announcements follow the start of one: a switch or
 // host that misses the first gets another, and the late ones reach those whose

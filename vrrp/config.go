@@ -43,8 +43,16 @@ type Config struct {
 	Interval time.Duration
 	// Password is version 2's simple password of at most 8 bytes; "": none.
 	Password string
-	// Addresses are the VIPs, with the prefix that they get on the interface.
+	// Addresses are the VIPs, with the prefix that they get on the interface. All
+	// are of one family; IPv6 takes version 3, and a link-local VIP stands first
+	// (RFC 9568, 5.2.9).
 	Addresses []netip.Prefix
+	// Peers are the other nodes where advertisements go to each of them and not
+	// to the multicast group; empty: multicast. They may be behind routers.
+	Peers []netip.Addr
+	// Source is the address that Peers know this node by, where its interface has
+	// several. Invalid, or not on the interface: the first that is no VIP.
+	Source netip.Addr
 	// Preempt lets this node take over from an Active one of lower priority.
 	Preempt bool
 	// PreemptDelay is how long this node hears such an Active node before it
@@ -90,12 +98,16 @@ func (c *Config) Validate() error {
 		bad("%d addresses: want 1 to %d", n, maxAddresses)
 	}
 	seen := make(map[netip.Addr]bool)
-	for _, p := range c.Addresses {
+	for i, p := range c.Addresses {
 		switch a := p.Addr(); {
-		case !p.IsValid():
+		case !p.IsValid() || a.Is4In6():
 			bad("address is not valid")
-		case !a.Is4():
-			bad("address %v: only IPv4 is supported", a)
+		case a.Is6() != c.v6():
+			bad("address %v: IPv4 and IPv6 need an instance each", a)
+		case a.Is6() && c.Version == V2:
+			bad("address %v: version 2 has IPv4 only", a)
+		case a.Is6() && a.IsLinkLocalUnicast() && i > 0:
+			bad("address %v: a link-local VIP stands first", a)
 		case a.IsUnspecified() || a.IsMulticast() || a.IsLoopback():
 			bad("address %v: want a unicast address of the network", a)
 		case seen[a]:
@@ -104,6 +116,7 @@ func (c *Config) Validate() error {
 			seen[a] = true
 		}
 	}
+	errs = append(errs, c.checkPeers()...)
 	if c.Checksum > ChecksumPseudo {
 		bad("checksum form %d is not known", c.Checksum)
 	}
@@ -111,6 +124,41 @@ func (c *Config) Validate() error {
 		return nil
 	}
 	return fmt.Errorf("virtual router %q: %w", c.Name, errors.Join(errs...))
+}
+
+func (c *Config) checkPeers() (errs []error) {
+	seen := make(map[netip.Addr]bool)
+	for _, p := range c.Peers {
+		switch {
+		case !p.IsValid() || p.Is6() != c.v6() || p.Is4In6():
+			errs = append(errs, fmt.Errorf("peer %v is not of the family of the addresses", p))
+		case p.IsUnspecified() || p.IsMulticast() || p.IsLoopback() || p.Is6() && p.IsLinkLocalUnicast():
+			errs = append(errs, fmt.Errorf("peer %v: want a unicast address that is known everywhere", p))
+		case c.isVIP(p):
+			errs = append(errs, fmt.Errorf("peer %v is a VIP", p))
+		case p == c.Source:
+			errs = append(errs, fmt.Errorf("peer %v is this node", p))
+		case seen[p]:
+			errs = append(errs, fmt.Errorf("peer %v is listed twice", p))
+		}
+		seen[p] = true
+	}
+	return errs
+}
+
+// v6 reports whether the family of the VIPs is IPv6.
+func (c *Config) v6() bool { return len(c.Addresses) > 0 && c.Addresses[0].Addr().Is6() }
+
+func (c *Config) unicast() bool { return len(c.Peers) > 0 }
+
+// canSend reports whether an address is one that advertisements may come from:
+// in IPv6 multicast the interface's link-local one (RFC 9568, 5.1.2.1), else one
+// that peers can reach.
+func (c *Config) canSend(a netip.Addr) bool {
+	if a.Is4() || !c.v6() {
+		return a.Is4() && !c.v6()
+	}
+	return a.IsLinkLocalUnicast() != c.unicast()
 }
 
 func (c *Config) owner() bool { return c.Priority == PriorityOwner }

@@ -3,6 +3,7 @@
 package vrrp
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,11 @@ import (
 func testConfig() Config {
 	return Config{Name: "VI_1", Interface: "eth0", VRID: 51, Version: V2, Priority: 100, Interval: time.Second,
 		Password: "1111", Addresses: prefixes("192.0.2.100/24"), Preempt: true}
+}
+
+// v6 makes a configuration one of version 3 with these VIPs.
+func v6(vips ...string) func(*Config) {
+	return func(c *Config) { c.Version, c.Password, c.Addresses = V3, "", prefixes(vips...) }
 }
 
 func TestConfigValidate(t *testing.T) {
@@ -39,7 +45,20 @@ func TestConfigValidate(t *testing.T) {
 		{"vrid 0", func(c *Config) { c.VRID = 0 }, "router id 0"},
 		{"priority 0", func(c *Config) { c.Priority = 0 }, "priority 0"},
 		{"no address", func(c *Config) { c.Addresses = nil }, "0 addresses"},
-		{"ipv6", func(c *Config) { c.Addresses = prefixes("2001:db8::1/64") }, "only IPv4"},
+		{"ipv6 in version 2", func(c *Config) { c.Addresses = prefixes("2001:db8::1/64") }, "version 2 has IPv4 only"},
+		{"ipv6", v6("2001:db8::1/64", "2001:db8::2/128"), ""},
+		{"ipv6 with a link-local vip", v6("fe80::1/64", "2001:db8::2/128"), ""},
+		{"link-local vip behind another", v6("2001:db8::2/128", "fe80::1/64"), "a link-local VIP stands first"},
+		{"two families, ipv4 first", func(c *Config) { c.Addresses = prefixes("192.0.2.100/24", "2001:db8::1/64") }, "an instance each"},
+		{"two families, ipv6 first", v6("2001:db8::1/64", "192.0.2.100/24"), "an instance each"},
+		{"peers", func(c *Config) { c.Peers = []netip.Addr{addr("192.0.2.2"), addr("198.51.100.2")} }, ""},
+		{"peer of the other family", func(c *Config) { c.Peers = []netip.Addr{addr("2001:db8::2")} }, "not of the family"},
+		{"peer that is a vip", func(c *Config) { c.Peers = []netip.Addr{addr("192.0.2.100")} }, "is a VIP"},
+		{"peer that is this node", func(c *Config) {
+			c.Peers, c.Source = []netip.Addr{addr("192.0.2.1")}, addr("192.0.2.1")
+		}, "is this node"},
+		{"peer twice", func(c *Config) { c.Peers = []netip.Addr{addr("192.0.2.2"), addr("192.0.2.2")} }, "peer 192.0.2.2 is listed twice"},
+		{"peer that is a group", func(c *Config) { c.Peers = []netip.Addr{groupIPv4} }, "known everywhere"},
 		{"multicast", func(c *Config) { c.Addresses = prefixes("224.0.0.18/32") }, "unicast"},
 		{"twice", func(c *Config) { c.Addresses = prefixes("192.0.2.100/24", "192.0.2.100/32") }, "listed twice"},
 		{"negative delay", func(c *Config) { c.PreemptDelay = -1 }, "negative"},

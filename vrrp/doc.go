@@ -2,8 +2,8 @@
 // nodes of a segment, the one that holds a set of virtual IP addresses (VIPs).
 //
 // It speaks VRRPv2 (RFC 3768, with the simple password of RFC 2338) and VRRPv3
-// (RFC 9568) over IPv4 multicast, beside other implementations of either. Terms
-// are those of RFC 9568: Initialize, Backup, Active.
+// (RFC 9568) over IPv4 and IPv6, by multicast or to unicast peers, beside other
+// implementations. Terms are those of RFC 9568: Initialize, Backup, Active.
 //
 // The parts, from the inside out:
 //
@@ -12,6 +12,7 @@
 //     time go in, actions come out. It does no I/O and starts no goroutine.
 //   - Network, Transport, Announcer and AddressStore are what a virtual router
 //     needs of its host. Host and Addresses are the real ones, for Linux.
+//   - alarms name the mistakes that show in what other nodes send.
 //   - Router ties one instance together and runs it.
 //
 // VRRP's password travels in clear text. It guards against mistakes, not

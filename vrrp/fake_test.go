@@ -173,13 +173,16 @@ func (n *node) Link(string, func(netip.Addr) bool) (Link, error) {
 	return n.link, n.linkErr
 }
 
-func (n *node) Transport(link Link) (Transport, error) {
+func (n *node) Transport(link Link, peers []netip.Addr) (Transport, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.openErr != nil {
 		return nil, n.openErr
 	}
-	t := &fakeTransport{node: n, source: link.Source, in: make(chan Packet, 64), closed: make(chan struct{}), broken: make(chan error, 1)}
+	t := &fakeTransport{node: n, source: link.Source, destinations: peers, in: make(chan Packet, 64), closed: make(chan struct{}), broken: make(chan error, 1)}
+	if len(peers) == 0 {
+		t.destinations = []netip.Addr{groupIPv4}
+	}
 	n.segment.mu.Lock()
 	n.segment.ports[t] = true
 	n.segment.mu.Unlock()
@@ -242,16 +245,17 @@ func (a fakeAnnouncer) Announce() error { a.node.note("announce"); return nil }
 func (a fakeAnnouncer) Close() error    { return nil }
 
 type fakeTransport struct {
-	node   *node
-	source netip.Addr
-	in     chan Packet
-	closed chan struct{}
-	broken chan error
+	node         *node
+	source       netip.Addr
+	destinations []netip.Addr
+	in           chan Packet
+	closed       chan struct{}
+	broken       chan error
 }
 
-func (f *fakeTransport) Send(msg []byte) error {
+func (f *fakeTransport) Send(msg []byte, to netip.Addr) error {
 	f.node.note("send %d", msg[2])
-	f.node.segment.send(f, Packet{Source: f.source, Destination: groupIPv4, TTL: 255, Payload: slices.Clone(msg)})
+	f.node.segment.send(f, Packet{Source: f.source, Destination: to, TTL: 255, Payload: slices.Clone(msg)})
 	return nil
 }
 
@@ -275,7 +279,7 @@ func (f *fakeTransport) Close() error {
 	return nil
 }
 
-func (f *fakeTransport) Destination() netip.Addr { return groupIPv4 }
+func (f *fakeTransport) Destinations() []netip.Addr { return f.destinations }
 
 // speak sends an advertisement of a peer that the test plays.
 func (s *segment) speak(source string, change func(*Advertisement)) {

@@ -5,6 +5,7 @@ package vrrp
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -27,6 +28,9 @@ type Filter struct {
 	Password string        // v2 only; "" is no authentication
 	VIPs     []netip.Addr
 	Local    netip.Addr // this node's source address, may be invalid
+	// Peers are all who may send, where advertisements are unicast. Empty:
+	// multicast, anybody on the segment.
+	Peers []netip.Addr
 }
 
 // Accept decodes p into a. Its error is a Reason; what was decoded until then
@@ -35,8 +39,13 @@ type Filter struct {
 // The address list comes last, so that a is whole where only that differs.
 func (f *Filter) Accept(p Packet, a *Advertisement) error {
 	*a = Advertisement{Addresses: a.Addresses[:0]}
-	if p.TTL != ttl {
+	// That a packet was not routed shows that it is from the segment. Unicast
+	// peers may be anywhere, and are known by their addresses.
+	switch {
+	case len(f.Peers) == 0 && p.TTL != ttl:
 		return ReasonTTL
+	case len(f.Peers) > 0 && !slices.Contains(f.Peers, p.Source):
+		return ReasonPeer
 	}
 	if len(p.Payload) < headerLen {
 		return ReasonLength

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -52,7 +54,7 @@ func (h *Host) Close() error {
 	return err
 }
 
-// subscribe opens a socket that hears of every change of links and IPv4
+// subscribe opens a socket that hears of every change of links and
 // addresses. What is heard is not parsed: whoever is told looks again, so that
 // a message that was lost in an overflow costs nothing.
 func subscribe() (*os.File, error) {
@@ -60,7 +62,7 @@ func subscribe() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
-	groups := uint32(1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_IPV4_IFADDR-1))
+	groups := uint32(1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_IPV4_IFADDR-1) | 1<<(unix.RTNLGRP_IPV6_IFADDR-1))
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("bind netlink socket: %w", err)
@@ -105,9 +107,10 @@ func (h *Host) Watch() (<-chan struct{}, func()) {
 	}
 }
 
-// Link implements Network. The source is the interface's first address that is
-// not a VIP: the kernel lists primary addresses before secondary ones.
-func (h *Host) Link(name string, vip func(netip.Addr) bool) (Link, error) {
+// Link implements Network. The kernel lists primary addresses before secondary
+// ones. An IPv6 address that may be somebody else's still, or that changes by
+// itself, is not usable.
+func (h *Host) Link(name string, usable func(netip.Addr) bool) (Link, error) {
 	nlLink, err := h.nl.LinkByName(name)
 	if err != nil {
 		var missing netlink.LinkNotFoundError
@@ -132,7 +135,8 @@ func (h *Host) Link(name string, vip func(netip.Addr) bool) (Link, error) {
 		return Link{}, fmt.Errorf("list addresses of %s: %w", name, err)
 	}
 	for _, a := range addrs {
-		if p, ok := toPrefix(a.IPNet); ok && !vip(p.Addr()) {
+		p, ok := toPrefix(a.IPNet)
+		if ok && (p.Addr().Is4() || a.Flags&unsettled == 0) && usable(p.Addr()) {
 			link.Source = p.Addr()
 			break
 		}
@@ -140,17 +144,33 @@ func (h *Host) Link(name string, vip func(netip.Addr) bool) (Link, error) {
 	return link, nil
 }
 
+// unsettled are the flags of an IPv6 address that is not to be sent from:
+// duplicate address detection goes on or has failed, or it is a temporary one.
+const unsettled = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_TEMPORARY
+
 // Transport implements Network.
-func (h *Host) Transport(link Link) (Transport, error) { return listenMulticastIPv4(link) }
+func (h *Host) Transport(link Link, peers []netip.Addr) (Transport, error) {
+	if link.Source.Is4() {
+		return listenIPv4(link, peers)
+	}
+	return listenIPv6(link, peers)
+}
 
 // Announcer implements Network.
 func (h *Host) Announcer(link Link, vips []netip.Addr) (Announcer, error) {
-	return announceARP(link, vips)
+	return announce(link, vips, link.Source.Is6() && forwards(link.Name))
 }
 
-// addrList lists IPv4 addresses, of all links if link is nil.
+// forwards reports whether the kernel calls itself a router when it is asked for
+// an IPv6 address of an interface. Where it does not say, it is none.
+func forwards(iface string) bool {
+	b, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + iface + "/forwarding")
+	return err == nil && strings.TrimSpace(string(b)) != "0"
+}
+
+// addrList lists addresses of both families, of all links if link is nil.
 func (h *Host) addrList(link netlink.Link) ([]netlink.Addr, error) {
-	return untorn(func() ([]netlink.Addr, error) { return h.nl.AddrList(link, netlink.FAMILY_V4) })
+	return untorn(func() ([]netlink.Addr, error) { return h.nl.AddrList(link, netlink.FAMILY_ALL) })
 }
 
 // untorn reads a list again that changed while it was read: half a list would
@@ -188,8 +208,9 @@ func (h *Host) list() ([]hostAddress, error) {
 	for _, a := range addrs {
 		if p, ok := toPrefix(a.IPNet); ok {
 			all = append(all, hostAddress{
-				owned:     owned{Interface: names[a.LinkIndex], Address: p},
-				secondary: a.Flags&unix.IFA_F_SECONDARY != 0,
+				owned: owned{Interface: names[a.LinkIndex], Address: p},
+				// In IPv6 the flag means another thing.
+				secondary: p.Addr().Is4() && a.Flags&unix.IFA_F_SECONDARY != 0,
 			})
 		}
 	}
@@ -225,11 +246,20 @@ func (h *Host) promote(iface string) error {
 }
 
 func toAddr(p netip.Prefix) *netlink.Addr {
-	// No broadcast address: a VIP answers for itself only.
-	return &netlink.Addr{
-		IPNet:     &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())},
-		Broadcast: net.IPv4zero,
+	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+	if p.Addr().Is4() {
+		// No broadcast address: a VIP answers for itself only.
+		a.Broadcast = net.IPv4zero
+		return a
 	}
+	// Duplicate address detection would keep a VIP useless for a second, and drop
+	// it where the node before has not let go yet.
+	a.Flags = unix.IFA_F_NODAD
+	// Preferred for no time, valid for ever: the node answers at the VIP, and
+	// takes it for no connection of its own, which would break when it moves.
+	forever := uint32(math.MaxUint32)
+	a.ValidLft, a.PreferedLft = int(forever), 0
+	return a
 }
 
 func toPrefix(n *net.IPNet) (netip.Prefix, bool) {

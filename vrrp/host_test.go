@@ -20,24 +20,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// transports opens one on each end of a cable.
-func transports(t *testing.T) (a, b *namespace, ta, tb *multicastIPv4) {
+// transports opens one on each end of a cable, over IPv4 multicast.
+func transports(t *testing.T) (a, b *namespace, ta, tb Transport) {
 	t.Helper()
 	a, b = cable(t)
-	ha, hb := a.host(), b.host()
-	for _, end := range []struct {
-		ns *namespace
-		h  *Host
-		to **multicastIPv4
-	}{{a, ha, &ta}, {b, hb, &tb}} {
-		link := end.ns.link(end.h)
-		end.ns.do(func() (err error) {
-			*end.to, err = listenMulticastIPv4(link)
-			return err
-		})
+	return a, b, a.transport(nil), b.transport(nil)
+}
+
+// transport opens one to peers, or over multicast: IPv6 where groupIPv6 is the
+// only peer, else IPv4.
+func (ns *namespace) transport(peers []netip.Addr) (t Transport) {
+	ns.t.Helper()
+	host := ns.host()
+	v6 := len(peers) > 0 && peers[0].Is6()
+	if v6 && peers[0] == groupIPv6 {
+		peers = nil
 	}
-	t.Cleanup(func() { ta.Close(); tb.Close() })
-	return a, b, ta, tb
+	usable := func(a netip.Addr) bool {
+		return a.Is6() == v6 && (!v6 || a.IsLinkLocalUnicast() == (len(peers) == 0))
+	}
+	link := ns.linkBy(host, usable)
+	ns.do(func() (err error) {
+		t, err = host.Transport(link, peers)
+		return err
+	})
+	ns.t.Cleanup(func() { t.Close() })
+	return t
 }
 
 func isVRRP(frame []byte) bool { return len(frame) > 34 && frame[12] == 8 && frame[23] == Protocol }
@@ -46,7 +54,7 @@ func TestTransportOnTheWire(t *testing.T) {
 	_, b, ta, tb := transports(t)
 	wire := b.capture()
 	msg := realV2[20:]
-	if err := ta.Send(msg); err != nil {
+	if err := ta.Send(msg, groupIPv4); err != nil {
 		t.Fatal(err)
 	}
 	frame := nextFrame(t, wire, isVRRP)
@@ -70,7 +78,7 @@ func TestTransportOnTheWire(t *testing.T) {
 	}
 
 	// What a hears first is b, not itself.
-	if err := tb.Send(msg); err != nil {
+	if err := tb.Send(msg, groupIPv4); err != nil {
 		t.Fatal(err)
 	}
 	if p, err := ta.Receive(buf); err != nil || p.Source != addr("192.0.2.2") {
@@ -112,7 +120,7 @@ func TestTransportClose(t *testing.T) {
 	if err := <-done; err == nil {
 		t.Error("receiving on a closed transport: got no error")
 	}
-	if err := ta.Send(realV2[20:]); err == nil {
+	if err := ta.Send(realV2[20:], groupIPv4); err == nil {
 		t.Error("sending on a closed transport: got no error")
 	}
 }
@@ -121,7 +129,7 @@ func TestTransportDoesNotAllocate(t *testing.T) {
 	_, _, ta, tb := transports(t)
 	buf := make([]byte, maxPacket)
 	if n := testing.AllocsPerRun(50, func() {
-		if err := ta.Send(realV2[20:]); err != nil {
+		if err := ta.Send(realV2[20:], groupIPv4); err != nil {
 			t.Error(err)
 		}
 		if _, err := tb.Receive(buf); err != nil {
@@ -162,7 +170,7 @@ func TestAnnouncerOnTheWire(t *testing.T) {
 func TestHostLink(t *testing.T) {
 	a, b := cable(t)
 	host := a.host()
-	none := func(netip.Addr) bool { return false }
+	all := netip.Addr.Is4
 	link := a.link(host)
 	if link.Source != addr("192.0.2.1") || link.MAC == (MAC{}) || link.Index == 0 {
 		t.Errorf("got %+v", link)
@@ -178,16 +186,16 @@ func TestHostLink(t *testing.T) {
 		}
 	}
 	up := func() bool {
-		l, err := host.Link("eth0", none)
+		l, err := host.Link("eth0", all)
 		return err == nil && l.Up
 	}
 
 	a.addAddress("eth0", "192.0.2.7/24")
 	next()
-	if l, _ := host.Link("eth0", func(v netip.Addr) bool { return v == addr("192.0.2.1") }); l.Source != addr("192.0.2.7") {
+	if l, _ := host.Link("eth0", func(v netip.Addr) bool { return v.Is4() && v != addr("192.0.2.1") }); l.Source != addr("192.0.2.7") {
 		t.Errorf("got source %v though that of old is a vip", l.Source)
 	}
-	if l, _ := host.Link("eth0", func(netip.Addr) bool { return true }); l.Source.IsValid() {
+	if l, _ := host.Link("eth0", func(netip.Addr) bool { return false }); l.Source.IsValid() {
 		t.Errorf("got source %v though all are vips", l.Source)
 	}
 
@@ -201,7 +209,7 @@ func TestHostLink(t *testing.T) {
 	next()
 	eventually(t, "eth0 is down", func() bool { return !up() })
 
-	if _, err := host.Link("eth9", none); err == nil || !strings.Contains(err.Error(), "interface eth9 does not exist") {
+	if _, err := host.Link("eth9", all); err == nil || !strings.Contains(err.Error(), "interface eth9 does not exist") {
 		t.Errorf("got error %v", err)
 	}
 }

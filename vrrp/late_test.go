@@ -23,13 +23,13 @@ type pausedNode struct {
 	until time.Time
 }
 
-func (p *pausedNode) Link(name string, vip func(netip.Addr) bool) (Link, error) {
+func (p *pausedNode) Link(name string, usable func(netip.Addr) bool) (Link, error) {
 	time.Sleep(time.Until(p.until))
-	return p.node.Link(name, vip)
+	return p.node.Link(name, usable)
 }
 
-func (p *pausedNode) Transport(link Link) (Transport, error) {
-	t, err := p.node.Transport(link)
+func (p *pausedNode) Transport(link Link, peers []netip.Addr) (Transport, error) {
+	t, err := p.node.Transport(link, peers)
 	return &pausedTransport{t, p}, err
 }
 

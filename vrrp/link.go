@@ -50,20 +50,46 @@ func (r *Router) refresh(now time.Time, into chan<- *received) {
 
 // look returns the interface, or why it cannot be used.
 func (r *Router) look() (Link, string) {
-	link, err := r.deps.Network.Link(r.cfg.Interface, r.isVIP)
-	if err == nil && !link.Source.IsValid() && r.cfg.owner() {
-		// The owner may have no other address.
-		link, err = r.deps.Network.Link(r.cfg.Interface, func(netip.Addr) bool { return false })
-	}
+	link, err := r.lookup()
 	switch {
 	case err != nil:
 		return link, err.Error()
 	case !link.Up:
 		return link, fmt.Sprintf("interface %s is down", link.Name)
 	case !link.Source.IsValid():
-		return link, fmt.Sprintf("interface %s has no IPv4 address of its own: add one that is not a VIP", link.Name)
+		return link, r.noSource(link.Name)
 	}
 	return link, ""
+}
+
+// lookup finds the interface and the address to send from: the one that peers
+// know, else the first of the node's own, and only then, for the owner, a VIP.
+func (r *Router) lookup() (Link, error) {
+	choices := []func(netip.Addr) bool{r.ownAddress}
+	if r.cfg.Source.IsValid() {
+		choices = []func(netip.Addr) bool{func(a netip.Addr) bool { return a == r.cfg.Source && r.ownAddress(a) }, r.ownAddress}
+	}
+	if r.cfg.owner() {
+		choices = append(choices, r.cfg.canSend)
+	}
+	for _, usable := range choices {
+		link, err := r.deps.Network.Link(r.cfg.Interface, usable)
+		if err != nil || link.Source.IsValid() {
+			return link, err
+		}
+	}
+	return r.deps.Network.Link(r.cfg.Interface, func(netip.Addr) bool { return false })
+}
+
+// noSource says what an interface lacks that has no address to send from.
+func (r *Router) noSource(iface string) string {
+	switch {
+	case !r.cfg.v6():
+		return fmt.Sprintf("interface %s has no IPv4 address of its own: add one that is not a VIP", iface)
+	case r.cfg.unicast():
+		return fmt.Sprintf("interface %s has no IPv6 address of its own for unicast: add one that is neither a VIP nor link-local", iface)
+	}
+	return fmt.Sprintf("interface %s has no link-local address that is not a VIP: is IPv6 disabled there, or duplicate address detection under way?", iface)
 }
 
 // checkAddresses finds VIPs that are the node's own, puts back those that
@@ -103,7 +129,7 @@ func (r *Router) openLink(link Link, into chan<- *received) error {
 	if err != nil {
 		return err
 	}
-	transport, err := r.deps.Network.Transport(link)
+	transport, err := r.deps.Network.Transport(link, r.cfg.Peers)
 	if err != nil {
 		return errors.Join(err, announcer.Close())
 	}

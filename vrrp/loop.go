@@ -56,7 +56,9 @@ func (l *loop) prepare(cfg *Config) {
 		Preempt: cfg.Preempt, PreemptDelay: cfg.PreemptDelay,
 	})
 	vips := cfg.vips()
-	l.filter = Filter{Version: cfg.Version, VRID: cfg.VRID, Interval: cfg.Interval, Password: cfg.Password, VIPs: vips}
+	l.filter = Filter{
+		Version: cfg.Version, VRID: cfg.VRID, Interval: cfg.Interval, Password: cfg.Password, VIPs: vips, Peers: cfg.Peers,
+	}
 	l.schedule.refresh = cfg.AnnounceRefresh
 	l.out = Advertisement{
 		Version: cfg.Version, VRID: cfg.VRID, Interval: cfg.Interval, Addresses: vips,
@@ -267,16 +269,23 @@ func (r *Router) changed(now time.Time, a Action) {
 	r.changes.put(Change{Instance: r.cfg.Name, From: a.From, To: a.To, Reason: a.Reason, At: now})
 }
 
-// send sends one advertisement. It does not allocate.
+// send sends one advertisement, to every peer. It does not allocate.
 func (r *Router) send(now time.Time, priority uint8) {
 	if r.transport == nil {
 		return // the interface is down; nobody would hear it
 	}
 	r.out.Priority = priority
-	msg, err := r.out.Append(r.outBuf[:0], r.link.Source, r.transport.Destination())
-	r.outBuf = msg[:0]
-	if err == nil {
-		err = r.transport.Send(msg)
+	var err error
+	for _, to := range r.transport.Destinations() {
+		// For each by itself: the checksum may cover where it goes.
+		msg, e := r.out.Append(r.outBuf[:0], r.link.Source, to)
+		r.outBuf = msg[:0]
+		if e == nil {
+			e = r.transport.Send(msg, to)
+		}
+		if e != nil {
+			err = e // the others are to hear it all the same
+		}
 	}
 	r.mu.Lock()
 	if err == nil {
@@ -351,5 +360,7 @@ func (r *Router) update(change func(*Status)) {
 	change(&r.status)
 }
 
-// isVIP reports whether an address must not be the source of advertisements.
-func (r *Router) isVIP(a netip.Addr) bool { return r.cfg.isVIP(a) || r.deps.Addresses.Added(a) }
+// ownAddress reports whether an address may be the source of advertisements.
+func (r *Router) ownAddress(a netip.Addr) bool {
+	return r.cfg.canSend(a) && !r.cfg.isVIP(a) && !r.deps.Addresses.Added(a)
+}

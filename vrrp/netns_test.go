@@ -107,7 +107,9 @@ func (ns *namespace) addAddress(iface, prefix string) {
 		if err != nil {
 			return err
 		}
-		return netlink.AddrAdd(link, toAddr(netip.MustParsePrefix(prefix)))
+		a := toAddr(netip.MustParsePrefix(prefix))
+		a.PreferedLft = a.ValidLft // a node's own, unlike a VIP
+		return netlink.AddrAdd(link, a)
 	})
 }
 
@@ -136,7 +138,8 @@ func (ns *namespace) setUp(iface string, up bool) {
 	})
 }
 
-// addresses are the IPv4 addresses of an interface, as the kernel has them.
+// addresses are the addresses of an interface, as the kernel has them, but for
+// the link-local one that it has given itself.
 func (ns *namespace) addresses(iface string) []netip.Prefix {
 	ns.t.Helper()
 	var all []netip.Prefix
@@ -145,9 +148,9 @@ func (ns *namespace) addresses(iface string) []netip.Prefix {
 		if err != nil {
 			return err
 		}
-		addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+		addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 		for _, a := range addrs {
-			if p, ok := toPrefix(a.IPNet); ok {
+			if p, ok := toPrefix(a.IPNet); ok && !selfMade(p.Addr()) {
 				all = append(all, p)
 			}
 		}
@@ -156,9 +159,20 @@ func (ns *namespace) addresses(iface string) []netip.Prefix {
 	return all
 }
 
+// selfMade reports whether a link-local address is made of a MAC address.
+func selfMade(a netip.Addr) bool {
+	b := a.As16()
+	return a.Is6() && a.IsLinkLocalUnicast() && b[11] == 0xff && b[12] == 0xfe
+}
+
 func (ns *namespace) has(prefix string) bool {
 	ns.t.Helper()
 	return slices.Contains(ns.addresses("eth0"), netip.MustParsePrefix(prefix))
+}
+
+// writeSysctl writes a setting of the namespace that the thread is in.
+func writeSysctl(path, value string) error {
+	return os.WriteFile("/proc/sys/"+path, []byte(value), 0o644)
 }
 
 // host opens the namespace as a Host.
@@ -208,13 +222,16 @@ func (ns *namespace) start(cfg Config, dir string) (r *Router, stop func()) {
 	return r, stop
 }
 
-// link waits until eth0 is usable.
-func (ns *namespace) link(h *Host) Link {
+// link waits until eth0 is usable in IPv4.
+func (ns *namespace) link(h *Host) Link { return ns.linkBy(h, netip.Addr.Is4) }
+
+// linkBy waits until eth0 is usable with such an address as its source.
+func (ns *namespace) linkBy(h *Host, usable func(netip.Addr) bool) Link {
 	ns.t.Helper()
 	var link Link
 	eventually(ns.t, "eth0 is up", func() bool {
 		var err error
-		link, err = h.Link("eth0", func(netip.Addr) bool { return false })
+		link, err = h.Link("eth0", usable)
 		return err == nil && link.Up && link.Source.IsValid()
 	})
 	return link

@@ -17,7 +17,7 @@ type Link struct {
 	Index  int
 	MAC    MAC
 	Up     bool       // administratively up and with carrier
-	Source netip.Addr // of sent packets; invalid where the interface has no address of its own
+	Source netip.Addr // of sent packets; invalid where the interface has none that is usable
 }
 
 // A Network is the host's network, as far as a Router needs it. Host is the
@@ -26,27 +26,30 @@ type Network interface {
 	// Watch returns a channel that is signalled after links or addresses have
 	// changed, once for any number of changes, until stop is called.
 	Watch() (changed <-chan struct{}, stop func())
-	// Link looks an interface up. Addresses for which vip is true are not
-	// chosen as its source.
-	Link(name string, vip func(netip.Addr) bool) (Link, error)
-	// Transport opens a transport on a link that is up and has a source.
-	Transport(Link) (Transport, error)
+	// Link looks an interface up. Its source is its first address, of either
+	// family, for which usable is true.
+	Link(name string, usable func(netip.Addr) bool) (Link, error)
+	// Transport opens a transport on a link that is up and has a source, in the
+	// family of that. It sends to the peers, or to the multicast group if there
+	// are none.
+	Transport(link Link, peers []netip.Addr) (Transport, error)
 	// Announcer prepares the announcements of VIPs on a link.
 	Announcer(Link, []netip.Addr) (Announcer, error)
 }
 
 // A Transport carries advertisements on one link.
 type Transport interface {
-	// Send sends one VRRP message to the other nodes. It never blocks.
-	Send(msg []byte) error
+	// Destinations is where each advertisement goes: the multicast group, or
+	// every peer.
+	Destinations() []netip.Addr
+	// Send sends one VRRP message to one of them. It never blocks.
+	Send(msg []byte, to netip.Addr) error
 	// Receive waits for the next packet and reads it into b, header and all.
 	// An error that is a Reason is about that packet only; after any other the
 	// transport is of no use.
 	Receive(b []byte) (Packet, error)
 	// Close makes Receive return.
 	Close() error
-	// Destination is where packets go, for the pseudo-header.
-	Destination() netip.Addr
 }
 
 // An AddressStore puts VIPs on the host's interfaces and takes them off.

@@ -13,6 +13,7 @@ type Reason uint8
 const (
 	ReasonHeader    Reason = iota + 1 // the IP header is malformed or cut short
 	ReasonTTL                         // the TTL is not 255: the packet was routed (RFC 9568, 7.1)
+	ReasonPeer                        // unicast: from an address that is none of the peers'
 	ReasonLength                      // the message is shorter than it says it is
 	ReasonVRID                        // another virtual router; usual where several share a segment
 	ReasonVersion                     // a version other than the instance's
@@ -42,6 +43,8 @@ func (r Reason) String() string {
 		return "header"
 	case ReasonTTL:
 		return "ttl"
+	case ReasonPeer:
+		return "peer"
 	case ReasonLength:
 		return "length"
 	case ReasonVRID:
@@ -72,6 +75,8 @@ func (r Reason) Error() string {
 		return "ip header is malformed"
 	case ReasonTTL:
 		return "ttl is not 255: the packet crossed a router"
+	case ReasonPeer:
+		return "sender is no unicast peer: list it on this node, or set the address it sends from"
 	case ReasonLength:
 		return "message is shorter than its address count asks for"
 	case ReasonVRID:

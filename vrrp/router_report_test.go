@@ -190,5 +190,7 @@ func TestRouterDoesNotAllocate(t *testing.T) {
 // silent is a Transport that sends into the void.
 type silent struct{ Transport }
 
-func (silent) Send([]byte) error       { return nil }
-func (silent) Destination() netip.Addr { return groupIPv4 }
+func (silent) Send([]byte, netip.Addr) error { return nil }
+func (silent) Destinations() []netip.Addr    { return toGroup }
+
+var toGroup = []netip.Addr{groupIPv4}
