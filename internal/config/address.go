@@ -33,10 +33,11 @@ func parseAddr(s string) (netip.Addr, string) {
 	return a, hostProblem(a)
 }
 
-// parseAddr4 is parseAddr where IPv6 is not supported yet.
-func parseAddr4(s string) (netip.Addr, string) {
-	if a, err := netip.ParseAddr(s); err == nil && a.Is6() && !a.Is4In6() {
-		return a, fmt.Sprintf("address %s: IPv6 is not supported yet", s)
+// parseVIP is parseAddr for a VIP, which may be link-local: its instance says on
+// which link.
+func parseVIP(s string) (netip.Addr, string) {
+	if a, err := netip.ParseAddr(s); err == nil && a.Is6() && a.IsLinkLocalUnicast() && a.Zone() == "" {
+		return a, ""
 	}
 	return parseAddr(s)
 }
@@ -73,20 +74,11 @@ func familyOf(a netip.Addr) string {
 
 // address decodes the address of a host.
 func (d *decoder) address(n *node, what string) (netip.Addr, bool) {
-	return d.addressBy(parseAddr, n, what)
-}
-
-// address4 is address where IPv6 is not supported yet.
-func (d *decoder) address4(n *node, what string) (netip.Addr, bool) {
-	return d.addressBy(parseAddr4, n, what)
-}
-
-func (d *decoder) addressBy(parse func(string) (netip.Addr, string), n *node, what string) (netip.Addr, bool) {
 	s, ok := d.addressText(n, what, "192.0.2.1")
 	if !ok {
 		return netip.Addr{}, false
 	}
-	a, problem := parse(s)
+	a, problem := parseAddr(s)
 	if problem != "" {
 		d.errorf(n, "%s", problem)
 		return netip.Addr{}, false
@@ -108,36 +100,40 @@ func (d *decoder) addressText(n *node, what, example string) (string, bool) {
 	return d.text(n, what)
 }
 
-// prefix decodes "ip/bits" or "ip", which means one address.
+// prefix decodes the "ip/bits" of a VIP, or "ip", which means one address.
 func (d *decoder) prefix(n *node, what string) (netip.Prefix, bool) {
 	s, ok := d.addressText(n, what, "192.0.2.1/24")
 	if !ok {
 		return netip.Prefix{}, false
 	}
 	host, bits, has := strings.Cut(s, "/")
-	a, problem := parseAddr4(host)
+	a, problem := parseVIP(host)
 	if problem != "" {
 		d.errorf(n, "%s", problem)
 		return netip.Prefix{}, false
 	}
 	if !has {
-		return netip.PrefixFrom(a, 32), true
+		return netip.PrefixFrom(a, a.BitLen()), true
 	}
 	b, err := strconv.Atoi(bits)
-	if err != nil || b < 1 || b > 32 || strconv.Itoa(b) != bits {
-		d.errorf(n, "bad address %q: the prefix after / must be a number from 1 to 32", s)
+	if err != nil || b < 1 || b > a.BitLen() || strconv.Itoa(b) != bits {
+		d.errorf(n, "bad address %q: the prefix after / must be a number from 1 to %d", s, a.BitLen())
 		return netip.Prefix{}, false
 	}
 	p := netip.PrefixFrom(a, b)
-	if b < 31 {
-		if p.Masked().Addr() == a {
-			d.errorf(n, "address %s is the address of the network, not of a host in it", s)
-			return netip.Prefix{}, false
-		}
-		if broadcast(p) == a {
-			d.errorf(n, "address %s is the broadcast address of its network", s)
-			return netip.Prefix{}, false
-		}
+	if b >= a.BitLen()-1 {
+		return p, true // of one host, or of a point-to-point link
+	}
+	switch {
+	case a.Is4() && p.Masked().Addr() == a:
+		d.errorf(n, "address %s is the address of the network, not of a host in it", s)
+		return netip.Prefix{}, false
+	case p.Masked().Addr() == a:
+		d.errorf(n, "address %s is the anycast address of the network's routers, not of a host in it", s)
+		return netip.Prefix{}, false
+	case a.Is4() && broadcast(p) == a:
+		d.errorf(n, "address %s is the broadcast address of its network", s)
+		return netip.Prefix{}, false
 	}
 	return p, true
 }

@@ -107,7 +107,14 @@ type Instance struct {
 	Preempt      bool
 	PreemptDelay time.Duration
 	StartTimeout time.Duration
-	Addresses    []netip.Prefix // never empty; the host's address with the prefix of its network
+	// Addresses is never empty and of one family: each the host's address with the
+	// prefix of its network. A link-local one is the first.
+	Addresses []netip.Prefix
+	// Peers are the other nodes where advertisements are unicast, else empty.
+	Peers []netip.Addr
+	// Source is this node's address in the roster, if advertisements are unicast
+	// and it is of the family of Addresses; else invalid.
+	Source netip.Addr
 }
 
 // Admin is how commands reach the daemon.

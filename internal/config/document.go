@@ -27,7 +27,7 @@ func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config 
 	for _, s := range services {
 		c.Services = append(c.Services, s.Service)
 	}
-	instances := d.instances(doc.items["vrrp"], files, self)
+	instances := d.instances(doc.items["vrrp"], files, nodes, self)
 	for _, i := range instances {
 		c.VRRP = append(c.VRRP, i.Instance)
 	}

@@ -109,6 +109,16 @@ func checkInvariants(t *testing.T, c *Config) {
 			i.Interval <= 0 || len(i.Password) > 8 || len(i.Addresses) == 0 {
 			t.Errorf("instance %+v is not complete", i)
 		}
+		for k, p := range i.Addresses {
+			if a := p.Addr(); a.Is4() != i.Addresses[0].Addr().Is4() || a.Is6() && (i.Version == 2 || a.IsLinkLocalUnicast() && k > 0) {
+				t.Errorf("instance %s: version %d with addresses %v", i.Name, i.Version, i.Addresses)
+			}
+		}
+		for _, p := range i.Peers {
+			if p.Is4() != i.Addresses[0].Addr().Is4() || p == i.Source {
+				t.Errorf("instance %s: addresses %v with peers %v, source %v", i.Name, i.Addresses, i.Peers, i.Source)
+			}
+		}
 	}
 }
 

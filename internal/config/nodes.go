@@ -33,7 +33,7 @@ func (d *decoder) nodes(items []*node) []nodeDef {
 		}
 		def := nodeDef{Node: Node{Priority: DefaultPriority}, at: item}
 		if n := f.need("address"); n != nil {
-			if a, ok := d.address4(n, "address"); ok {
+			if a, ok := d.address(n, "address"); ok {
 				def.Address = a
 				if other, dup := addresses[a]; dup {
 					d.errorf(n, "address %v is the one of node %q already", a, other)

@@ -48,10 +48,6 @@ func TestUnsupportedValues(t *testing.T) {
 	const address = "  address: \"192.0.2.100:80\"\n"
 	for _, tt := range []mistakeCase{
 		{"proxy", service(address + "  forward: proxy\n"), []string{"6:12: forward: proxy is not supported yet"}},
-		{"IPv6 of an instance", "vrrp:\n- {name: v, interface: e, virtual_router_id: 1, addresses: [\"2001:db8::1/64\"]}\n", []string{
-			"2:61: address 2001:db8::1: IPv6 is not supported yet",
-		}},
-		{"IPv6 of a node", "nodes: [{name: lb1, address: 2001:db8::1}]\n", []string{"1:30: address 2001:db8::1: IPv6 is not supported yet"}},
 		{"probes", "pools:\n" +
 			"- {name: a, servers: [{address: 192.0.2.1}], health: {type: https}}\n" +
 			"- {name: b, servers: [{address: 192.0.2.1}], health: {type: exec}}\n" +
@@ -88,7 +84,7 @@ func TestDesign(t *testing.T) {
 	}
 	want := map[string]bool{}
 	for _, key := range []string{
-		"checks", "unicast", "sync_wait", "routes", "virtual_mac", "heartbeat", "track", "group", "notify", "sync", "http", "dns", "listen",
+		"checks", "sync_wait", "routes", "virtual_mac", "heartbeat", "track", "group", "notify", "sync", "http", "dns", "listen",
 	} {
 		want[key] = true
 	}

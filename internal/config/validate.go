@@ -73,18 +73,25 @@ func (d *decoder) crossCheck(c *Config, services []*serviceDef, instances []*ins
 	}
 }
 
-// checkInstances finds a virtual router id that an interface has twice and a
-// VIP that is listed twice.
+// A listing is what a VIP must be the only one of.
+type listing struct {
+	address netip.Addr
+	link    string // of a link-local address
+}
+
+// checkInstances finds a virtual router id that an interface has twice for one
+// family, a VIP that is listed twice, and a peer that is a VIP.
 func (d *decoder) checkInstances(instances []*instanceDef, vips map[netip.Addr]string) {
 	type router struct {
 		interfaceName string
 		id            uint8
+		v6            bool // each family has ids of its own
 	}
 	routers := map[router]*instanceDef{}
-	listed := map[netip.Addr]*node{}
+	listed := map[listing]*node{}
 	for _, i := range instances {
 		if i.VRID != 0 && i.Interface != "" {
-			r := router{i.Interface, i.VRID}
+			r := router{i.Interface, i.VRID, len(i.Addresses) > 0 && i.Addresses[0].Addr().Is6()}
 			if first, dup := routers[r]; dup {
 				d.errorf(i.vridAt, "virtual_router_id %d is used twice on %s: instance %q has it already", i.VRID, i.Interface, first.Name)
 			} else {
@@ -93,13 +100,24 @@ func (d *decoder) checkInstances(instances []*instanceDef, vips map[netip.Addr]s
 		}
 		for k, p := range i.Addresses {
 			a, at := p.Addr(), i.addresses[k]
-			if first, dup := listed[a]; dup {
+			key := listing{address: a}
+			if a.Is6() && a.IsLinkLocalUnicast() {
+				key.link = i.Interface // another address on each link
+			}
+			if first, dup := listed[key]; dup {
 				d.errorf(at, "VIP %v is listed twice: %s", a, first.elsewhere(at))
 				continue
 			}
-			listed[a] = at
+			listed[key] = at
 			if _, ok := vips[a]; !ok {
 				vips[a] = fmt.Sprintf("the VIP of instance %q", i.Name)
+			}
+		}
+	}
+	for _, i := range instances {
+		for k, p := range i.Peers {
+			if _, ok := listed[listing{address: p}]; ok {
+				d.errorf(i.peers[k], "peer %v is a VIP: it moves, a peer is another node's own address", p)
 			}
 		}
 	}

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"time"
@@ -12,6 +13,7 @@ type instanceDef struct {
 	Instance
 	vridAt    *node
 	addresses []*node // parallel to Addresses
+	peers     []*node // parallel to Peers; the key unicast for each of the roster's
 }
 
 var instanceSchema = schema{
@@ -19,9 +21,10 @@ var instanceSchema = schema{
 	keys: []string{
 		"name", "interface", "virtual_router_id", "priority", "version", "advertisement_interval",
 		"authentication", "preempt", "preempt_delay", "start_timeout", "addresses",
+		"unicast", "unicast_peers",
 	},
 	later: []string{
-		"unicast", "unicast_peers", "sync_wait", "routes", "virtual_mac", "heartbeat", "track", "group", "notify",
+		"sync_wait", "routes", "virtual_mac", "heartbeat", "track", "group", "notify",
 	},
 	hints: map[string]string{
 		"advert_int":        "keepalived's advert_int is \"advertisement_interval\"",
@@ -33,6 +36,8 @@ var instanceSchema = schema{
 		"nopreempt":         "write preempt: false",
 		"state":             "the priority decides, every node starts as Backup",
 		"track_script":      "tracking is not supported yet",
+		"unicast_peer":      "keepalived's unicast_peer is \"unicast_peers\"",
+		"unicast_src_ip":    "the node's address in nodes is its source",
 		"vrrp_version":      "did you mean \"version\"?",
 	},
 }
@@ -60,7 +65,7 @@ const (
 )
 
 // instances decodes the section.
-func (d *decoder) instances(items []*node, files fileSystem, s self) []*instanceDef {
+func (d *decoder) instances(items []*node, files fileSystem, roster []nodeDef, s self) []*instanceDef {
 	var all []*instanceDef
 	names := map[string]*node{}
 	for _, item := range items {
@@ -68,7 +73,7 @@ func (d *decoder) instances(items []*node, files fileSystem, s self) []*instance
 		if !ok {
 			continue
 		}
-		i := d.instance(f, files, s)
+		i := d.instance(f, files, roster, s)
 		if n := f.need("name"); n != nil {
 			if name, ok := d.name(n, "instance name"); ok {
 				if first, dup := names[name]; dup {
@@ -84,7 +89,7 @@ func (d *decoder) instances(items []*node, files fileSystem, s self) []*instance
 	return all
 }
 
-func (d *decoder) instance(f fields, files fileSystem, s self) *instanceDef {
+func (d *decoder) instance(f fields, files fileSystem, roster []nodeDef, s self) *instanceDef {
 	i := &instanceDef{Instance: Instance{
 		Priority: uint8(s.priority), Version: 3, Interval: time.Second,
 		Preempt: true, StartTimeout: 10 * time.Second,
@@ -128,6 +133,7 @@ func (d *decoder) instance(f fields, files fileSystem, s self) *instanceDef {
 	if n := f.need("addresses"); n != nil {
 		d.instanceAddresses(n, i)
 	}
+	d.unicast(f, i, roster, s)
 	return i
 }
 
@@ -231,9 +237,30 @@ func (d *decoder) instanceAddresses(n *node, i *instanceDef) {
 		return
 	}
 	for _, item := range items {
-		if p, ok := d.prefix(item, "address"); ok {
+		if p, ok := d.prefix(item, "address"); ok && d.fitsInstance(item, p.Addr(), i) {
 			i.Addresses = append(i.Addresses, p)
 			i.addresses = append(i.addresses, item)
 		}
 	}
+	if len(i.Addresses) > 0 && i.Addresses[0].Addr().Is6() && i.Version == 2 {
+		d.errorf(i.addresses[0], "VIP %v: version 2 has IPv4 only (RFC 3768): use version: 3", i.Addresses[0].Addr())
+	}
+}
+
+// fitsInstance tells whether an advertisement can carry the address behind those
+// that the instance has already (RFC 9568, 5.2.9).
+func (d *decoder) fitsInstance(at *node, a netip.Addr, i *instanceDef) bool {
+	if len(i.Addresses) == 0 {
+		return true
+	}
+	first := i.Addresses[0].Addr()
+	switch {
+	case first.Is4() != a.Is4():
+		d.errorf(at, "VIP %v is %s and %v is %s: an instance has one family, make two instances", a, familyOf(a), first, familyOf(first))
+		return false
+	case a.Is6() && a.IsLinkLocalUnicast():
+		d.errorf(at, "VIP %v is link-local: it must be the first address, and the only link-local one (RFC 9568)", a)
+		return false
+	}
+	return true
 }

@@ -1,0 +1,148 @@
+package config
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestIPv6Instances(t *testing.T) {
+	c := mustLoad(t, `
+nodes: [{name: lb1, address: "2001:db8::1"}, {name: lb2, address: 2001:db8::2}]
+vrrp:
+  - {name: four, interface: e, virtual_router_id: 5, addresses: [192.0.2.100]}
+  - {name: six, interface: e, virtual_router_id: 5, addresses: ["fe80::100/64", 2001:db8::100, 2001:db8::101/64]}
+  - {name: link, interface: f, virtual_router_id: 5, addresses: ["fe80::100"]}
+  - {name: ends, interface: e, virtual_router_id: 6, addresses: ["2001:db8:1::/127"]}
+`)
+	got := map[string][]netip.Prefix{}
+	for _, i := range c.VRRP {
+		got[i.Name] = i.Addresses
+	}
+	want := map[string][]netip.Prefix{
+		"four": {netip.MustParsePrefix("192.0.2.100/32")},
+		"six": {
+			netip.MustParsePrefix("fe80::100/64"), netip.MustParsePrefix("2001:db8::100/128"), netip.MustParsePrefix("2001:db8::101/64"),
+		},
+		"link": {netip.MustParsePrefix("fe80::100/128")},
+		"ends": {netip.MustParsePrefix("2001:db8:1::/127")},
+	}
+	if diff := cmp.Diff(want, got, compare...); diff != "" {
+		t.Errorf("addresses (-want +got):\n%s", diff)
+	}
+}
+
+func TestUnicast(t *testing.T) {
+	const (
+		four = "nodes: [{name: lb1, address: 192.0.2.1}, {name: lb2, address: 192.0.2.2}, {name: lb3, address: 198.51.100.3}]\n"
+		six  = "nodes: [{name: lb1, address: 2001:db8::1}, {name: lb2, address: 2001:db8::2}]\n"
+	)
+	type peers struct {
+		Peers  []netip.Addr
+		Source netip.Addr
+	}
+	for _, tt := range []struct {
+		name, yaml string
+		want       peers
+	}{
+		{"off", four + instance("addresses: [192.0.2.100], unicast: false"), peers{}},
+		{"the other nodes", four + instance("addresses: [192.0.2.100], unicast: true"),
+			peers{[]netip.Addr{addr("192.0.2.2"), addr("198.51.100.3")}, addr("192.0.2.1")}},
+		{"the other node, IPv6", six + instance("addresses: [2001:db8::100], unicast: true"),
+			peers{[]netip.Addr{addr("2001:db8::2")}, addr("2001:db8::1")}},
+		{"a list without a roster", instance("addresses: [192.0.2.100], unicast_peers: [192.0.2.2, 192.0.2.3]"),
+			peers{Peers: []netip.Addr{addr("192.0.2.2"), addr("192.0.2.3")}}},
+		{"a list of the other family than the roster", four + instance("addresses: [2001:db8::100], unicast_peers: [\"2001:db8::2\"]"),
+			peers{Peers: []netip.Addr{addr("2001:db8::2")}}},
+		{"a list with a roster", four + instance("addresses: [192.0.2.100], unicast_peers: [192.0.2.2]"),
+			peers{[]netip.Addr{addr("192.0.2.2")}, addr("192.0.2.1")}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			i := mustLoad(t, tt.yaml).VRRP[0]
+			if diff := cmp.Diff(tt.want, peers{i.Peers, i.Source}, compare...); diff != "" {
+				t.Errorf("peers (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// instance is a section with one instance, on line 2, whose own keys start in
+// column 50.
+func instance(keys string) string {
+	return "vrrp:\n- {name: v, interface: e, virtual_router_id: 1, " + keys + "}\n"
+}
+
+var vrrpMistakes = []mistakeCase{
+	{"families in one instance", instance(`addresses: [192.0.2.100, "2001:db8::100"]`), []string{
+		`2:74: VIP 2001:db8::100 is IPv6 and 192.0.2.100 is IPv4: an instance has one family, make two instances`,
+	}},
+	{"IPv6 in version 2", instance(`addresses: ["2001:db8::100", "2001:db8::101"], version: 2`), []string{
+		`2:61: VIP 2001:db8::100: version 2 has IPv4 only (RFC 3768): use version: 3`,
+	}},
+	{"link-local behind another", instance(`addresses: ["2001:db8::100", "fe80::1"]`), []string{
+		`2:78: VIP fe80::1 is link-local: it must be the first address, and the only link-local one (RFC 9568)`,
+	}},
+	{"two link-local", instance(`addresses: ["fe80::1", "fe80::2"]`), []string{
+		`2:72: VIP fe80::2 is link-local: it must be the first address, and the only link-local one (RFC 9568)`,
+	}},
+	{"link-local with a zone", instance(`addresses: ["fe80::1%e"]`), []string{
+		`2:61: bad address "fe80::1%e": a zone (%e) has no place here`,
+	}},
+	{"link-local twice on an interface", "vrrp:\n" +
+		"- {name: a, interface: e, virtual_router_id: 1, addresses: [\"fe80::1\"]}\n" +
+		"- {name: b, interface: e, virtual_router_id: 2, addresses: [\"fe80::1/64\"]}\n", []string{
+		`3:61: VIP fe80::1 is listed twice: the first one is on line 2`,
+	}},
+	{"IPv6 prefixes", instance(`addresses: ["2001:db8::1/129", "2001:db8::1/0", "2001:db8::/64", "2001:db8::2/064"]`), []string{
+		`2:61: bad address "2001:db8::1/129": the prefix after / must be a number from 1 to 128`,
+		`2:80: bad address "2001:db8::1/0": the prefix after / must be a number from 1 to 128`,
+		`2:97: address 2001:db8::/64 is the anycast address of the network's routers, not of a host in it`,
+		`2:114: bad address "2001:db8::2/064": the prefix after / must be a number from 1 to 128`,
+	}},
+	{"router id twice in IPv6", "vrrp:\n" +
+		"- {name: a, interface: e, virtual_router_id: 1, addresses: [\"2001:db8::1\"]}\n" +
+		"- {name: b, interface: e, virtual_router_id: 1, addresses: [\"2001:db8::2\"]}\n", []string{
+		`3:46: virtual_router_id 1 is used twice on e: instance "a" has it already`,
+	}},
+	{"unicast and a list", instance(`addresses: [192.0.2.100], unicast: true, unicast_peers: [192.0.2.2]`), []string{
+		`2:90: unicast and unicast_peers are both set: take one of them`,
+	}},
+	{"unicast without nodes", instance(`addresses: [192.0.2.100], unicast: true`), []string{
+		`2:84: unicast needs another node in nodes, or unicast_peers instead`,
+	}},
+	{"unicast alone", "nodes: [{name: lb1, address: 192.0.2.1}]\n" + instance(`addresses: [192.0.2.100], unicast: true`), []string{
+		`3:84: unicast needs another node in nodes, or unicast_peers instead`,
+	}},
+	{"unicast with nodes of the other family", "nodes: [{name: lb1, address: 192.0.2.1}, {name: lb2, address: 192.0.2.2}]\n" +
+		instance(`addresses: ["2001:db8::100"], unicast: true`), []string{
+		`3:88: node "lb2" has no IPv6 address in nodes: name the peers in unicast_peers`,
+	}},
+	{"unicast is no truth value", instance(`addresses: [192.0.2.100], unicast: 1`), []string{
+		`2:84: unicast must be true or false, not "1"`,
+	}},
+	{"unicast with a peer that is a VIP", "nodes: [{name: lb1, address: 192.0.2.1}, {name: lb2, address: 192.0.2.100}]\n" +
+		instance(`addresses: [192.0.2.100], unicast: true`), []string{
+		`3:84: peer 192.0.2.100 is a VIP: it moves, a peer is another node's own address`,
+	}},
+	{"no peers", instance(`addresses: [192.0.2.100], unicast_peers: []`), []string{
+		`2:90: unicast_peers is empty: name the other nodes, or leave it out for multicast`,
+	}},
+	{"peers that are none", "nodes: [{name: lb1, address: 192.0.2.1}, {name: lb2, address: 192.0.2.2}]\n" +
+		instance(`addresses: [192.0.2.100], unicast_peers: [192.0.2.1, 192.0.2.2, 192.0.2.2, "2001:db8::2", 192.0.2.100, x]`), []string{
+		`3:91: peer 192.0.2.1 is this node, "lb1": list the others, or write unicast: true, which leaves it out`,
+		`3:113: peer 192.0.2.2 is listed twice: the first one is on line 3`,
+		`3:124: peer 2001:db8::2 is IPv6, the addresses of the instance are IPv4`,
+		`3:139: peer 192.0.2.100 is a VIP: it moves, a peer is another node's own address`,
+		`3:152: bad address "x": names are not looked up, write the IP address`,
+	}},
+	{"a peer of one link", instance(`addresses: ["2001:db8::100"], unicast_peers: ["fe80::2"]`), []string{
+		`2:95: address fe80::2 is a link-local address: it is known on one link only`,
+	}},
+}
+
+func TestVRRPMistakes(t *testing.T) {
+	for _, tt := range vrrpMistakes {
+		t.Run(tt.name, func(t *testing.T) { wantMistakes(t, tt.yaml, tt.want) })
+	}
+}
