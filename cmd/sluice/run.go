@@ -364,7 +364,7 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 		r, err := vrrp.New(vrrp.Config{
 			Name: i.Name, Interface: i.Interface, VRID: i.VRID, Version: vrrp.Version(i.Version),
 			Priority: i.Priority, Interval: i.Interval, Password: i.Password, Addresses: i.Addresses,
-			Preempt: i.Preempt, PreemptDelay: i.PreemptDelay,
+			Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, Peers: i.Peers, Source: i.Source,
 		}, vrrp.Deps{Network: host, Addresses: addresses, Log: n.log})
 		if err != nil {
 			return fmt.Errorf("vrrp instance %s: %w", i.Name, err)
