@@ -196,6 +196,7 @@ func (r *Router) accept(now time.Time, p Packet) {
 		r.out.PseudoHeader = r.in.PseudoHeader
 	}
 	r.perform(now, r.machine.Receive(now, h))
+	r.doubt(now, p) // last: it delays nothing
 }
 
 // tellsForm reports whether a checksum shows which form it has. For one pair of
@@ -204,12 +205,15 @@ func tellsForm(p Packet) bool {
 	return pseudoHeaderSum(p.Source, p.Destination, len(p.Payload))%0xffff != 0
 }
 
-// drop counts a dropped packet and logs the first of a kind, then one a minute.
+// drop counts a dropped packet. It raises an alarm where that shows a mistake of
+// configuration, else logs the first of a kind, then one a minute.
 func (r *Router) drop(now time.Time, p Packet, reason Reason) {
 	r.mu.Lock()
 	r.drops[reason]++
 	r.mu.Unlock()
-	// Other virtual routers on the segment are no mistake.
+	if r.blame(now, p, reason) {
+		return
+	}
 	if reason == ReasonVRID || now.Sub(r.lastLog[reason]) < logEvery {
 		return
 	}

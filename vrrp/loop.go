@@ -43,6 +43,7 @@ type loop struct {
 	addAfter time.Time         // when faultAdd is over
 	grace    time.Time         // a late takeover waits until then; zero: none is due
 
+	alarms  alarms
 	lastLog [numReasons]time.Time // of a dropped packet
 	sendLog time.Time             // of a failed advertisement
 
@@ -118,6 +119,7 @@ func (r *Router) Run(ctx context.Context) error {
 					r.perform(now, r.machine.Expire(now))
 				}
 				r.announce(now)
+				r.expireAlarms(now)
 				retry := !r.retry.IsZero() && !now.Before(r.retry)
 				if retry {
 					r.retry = time.Time{}
@@ -148,6 +150,7 @@ func (r *Router) next(recheck time.Time) time.Time {
 		earlier(t)
 	}
 	earlier(r.schedule.next)
+	earlier(r.alarms.next)
 	earlier(r.retry)
 	return next
 }

@@ -200,9 +200,11 @@ type Status struct {
 	// Addresses are the VIPs that are on the interface by this program's doing.
 	Addresses []netip.Prefix
 	Peer      Peer
-	Sent      uint64 // advertisements
-	Received  uint64 // advertisements of this instance that were accepted
-	Failed    uint64 // advertisements that could not be sent
+	// Alarms are the mistakes of configuration that show in what others send.
+	Alarms   []Alarm
+	Sent     uint64 // advertisements
+	Received uint64 // advertisements of this instance that were accepted
+	Failed   uint64 // advertisements that could not be sent
 	// Dropped counts received packets by why they were dropped. ReasonVRID is
 	// usual where several virtual routers share a segment.
 	Dropped map[Reason]uint64

@@ -18,7 +18,7 @@ func TestRouterDrops(t *testing.T) {
 		n := newNode(t, s, 2)
 		n.run(nil)
 		for range 3 {
-			s.speak("192.0.2.1", func(a *Advertisement) { a.VRID = 61 })
+			s.speak("192.0.2.1", func(a *Advertisement) { a.VRID, a.Addresses = 61, []netip.Addr{addr("192.0.2.61")} })
 			s.speak("192.0.2.1", func(a *Advertisement) { a.Auth[0] = 'x' })
 			s.speak("192.0.2.1", func(a *Advertisement) { a.Interval = 3 * time.Second })
 			s.speak("192.0.2.2", func(a *Advertisement) {})
@@ -29,17 +29,18 @@ func TestRouterDrops(t *testing.T) {
 		if diff := cmp.Diff(want, st.Dropped); diff != "" || st.Received != 0 {
 			t.Errorf("received %d, dropped (-want +got):\n%s", st.Received, diff)
 		}
-		// Each kind once, and another virtual router is no mistake.
-		if got := n.log.count("advertisement dropped"); got != 4 {
-			t.Errorf("got %d log lines, want 4: %q", got, n.log.lines)
+		// Each kind once, mistakes of configuration as such, and another virtual
+		// router with other addresses is none.
+		if dropped, mistakes := n.log.count("advertisement dropped"), n.log.count("configuration mistake"); dropped != 1 || mistakes != 3 {
+			t.Errorf("got %d and %d log lines, want 1 and 3: %q", dropped, mistakes, n.log.lines)
 		}
 		if n.log.count("1111") != 0 {
 			t.Error("the password is in the log")
 		}
 		time.Sleep(logEvery)
-		s.speak("192.0.2.1", func(a *Advertisement) { a.Interval = 3 * time.Second })
-		if got := n.log.count("advertisement dropped"); got != 5 {
-			t.Errorf("got %d log lines a minute later, want 5", got)
+		s.speak("192.0.2.2", func(a *Advertisement) {})
+		if got := n.log.count("advertisement dropped"); got != 2 {
+			t.Errorf("got %d log lines a minute later, want 2", got)
 		}
 		// The owner of the addresses counts, whatever its list.
 		s.speak("192.0.2.1", func(a *Advertisement) {

@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vrrp
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// An AlarmKind is a mistake in the configuration of two nodes that one of them
+// sees in what the other sends.
+type AlarmKind uint8
+
+// The kinds.
+const (
+	AlarmVRID      AlarmKind = iota // another virtual router id for one of the VIPs
+	AlarmStranger                   // this virtual router id for other addresses
+	AlarmVersion                    // another version
+	AlarmAuthType                   // a password on one of the two only
+	AlarmPassword                   // another password
+	AlarmInterval                   // another advertisement interval
+	AlarmAddresses                  // a list of addresses that differs
+	AlarmPriority                   // the same priority
+)
+
+func (k AlarmKind) String() string {
+	switch k {
+	case AlarmVRID:
+		return "virtual_router_id"
+	case AlarmStranger:
+		return "stranger"
+	case AlarmVersion:
+		return "version"
+	case AlarmAuthType:
+		return "auth_type"
+	case AlarmPassword:
+		return "password"
+	case AlarmInterval:
+		return "interval"
+	case AlarmAddresses:
+		return "addresses"
+	case AlarmPriority:
+		return "priority"
+	}
+	return fmt.Sprintf("alarm_%d", uint8(k))
+}
+
+// An Alarm is a mistake that lasts.
+type Alarm struct {
+	Kind  AlarmKind
+	Peer  netip.Addr // who sends what shows it
+	Text  string     // the mistake, and what to change
+	Since time.Time
+}
+
+const (
+	// minAlarm is how long an alarm lasts at least: with short intervals a reader
+	// of the status would see nothing else.
+	minAlarm = 10 * time.Second
+	// maxAlarms bounds what a flood of made-up senders can cost.
+	maxAlarms = 16
+)
+
+// A raised alarm, with what its text was made of.
+type raised struct {
+	Alarm
+	evidence evidence
+	until    time.Time // when it is over, unless it is seen again
+}
+
+// evidence is what an alarm's text tells of a packet.
+type evidence struct {
+	version  Version
+	vrid     uint8
+	authType uint8
+	interval time.Duration
+	priority uint8
+	digest   uint32 // of the addresses
+}
+
+// alarms are those of one instance. They are set at the first packet that shows
+// a mistake, and over after three intervals, ten seconds at least, without one.
+// Seeing again what is known allocates nothing.
+type alarms struct {
+	all  []raised
+	next time.Time // when the first is over; zero: there is none
+}
+
+// see notes that a packet shows a mistake. It reports whether that is new. Text
+// is called only then.
+func (s *alarms) see(now time.Time, kind AlarmKind, peer netip.Addr, e evidence, own time.Duration, text func() string) bool {
+	until := now.Add(max(minAlarm, 3*own, 3*e.interval))
+	i := slices.IndexFunc(s.all, func(r raised) bool { return r.Kind == kind && r.Peer == peer })
+	known := i >= 0 && s.all[i].evidence == e
+	switch {
+	case known:
+		s.all[i].until = until
+	case i >= 0:
+		s.all[i].evidence, s.all[i].until, s.all[i].Text = e, until, text()
+	case len(s.all) == maxAlarms:
+		return false
+	default:
+		s.all = append(s.all, raised{Alarm{kind, peer, text(), now}, e, until})
+	}
+	s.plan()
+	return !known
+}
+
+// expire removes and returns the alarms that are over.
+func (s *alarms) expire(now time.Time) (over []Alarm) {
+	if s.next.IsZero() || now.Before(s.next) {
+		return nil
+	}
+	s.all = slices.DeleteFunc(s.all, func(r raised) bool {
+		if now.Before(r.until) {
+			return false
+		}
+		over = append(over, r.Alarm)
+		return true
+	})
+	s.plan()
+	return over
+}
+
+func (s *alarms) plan() {
+	s.next = time.Time{}
+	for i := range s.all {
+		if t := s.all[i].until; s.next.IsZero() || t.Before(s.next) {
+			s.next = t
+		}
+	}
+}
+
+func (s *alarms) list() []Alarm {
+	list := make([]Alarm, len(s.all))
+	for i := range s.all {
+		list[i] = s.all[i].Alarm
+	}
+	return list
+}
+
+// blame looks for the mistakes of configuration in a packet that was dropped,
+// whose decoded part is in r.in. It reports whether there is one.
+func (r *Router) blame(now time.Time, p Packet, reason Reason) bool {
+	a := &r.in
+	switch reason {
+	case ReasonVRID:
+		// Other virtual routers on the segment are no mistake, unless they claim
+		// the same VIP.
+		if _, err := a.Decode(p.Payload, p.Source, p.Destination); err != nil || p.Source == r.filter.Local || !r.sharesVIP(a) {
+			return false
+		}
+		r.alarm(now, AlarmVRID, p)
+	case ReasonVersion:
+		r.alarm(now, AlarmVersion, p)
+	case ReasonAuthType, ReasonPassword, ReasonInterval, ReasonAddresses:
+		if len(a.Addresses) == 0 {
+			return false
+		}
+		if !r.sharesVIP(a) {
+			r.alarm(now, AlarmStranger, p)
+			return true
+		}
+		r.blameDifferences(now, p)
+	default:
+		return false
+	}
+	return true
+}
+
+// blameDifferences raises an alarm for everything in which a peer's
+// advertisement differs: not only for what the filter has found first.
+func (r *Router) blameDifferences(now time.Time, p Packet) {
+	a := &r.in
+	if r.cfg.Version == V2 {
+		switch authType, auth := authData(r.cfg.Password); {
+		case a.AuthType != authType:
+			r.alarm(now, AlarmAuthType, p)
+		case authType == authPassword && a.Auth != auth:
+			r.alarm(now, AlarmPassword, p)
+		}
+	}
+	if a.Interval != r.cfg.Interval {
+		r.alarm(now, AlarmInterval, p)
+	}
+	if !a.SameAddresses(r.filter.VIPs) {
+		r.alarm(now, AlarmAddresses, p)
+	}
+}
+
+// doubt looks for mistakes in an advertisement that counts.
+func (r *Router) doubt(now time.Time, p Packet) {
+	if r.in.Interval != r.cfg.Interval { // version 3 learns it
+		r.alarm(now, AlarmInterval, p)
+	}
+	if r.in.Priority == r.machine.Priority() && r.in.Priority != PriorityRelease {
+		r.alarm(now, AlarmPriority, p)
+	}
+}
+
+// digest is FNV-1a over addresses.
+func digest(addrs []netip.Addr) uint32 {
+	sum := uint32(2166136261)
+	for _, a := range addrs {
+		for _, b := range a.As16() {
+			sum = (sum ^ uint32(b)) * 16777619
+		}
+	}
+	return sum
+}
+
+// sharesVIP reports whether an advertisement names one of the VIPs.
+func (r *Router) sharesVIP(a *Advertisement) bool {
+	for _, vip := range r.filter.VIPs {
+		if slices.Contains(a.Addresses, vip) {
+			return true
+		}
+	}
+	return false
+}
+
+// alarm raises an alarm or keeps it up.
+func (r *Router) alarm(now time.Time, kind AlarmKind, p Packet) {
+	e := evidence{r.in.Version, r.in.VRID, r.in.AuthType, r.in.Interval, r.in.Priority, digest(r.in.Addresses)}
+	if kind != AlarmPriority {
+		e.priority = 0 // may change with what the peer tracks
+	}
+	if !r.alarms.see(now, kind, p.Source, e, r.cfg.Interval, func() string { return r.describe(kind, p.Source) }) {
+		return
+	}
+	list := r.alarms.list()
+	r.update(func(s *Status) { s.Alarms = list })
+	i := slices.IndexFunc(list, func(a Alarm) bool { return a.Kind == kind && a.Peer == p.Source })
+	r.log.Warn("configuration mistake", "alarm", kind.String(), "what", list[i].Text)
+}
+
+// expireAlarms ends the alarms whose cause has not been seen for a while.
+func (r *Router) expireAlarms(now time.Time) {
+	over := r.alarms.expire(now)
+	if len(over) == 0 {
+		return
+	}
+	list := r.alarms.list()
+	r.update(func(s *Status) { s.Alarms = list })
+	for _, a := range over {
+		r.log.Info("configuration mistake is not seen any more", "alarm", a.Kind.String(), "peer", a.Peer)
+	}
+}
+
+// describe says what is wrong with r.in, and what to change.
+func (r *Router) describe(kind AlarmKind, peer netip.Addr) string {
+	a := &r.in
+	switch kind {
+	case AlarmVRID:
+		return fmt.Sprintf("%v advertises %s as virtual router %d, this node as %d: set one virtual_router_id on all nodes",
+			peer, texts(common(a.Addresses, r.filter.VIPs)), a.VRID, r.cfg.VRID)
+	case AlarmStranger:
+		return fmt.Sprintf("%v uses virtual router %d for other addresses (%s): give one of the two another virtual_router_id",
+			peer, r.cfg.VRID, texts(a.Addresses))
+	case AlarmVersion:
+		return fmt.Sprintf("%v sends version %d for virtual router %d, this node %d: set one version on all nodes",
+			peer, a.Version, r.cfg.VRID, r.cfg.Version)
+	case AlarmAuthType:
+		return fmt.Sprintf("%v sends %s, this node %s: set one password on all nodes, or none",
+			peer, authName(a.AuthType), authName(r.out.AuthType))
+	case AlarmPassword:
+		return fmt.Sprintf("%v has another password: set one password on all nodes", peer)
+	case AlarmInterval:
+		return fmt.Sprintf("%v advertises every %v, this node every %v: set one advertisement_interval on all nodes",
+			peer, a.Interval, r.cfg.Interval)
+	case AlarmAddresses:
+		return fmt.Sprintf("%v advertises another list of addresses (%s): set the same addresses on all nodes",
+			peer, differences(a.Addresses, r.filter.VIPs))
+	case AlarmPriority:
+		return fmt.Sprintf("%v has priority %d, as this node has, and only the addresses decide between them: give each node a priority of its own",
+			peer, a.Priority)
+	}
+	return kind.String()
+}
+
+func authName(authType uint8) string {
+	switch authType {
+	case authNone:
+		return "no password"
+	case authPassword:
+		return "a password"
+	}
+	return fmt.Sprintf("authentication of type %d", authType)
+}
+
+func common(a, b []netip.Addr) []netip.Addr {
+	var both []netip.Addr
+	for _, addr := range a {
+		if slices.Contains(b, addr) {
+			both = append(both, addr)
+		}
+	}
+	return both
+}
+
+// differences says what a list has and lacks beside the VIPs of this node.
+func differences(theirs, ours []netip.Addr) string {
+	without := func(a, b []netip.Addr) []netip.Addr {
+		return slices.DeleteFunc(slices.Clone(a), func(addr netip.Addr) bool { return slices.Contains(b, addr) })
+	}
+	var parts []string
+	if more := without(theirs, ours); len(more) > 0 {
+		parts = append(parts, "with "+texts(more))
+	}
+	if less := without(ours, theirs); len(less) > 0 {
+		parts = append(parts, "without "+texts(less))
+	}
+	if len(parts) == 0 {
+		return "one of them twice"
+	}
+	return strings.Join(parts, ", ")
+}
+
+// texts lists addresses, of many the first few.
+func texts(addrs []netip.Addr) string {
+	const most = 4
+	var all []string
+	for _, a := range addrs[:min(most, len(addrs))] {
+		all = append(all, a.String())
+	}
+	if n := len(addrs) - most; n > 0 {
+		all = append(all, fmt.Sprintf("and %d more", n))
+	}
+	return strings.Join(all, ", ")
+}
