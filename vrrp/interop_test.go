@@ -6,9 +6,11 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -79,29 +81,71 @@ type protocol struct {
 	sluice Config
 	global string // keepalived's lines
 	lines  string
+	peer   string // whom sluice hears; "": the link-local address of keepalived's node
 }
 
-// One of them stands in each role, starts first or second, and stops first.
-func TestInteropKeepalived(t *testing.T) {
+// config is keepalived's configuration.
+func (p *protocol) config(state string, priority uint8) string {
+	vips := ""
+	for _, vip := range p.sluice.Addresses {
+		vips += vip.String() + "\n"
+	}
+	return fmt.Sprintf("global_defs {\n router_id interop\n %s}\n"+
+		"vrrp_instance VI_1 {\n state %s\n interface eth0\n virtual_router_id %d\n priority %d\n %s"+
+		" virtual_ipaddress {\n %s }\n}\n", p.global, state, p.sluice.VRID, priority, p.lines, vips)
+}
+
+// v2protocol has the seed's settings.
+func v2protocol() protocol {
+	return protocol{
+		name: "v2 with password",
+		sluice: Config{Name: "VI_1", Interface: "eth0", VRID: 51, Version: V2, Interval: time.Second, Password: "1111",
+			Addresses: prefixes("192.0.2.100/32"), Preempt: true},
+		lines: "advert_int 1\n authentication {\n auth_type PASS\n auth_pass 1111\n }\n",
+		peer:  "192.0.2.2",
+	}
+}
+
+// v3protocol is version 3 at 200 ms.
+func v3protocol(name, lines, peer string, vips ...string) protocol {
+	return protocol{
+		name: name,
+		sluice: Config{Name: "VI_1", Interface: "eth0", VRID: 51, Version: V3, Interval: 200 * time.Millisecond,
+			Addresses: prefixes(vips...), Preempt: true},
+		global: "vrrp_version 3\n",
+		lines:  "advert_int 0.2\n" + lines,
+		peer:   peer,
+	}
+}
+
+// unicast makes both sides send to each other's address alone.
+func (p protocol) unicast(local string) protocol {
+	p.sluice.Source, p.sluice.Peers = addr(local), []netip.Addr{addr(p.peer)}
+	p.lines += " unicast_src_ip " + p.peer + "\n unicast_peer {\n " + local + "\n }\n"
+	return p
+}
+
+func needKeepalived(t *testing.T) {
+	t.Helper()
 	needRoot(t)
 	if _, err := os.Stat(keepalivedPath); err != nil {
 		t.Skipf("needs %s: install keepalived", keepalivedPath)
 	}
-	vips := prefixes("192.0.2.100/32")
+}
+
+// One of them stands in each role, starts first or second, and stops first.
+func TestInteropKeepalived(t *testing.T) {
+	needKeepalived(t)
+	unicast2 := v2protocol().unicast("192.0.2.1")
+	unicast2.name = "v2 unicast"
 	for _, p := range []protocol{
-		{
-			name: "v2 with password",
-			sluice: Config{Name: "VI_1", Interface: "eth0", VRID: 51, Version: V2, Interval: time.Second, Password: "1111",
-				Addresses: vips, Preempt: true},
-			lines: "advert_int 1\n authentication {\n auth_type PASS\n auth_pass 1111\n }\n",
-		},
-		{
-			name: "v3",
-			sluice: Config{Name: "VI_1", Interface: "eth0", VRID: 51, Version: V3, Interval: 200 * time.Millisecond,
-				Addresses: vips, Preempt: true},
-			global: "vrrp_version 3\n",
-			lines:  "advert_int 0.2\n",
-		},
+		v2protocol(),
+		unicast2,
+		v3protocol("v3", "", "192.0.2.2", "192.0.2.100/32"),
+		v3protocol("v3 unicast", "", "192.0.2.2", "192.0.2.100/32").unicast("192.0.2.1"),
+		v3protocol("v3 ipv6", "", "", "fe80::100/64", "2001:db8::100/64"),
+		v3protocol("v3 ipv6 without a link-local vip", "", "", "2001:db8::100/128"),
+		v3protocol("v3 ipv6 unicast", "", "2001:db8::2", "2001:db8::100/128").unicast("2001:db8::1"),
 	} {
 		for _, ours := range []uint8{100, 99} {
 			for _, first := range []string{"sluice", "keepalived"} {
@@ -115,18 +159,41 @@ func TestInteropKeepalived(t *testing.T) {
 	}
 }
 
+// interopNodes are two nodes whose IPv6 addresses can be used: a keepalived
+// that starts before that does not take part.
+func interopNodes(t *testing.T) (a, b *namespace, peer netip.Addr) {
+	t.Helper()
+	a, b = cable6(t)
+	for _, ns := range []*namespace{a, b} {
+		host := ns.host()
+		peer = ns.ownLinkLocal(host)
+		ns.linkBy(host, func(a netip.Addr) bool { return a.Is6() && !a.IsLinkLocalUnicast() })
+	}
+	return a, b, peer
+}
+
 func interop(t *testing.T, p protocol, ours uint8, sluiceFirst bool) {
-	a, b := cable(t)
+	a, b, sender := interopNodes(t)
+	if p.peer != "" {
+		sender = addr(p.peer)
+	}
 	theirs, state := 199-ours, "BACKUP"
 	if theirs > ours {
 		state = "MASTER"
 	}
-	config := fmt.Sprintf("global_defs {\n router_id interop\n %s}\n"+
-		"vrrp_instance VI_1 {\n state %s\n interface eth0\n virtual_router_id 51\n priority %d\n %s"+
-		" virtual_ipaddress {\n 192.0.2.100\n }\n}\n", p.global, state, theirs, p.lines)
-	const vip = "192.0.2.100/32"
-	onA := func() bool { return a.has(vip) && !b.has(vip) }
-	onB := func() bool { return b.has(vip) && !a.has(vip) }
+	config := p.config(state, theirs)
+	vips := p.sluice.Addresses
+	// All of them, or none.
+	on := func(ns *namespace, want bool) bool {
+		for _, vip := range vips {
+			if ns.has(vip.String()) != want {
+				return false
+			}
+		}
+		return true
+	}
+	onA := func() bool { return on(a, true) && on(b, false) }
+	onB := func() bool { return on(b, true) && on(a, false) }
 	cfg := p.sluice
 	cfg.Priority = ours
 	var router *Router
@@ -164,7 +231,7 @@ func interop(t *testing.T, p protocol, ours uint8, sluiceFirst bool) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !h.TookOver() || h.Peer != addr("192.0.2.2") {
+		if !h.TookOver() || h.Peer != sender {
 			t.Errorf("got handover %+v, want that keepalived took over", h)
 		}
 		eventually(t, "the vip is on keepalived after sluice was released", onB)
@@ -174,7 +241,79 @@ func interop(t *testing.T, p protocol, ours uint8, sluiceFirst bool) {
 	peer.stop()
 	eventually(t, "the vip is on sluice after keepalived was stopped", onA)
 	always(t, "the vip is on sluice", wait, onA)
-	for reason, n := range router.Status().Dropped {
+	status := router.Status()
+	for reason, n := range status.Dropped {
 		t.Errorf("%d advertisements of keepalived were dropped: %v", n, reason)
+	}
+	if status.Peer.Address != sender || len(status.Alarms) > 0 {
+		t.Errorf("heard %v, want %v; alarms %v, want none", status.Peer.Address, sender, status.Alarms)
+	}
+}
+
+// Each mistake is staged with a real keepalived beside a sluice node, and named;
+// where that keepalived has gone, it is over.
+func TestInteropMistakes(t *testing.T) {
+	needKeepalived(t)
+	v6 := v3protocol("", "", "", "2001:db8::100/128")
+	for _, tt := range []struct {
+		name     string
+		protocol protocol
+		mistake  func(*protocol)
+		priority uint8 // keepalived's
+		kind     AlarmKind
+		want     string // behind the peer's address
+	}{
+		{"another virtual router id", v2protocol(), func(p *protocol) { p.sluice.VRID = 61 }, 99, AlarmVRID,
+			" advertises 192.0.2.100 as virtual router 61, this node as 51: set one virtual_router_id on all nodes"},
+		{"another virtual router id, ipv6", v6, func(p *protocol) { p.sluice.VRID = 61 }, 99, AlarmVRID,
+			" advertises 2001:db8::100 as virtual router 61, this node as 51: set one virtual_router_id on all nodes"},
+		{"another password", v2protocol(), func(p *protocol) { p.lines = strings.Replace(p.lines, "1111", "2222", 1) }, 99, AlarmPassword,
+			" has another password: set one password on all nodes"},
+		{"no password", v2protocol(), func(p *protocol) { p.lines = "advert_int 1\n" }, 99, AlarmAuthType,
+			" sends no password, this node a password: set one password on all nodes, or none"},
+		{"another interval in version 2", v2protocol(), func(p *protocol) {
+			p.lines = strings.Replace(p.lines, "advert_int 1", "advert_int 2", 1)
+		}, 99, AlarmInterval, " advertises every 2s, this node every 1s: set one advertisement_interval on all nodes"},
+		{"another interval in version 3", v6, func(p *protocol) { p.lines = "advert_int 0.1\n" }, 101, AlarmInterval,
+			" advertises every 100ms, this node every 200ms: set one advertisement_interval on all nodes"},
+		{"another version", v2protocol(), func(p *protocol) { p.global, p.lines = "vrrp_version 3\n", "advert_int 1\n" }, 99, AlarmVersion,
+			" sends version 3 for virtual router 51, this node 2: set one version on all nodes"},
+		{"another list", v2protocol(), func(p *protocol) { p.sluice.Addresses = prefixes("192.0.2.100/32", "192.0.2.101/32") }, 99, AlarmAddresses,
+			" advertises another list of addresses (with 192.0.2.101): set the same addresses on all nodes"},
+		{"a stranger", v2protocol(), func(p *protocol) { p.sluice.Addresses = prefixes("192.0.2.77/32") }, 99, AlarmStranger,
+			" uses virtual router 51 for other addresses (192.0.2.77): give one of the two another virtual_router_id"},
+		{"equal priorities", v2protocol(), func(*protocol) {}, 100, AlarmPriority,
+			" has priority 100, as this node has, and only the addresses decide between them: give each node a priority of its own"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			a, b, sender := interopNodes(t)
+			if !tt.protocol.sluice.v6() {
+				sender = addr("192.0.2.2")
+			}
+			cfg := tt.protocol.sluice
+			cfg.Priority = 100
+			theirs := tt.protocol
+			tt.mistake(&theirs)
+			var keepalived *keepalived
+			startKeepalived := func() { keepalived = b.keepalived(theirs.config("MASTER", tt.priority)) }
+			if tt.kind == AlarmPriority {
+				// It is the one that is not Active that hears of it.
+				startKeepalived()
+				eventually(t, "keepalived is active", func() bool { return b.has("192.0.2.100/32") })
+			}
+			router, _ := a.start(cfg, t.TempDir())
+			if keepalived == nil {
+				eventually(t, "sluice is active", func() bool { return router.Status().State == Active })
+				startKeepalived()
+			}
+			want := sender.String() + tt.want
+			eventually(t, "the alarm", func() bool {
+				alarms := router.Status().Alarms
+				return len(alarms) == 1 && alarms[0].Kind == tt.kind && alarms[0].Text == want && alarms[0].Peer == sender
+			})
+			keepalived.stop()
+			eventually(t, "its end", func() bool { return len(router.Status().Alarms) == 0 })
+		})
 	}
 }
