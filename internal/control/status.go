@@ -64,6 +64,9 @@ type Instance struct {
 	Received uint64            `json:"received"`
 	Failed   uint64            `json:"failed"`
 	Dropped  map[string]uint64 `json:"dropped"`
+	// Alarms are mistakes of configuration that show in what other nodes send, in
+	// words that say what to change.
+	Alarms []string `json:"alarms"`
 }
 
 // A Peer is who was heard last.
@@ -142,6 +145,10 @@ func NewInstance(s vrrp.Status, addresses []netip.Prefix) Instance {
 		State: s.State.String(), Since: s.Since, Reason: s.Reason, Releasing: s.Releasing,
 		Priority: s.Priority, Addresses: addresses, Present: orEmpty(s.Addresses),
 		Sent: s.Sent, Received: s.Received, Failed: s.Failed, Dropped: map[string]uint64{},
+		Alarms: []string{},
+	}
+	for _, a := range s.Alarms {
+		i.Alarms = append(i.Alarms, a.Text)
 	}
 	if s.Source.IsValid() {
 		i.Source = s.Source.String()
@@ -253,6 +260,9 @@ func (s *Status) FindProblems() {
 	for _, i := range s.VRRP {
 		if i.State == vrrp.Fault.String() {
 			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s cannot run: %s", i.Name, i.Reason))
+		}
+		for _, a := range i.Alarms {
+			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s: %s", i.Name, a))
 		}
 	}
 	for _, v := range s.Services {

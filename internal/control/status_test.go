@@ -114,12 +114,14 @@ func TestInstanceOfAVirtualRouter(t *testing.T) {
 				Peer: vrrp.Peer{Address: netip.MustParseAddr("192.0.2.2"), Priority: 99, Heard: since},
 				Sent: 5, Received: 4, Failed: 1,
 				Dropped: map[vrrp.Reason]uint64{vrrp.ReasonPassword: 2, vrrp.ReasonTTL: 0},
+				Alarms:  []vrrp.Alarm{{Kind: vrrp.AlarmPassword, Text: "192.0.2.2 has another password"}},
 			},
 			Instance{
 				Name: "VI_1", Interface: "eth0", VirtualRouterID: 51, Version: 2, State: "active", Since: since,
 				Reason: "why", Priority: 100, Addresses: []netip.Prefix{vip}, Present: []netip.Prefix{vip},
 				Source: "192.0.2.1", Peer: &Peer{netip.MustParseAddr("192.0.2.2"), 99, since},
 				Sent: 5, Received: 4, Failed: 1, Dropped: map[string]uint64{"password": 2},
+				Alarms: []string{"192.0.2.2 has another password"},
 			},
 		},
 		{
@@ -128,7 +130,7 @@ func TestInstanceOfAVirtualRouter(t *testing.T) {
 			Instance{
 				Name: "VI_1", Interface: "eth0", VirtualRouterID: 51, Version: 3, State: "initialize", Since: since,
 				Reason: "not started", Priority: 1, Addresses: []netip.Prefix{vip}, Present: []netip.Prefix{},
-				Dropped: map[string]uint64{},
+				Dropped: map[string]uint64{}, Alarms: []string{},
 			},
 		},
 	} {
@@ -160,6 +162,9 @@ func TestProblems(t *testing.T) {
 		{"an instance has a fault", Status{VRRP: []Instance{
 			{Name: "VI_1", State: "backup"}, {Name: "VI_2", State: "fault", Reason: "eth1 is down"},
 		}}, []string{"vrrp instance VI_2 cannot run: eth1 is down"}},
+		{"another node is configured differently", Status{VRRP: []Instance{
+			{Name: "VI_1", State: "active", Alarms: []string{"192.0.2.2 has another password"}},
+		}}, []string{"vrrp instance VI_1: 192.0.2.2 has another password"}},
 		{"an interface is slow", Status{Interfaces: []Interface{{Name: "eth0"}, {Name: "eth1", Warning: "eth1: generic"}}},
 			[]string{"eth1: generic"}},
 		{"an upgrade has kept everything", Status{Upgrade: &loader.Upgrade{From: 1, NotKept: []string{}}}, []string{}},
