@@ -334,3 +334,34 @@ func TestIPv6RouterWithoutALinkLocalAddress(t *testing.T) {
 	a.addAddress("eth0", own.String()+"/64")
 	eventually(t, "the instance runs", func() bool { return r.Status().State == Active && r.Status().Source == own })
 }
+
+func TestUnicastRoutersOnTheHost(t *testing.T) {
+	const vip = "192.0.2.100/24"
+	a, b := cable(t)
+	a.addAddress("eth0", "192.0.2.7/24")
+	unicast := func(p uint8, source, peer string) Config {
+		c := fast(p)
+		// The kernel refuses to send to the first, which keeps nothing from the second.
+		c.Source, c.Peers = addr(source), []netip.Addr{addr("192.0.2.255"), addr(peer)}
+		return c
+	}
+	ra, stopA := a.start(unicast(100, "192.0.2.7", "192.0.2.2"), t.TempDir())
+	rb, stopB := b.start(unicast(99, "192.0.2.2", "192.0.2.7"), t.TempDir())
+	onA := func() bool { return a.has(vip) && !b.has(vip) }
+	eventually(t, "the vip is on a", func() bool { return onA() && rb.Status().Peer.Address == addr("192.0.2.7") })
+	always(t, "the vip is on a", 300*time.Millisecond, onA)
+	if s := ra.Status(); s.Source != addr("192.0.2.7") || s.Failed == 0 {
+		t.Errorf("got source %v, %d failures; want the configured address, and some", s.Source, s.Failed)
+	}
+	stopA()
+	eventually(t, "the vip is on b", func() bool { return b.has(vip) && !a.has(vip) })
+	stopB()
+
+	// Who sends from another address than its peer expects is not heard.
+	rb, _ = b.start(unicast(99, "192.0.2.2", "192.0.2.1"), t.TempDir())
+	a.start(unicast(100, "192.0.2.7", "192.0.2.2"), t.TempDir())
+	eventually(t, "b drops what a sends", func() bool {
+		s := rb.Status()
+		return s.Dropped[ReasonPeer] > 0 && s.Received == 0
+	})
+}

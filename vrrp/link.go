@@ -64,7 +64,7 @@ func (r *Router) look() (Link, string) {
 
 // lookup finds the interface and the address to send from: the one that peers
 // know, else the first of the node's own, and only then, for the owner, a VIP.
-func (r *Router) lookup() (Link, error) {
+func (r *Router) lookup() (link Link, err error) {
 	choices := []func(netip.Addr) bool{r.ownAddress}
 	if r.cfg.Source.IsValid() {
 		choices = []func(netip.Addr) bool{func(a netip.Addr) bool { return a == r.cfg.Source && r.ownAddress(a) }, r.ownAddress}
@@ -73,12 +73,12 @@ func (r *Router) lookup() (Link, error) {
 		choices = append(choices, r.cfg.canSend)
 	}
 	for _, usable := range choices {
-		link, err := r.deps.Network.Link(r.cfg.Interface, usable)
+		link, err = r.deps.Network.Link(r.cfg.Interface, usable)
 		if err != nil || link.Source.IsValid() {
-			return link, err
+			break
 		}
 	}
-	return r.deps.Network.Link(r.cfg.Interface, func(netip.Addr) bool { return false })
+	return link, err
 }
 
 // noSource says what an interface lacks that has no address to send from.
@@ -132,6 +132,10 @@ func (r *Router) openLink(link Link, into chan<- *received) error {
 	transport, err := r.deps.Network.Transport(link, r.cfg.Peers)
 	if err != nil {
 		return errors.Join(err, announcer.Close())
+	}
+	if r.cfg.Source.IsValid() && link.Source != r.cfg.Source {
+		r.log.Warn("the interface has not the address that peers may know this node by; they may drop what it sends",
+			"interface", link.Name, "address", r.cfg.Source, "source", link.Source)
 	}
 	r.link, r.announcer = link, announcer
 	r.transport = startReceiver(transport, into)

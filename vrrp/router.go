@@ -204,7 +204,7 @@ type Status struct {
 	Alarms   []Alarm
 	Sent     uint64 // advertisements
 	Received uint64 // advertisements of this instance that were accepted
-	Failed   uint64 // advertisements that could not be sent
+	Failed   uint64 // advertisements that could not be sent, to one of the peers at least
 	// Dropped counts received packets by why they were dropped. ReasonVRID is
 	// usual where several virtual routers share a segment.
 	Dropped map[Reason]uint64
