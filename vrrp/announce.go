@@ -35,15 +35,14 @@ type frameAnnouncer struct {
 // broadcast says to the socket where to; the frames say it to the network.
 var broadcast = &packet.Addr{HardwareAddr: ethernet.Broadcast}
 
-// announce opens an Announcer on an Ethernet interface. Router is IPv6's flag of
-// who forwards packets.
-func announce(link Link, vips []netip.Addr, router bool) (Announcer, error) {
+// announce opens an Announcer on an Ethernet interface.
+func announce(link Link, vips []netip.Addr) (Announcer, error) {
 	var frames [][]byte
 	var err error
 	if link.Source.Is4() {
 		frames, err = gratuitousFrames(link.MAC, vips)
 	} else {
-		frames, err = neighbourFrames(link, vips, router)
+		frames, err = neighbourFrames(link, vips)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("announce on %s: %w", link.Name, err)

@@ -141,6 +141,7 @@ func (h *Host) Link(name string, usable func(netip.Addr) bool) (Link, error) {
 			break
 		}
 	}
+	link.Router = link.Source.Is6() && forwards(name)
 	return link, nil
 }
 
@@ -158,7 +159,7 @@ func (h *Host) Transport(link Link, peers []netip.Addr) (Transport, error) {
 
 // Announcer implements Network.
 func (h *Host) Announcer(link Link, vips []netip.Addr) (Announcer, error) {
-	return announce(link, vips, link.Source.Is6() && forwards(link.Name))
+	return announce(link, vips)
 }
 
 // forwards reports whether the kernel calls itself a router when it is asked for

@@ -29,41 +29,41 @@ var (
 
 // neighbourFrames builds an unsolicited neighbour advertisement for each VIP
 // (RFC 9568, 6.4.1; RFC 4861, 7.2.6): Override makes who hears it forget the
-// other node's MAC address. Router has to be what this node answers when it is
+// other node's MAC address. Router has to be what the kernel answers when it is
 // asked: hosts take a router that says otherwise for gone.
-func neighbourFrames(link Link, vips []netip.Addr, router bool) ([][]byte, error) {
+func neighbourFrames(link Link, vips []netip.Addr) ([][]byte, error) {
 	if link.MAC == (MAC{}) {
 		return nil, errNoMAC
 	}
 	frames := make([][]byte, 0, len(vips))
 	for _, vip := range vips {
-		frames = append(frames, neighbourFrame(link.MAC, link.Source, vip, router))
+		frames = append(frames, neighbourFrame(link, vip))
 	}
 	return frames, nil
 }
 
-func neighbourFrame(mac MAC, source, vip netip.Addr, router bool) []byte {
+func neighbourFrame(link Link, vip netip.Addr) []byte {
 	f := make([]byte, etherLen+ipv6Len+neighbourLen)
 	copy(f, allNodesMAC[:])
-	copy(f[6:], mac[:])
+	copy(f[6:], link.MAC[:])
 	binary.BigEndian.PutUint16(f[12:], 0x86dd)
 
 	ip := f[etherLen:]
 	ip[0] = 6 << 4
 	binary.BigEndian.PutUint16(ip[4:], neighbourLen)
 	ip[6], ip[7] = protocolICMP6, ttl
-	from, to, target := source.As16(), allNodes.As16(), vip.As16()
+	from, to, target := link.Source.As16(), allNodes.As16(), vip.As16()
 	copy(ip[8:], from[:])
 	copy(ip[24:], to[:])
 
 	icmp := ip[ipv6Len:]
 	icmp[0], icmp[4] = typeNeighbour, flagOverride
-	if router {
+	if link.Router {
 		icmp[4] |= flagRouter
 	}
 	copy(icmp[8:], target[:])
 	icmp[24], icmp[25] = optionTarget, 1 // in units of 8 bytes
-	copy(icmp[26:], mac[:])
-	binary.BigEndian.PutUint16(icmp[2:], checksum(pseudoHeaderOf(protocolICMP6, source, allNodes, neighbourLen), icmp))
+	copy(icmp[26:], link.MAC[:])
+	binary.BigEndian.PutUint16(icmp[2:], checksum(pseudoHeaderOf(protocolICMP6, link.Source, allNodes, neighbourLen), icmp))
 	return f
 }

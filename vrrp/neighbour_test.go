@@ -27,7 +27,7 @@ func TestNeighbourFrames(t *testing.T) {
 		0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, // the VIP
 		2, 1, 2, 0, 0, 0, 0, 1, // the MAC address that it is at
 	}
-	got, err := neighbourFrames(link, vips, false)
+	got, err := neighbourFrames(link, vips)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +35,8 @@ func TestNeighbourFrames(t *testing.T) {
 		t.Errorf("frame of a host (-want +got):\n%s", diff)
 	}
 	want[58], want[56], want[57] = 0xa0, 0xa7, 0x62 // and Router
-	if got, err = neighbourFrames(link, vips, true); err != nil {
+	link.Router = true
+	if got, err = neighbourFrames(link, vips); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff([][]byte{want}, got); diff != "" {
@@ -44,7 +45,7 @@ func TestNeighbourFrames(t *testing.T) {
 }
 
 func TestNeighbourFramesNeedEthernet(t *testing.T) {
-	if _, err := neighbourFrames(Link{Source: addr("fe80::2")}, []netip.Addr{addr("2001:db8::100")}, false); err == nil {
+	if _, err := neighbourFrames(Link{Source: addr("fe80::2")}, []netip.Addr{addr("2001:db8::100")}); err == nil {
 		t.Error("got no error for an interface without an Ethernet address")
 	}
 }

@@ -18,6 +18,7 @@ type Link struct {
 	MAC    MAC
 	Up     bool       // administratively up and with carrier
 	Source netip.Addr // of sent packets; invalid where the interface has none that is usable
+	Router bool       // with a source of IPv6: the interface forwards
 }
 
 // A Network is the host's network, as far as a Router needs it. Host is the
