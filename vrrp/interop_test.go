@@ -5,6 +5,7 @@ package vrrp
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"net/netip"
 	"os"
@@ -16,6 +17,15 @@ import (
 	"testing"
 	"time"
 )
+
+// Most parallel tests wait for the clock, not for a processor.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
 
 const keepalivedPath = "/usr/sbin/keepalived"
 
