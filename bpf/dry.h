@@ -50,6 +50,7 @@ struct trace {
 	__u32 port; /* source port in host byte order, 0: none is free */
 	__u32 void_flow; /* nat: an older flow of the same ports, which ends; pair << 16 | port */
 	__u32 joins; /* nat: the port that would join the ring first; likewise */
+	__u32 passed; /* nat: places of the pair's ring that would be passed over */
 	__u32 interface; /* it leaves by */
 	__u32 outcome; /* enum outcome */
 };

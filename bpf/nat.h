@@ -7,19 +7,10 @@
 #define SLUICE_NAT_H
 
 #include "emit.h"
+#include "nat_choice.h"
 #include "nat_fragments.h"
-#include "nat_handshakes.h"
 #include "nat_rewrite.h"
 #include "nat_table.h"
-
-/* What a packet of a client is translated by. */
-struct nat_found {
-	struct nat_place place;
-	struct nat_flow *flow;
-	__u32 port;
-	__u32 number; /* of the backend */
-	struct backend *backend;
-};
 
 /* Whether the backend that the flow was made for still stands. */
 static __always_inline bool backend_holds(struct backend *backend, struct nat_flow *flow)
@@ -48,26 +39,6 @@ static __always_inline int find_flow(struct packet *p, struct nat_key *key, stru
 	return PASS_NO_FLOW;
 }
 
-/* A source port for a new flow, taken from a handshake if need be; 0 where there is none. */
-SUBPROGRAM __u32 obtain_port(__u32 pair, __u32 service, __u32 now)
-{
-	struct nat_place place;
-	__u32 port;
-
-	if (!nat_place(&place, pair))
-		return 0;
-	sweep(&place, now);
-	port = claim_port(pair, service, now);
-	if (port)
-		return port;
-	sweep_share(pair, now);
-	port = claim_port(pair, service, now);
-	if (port)
-		return port;
-	give_up_oldest(pair, service);
-	return claim_port(pair, service, now);
-}
-
 /* Makes a flow for a SYN or a datagram. */
 static __always_inline int new_flow(struct packet *p, struct service *service, struct nat_key *key,
 				    struct nat_found *f)
@@ -75,7 +46,8 @@ static __always_inline int new_flow(struct packet *p, struct service *service, s
 	__u64 hash = key->hash;
 	__u32 now = key->now;
 	struct nat_flow *flow;
-	__u32 choice, pair, *chosen;
+	__u32 pair;
+	int out;
 
 	f->number = slot_owner(slot_word(service, flow_hash(p, service)));
 	f->backend = backend_at(f->number);
@@ -87,20 +59,12 @@ static __always_inline int new_flow(struct packet *p, struct service *service, s
 		COUNT_LOSS(p->service, no_backend);
 		return DROP_NO_BACKEND;
 	}
-	choice = f->backend->choice + (((hash >> 32) * f->backend->choices) >> 32);
-	chosen = bpf_map_lookup_elem(&nat_choices, &choice);
-	if (!chosen)
-		return DROP_INTERNAL;
-	pair = *(volatile __u32 *)chosen;
-	if (!nat_place(&f->place, pair))
-		return DROP_INTERNAL;
-	f->port = obtain_port(pair, p->service, now);
-	TRACE(pair, pair);
-	TRACE(port, f->port);
-	if (!f->port) {
+	out = find_port(f, hash, p->service, now);
+	if (out == DROP_NO_PORT)
 		COUNT_LOSS(p->service, no_port);
-		return DROP_NO_PORT;
-	}
+	if (out != NEXT)
+		return out;
+	pair = f->place.number;
 	flow = nat_entry(pair, f->port);
 	if (!flow)
 		return DROP_INTERNAL;

@@ -143,11 +143,11 @@ SUBPROGRAM int unmark(__u32 pair, __u32 port)
 	return 0;
 }
 
-/* The oldest free port; 0 where there is none. In a dry run: after others, and what would join the ring. */
-static __always_inline __u32 pop_port(struct nat_place *place, __u32 others)
+/* The oldest free port; 0 where there is none. In a dry run: after those passed over, and what would join the ring. */
+static __always_inline __u32 pop_port(struct nat_place *place)
 {
 	for (int i = 0; i < CLAIM_TRIES; i++) {
-		__u64 head = *(volatile __u64 *)&place->pair->head + (dry ? others : 0), value;
+		__u64 head = *(volatile __u64 *)&place->pair->head + (dry ? traced.passed : 0), value;
 		__u64 *word = ring_word(place->number, head & (NAT_PORTS - 1));
 
 		if (!word)
@@ -280,11 +280,13 @@ SUBPROGRAM int claim_port(__u32 pair, __u32 service, __u32 now)
 	if (!nat_place(&place, pair))
 		return 0;
 	for (int i = 0; i < CLAIM_TRIES; i++) {
-		__u32 port = pop_port(&place, i), state;
+		__u32 port = pop_port(&place), state;
 		struct nat_flow *flow;
 
 		if (!port)
 			return 0;
+		if (dry)
+			traced.passed++; /* until it is found to be good */
 		flow = nat_entry(pair, port);
 		if (!flow)
 			return 0;

@@ -349,9 +349,9 @@ type benchTrace struct {
 	Port      uint32
 	VoidFlow  uint32
 	Joins     uint32
+	Passed    uint32
 	Interface uint32
 	Outcome   uint32
-	_         [4]byte
 }
 
 // Names of all BPF objects in the ELF.

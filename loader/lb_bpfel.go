@@ -537,9 +537,9 @@ type lbTrace struct {
 	Port      uint32
 	VoidFlow  uint32
 	Joins     uint32
+	Passed    uint32
 	Interface uint32
 	Outcome   uint32
-	_         [4]byte
 }
 
 type lbTraceFound uint32
