@@ -242,7 +242,10 @@ struct nat_pair {
 	__u16 first_port; /* inclusive, host byte order */
 	__u16 last_port;
 	__u32 handshakes; /* that are remembered, less 1: a mask */
-	__u64 pad[2];
+	/* The daemon's own, one word. */
+	__u32 ports; /* of the share: those in the ring and those in use */
+	__u32 filling; /* 1: a daemon is at the ring, or was killed there */
+	__u64 pad;
 	/* The ring of free ports, oldest first; a cache line of its own. */
 	__u64 head;
 	__u64 tail;

@@ -49,6 +49,16 @@ func (d *Datapath) apply(want lb.Snapshot, drained map[uint32]bool) error {
 
 // write takes steps in order. Should one fail, the state is what the maps say.
 func (d *Datapath) write(steps []step) error {
+	clear(d.tables.listening) // it is asked anew
+	var pairs []addPair
+	for _, s := range steps {
+		if p, ok := s.(addPair); ok {
+			pairs = append(pairs, p)
+		}
+	}
+	if err := d.tables.preparePairs(pairs); err != nil {
+		return err
+	}
 	for _, s := range steps {
 		d.log.Debug("apply", "step", s.String())
 		if err := s.apply(d.tables); err != nil {

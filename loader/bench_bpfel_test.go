@@ -230,7 +230,9 @@ type benchNatPair struct {
 	FirstPort  uint16
 	LastPort   uint16
 	Handshakes uint32
-	Pad        [2]uint64
+	Ports      uint32
+	Filling    uint32
+	Pad        uint64
 	Head       uint64
 	Tail       uint64
 	Embryonic  uint64

@@ -8,60 +8,116 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
-	"unsafe"
+	"sync"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/sluice-lb/sluice/internal/lb"
 )
 
-// makePair makes the maps of a pair and hands its ports out. The order of ports
-// is random: the next one must not be guessed from outside (RFC 6056).
-func (t *tables) makePair(n uint32, p pairEntry) error {
-	spec, err := loadLb()
-	if err != nil {
-		return fmt.Errorf("read the program: %w", err)
+// preparedAtOnce is how many pairs are prepared together: the kernel waits for the
+// program after each write to a table of tables, and for each batch once.
+const preparedAtOnce = 128
+
+// preparePairs makes the maps of pairs that are to be added. Nothing refers to them
+// yet.
+func (t *tables) preparePairs(pairs []addPair) error {
+	for batch := range slices.Chunk(pairs, preparedAtOnce) {
+		if err := t.prepareBatch(batch); err != nil {
+			return err
+		}
 	}
-	flows, err := ebpf.NewMap(spec.Maps["nat_flows"].InnerMap)
-	if err != nil {
-		return fmt.Errorf("make the flow table towards %v: %w", p.Address, err)
+	return nil
+}
+
+func (t *tables) prepareBatch(pairs []addPair) error {
+	var made []*ebpf.Map
+	defer func() {
+		for _, m := range made {
+			m.Close() // the table of tables holds it
+		}
+	}()
+	var numbers, flows, rings []uint32
+	for _, p := range pairs {
+		f, r, err := t.makePair(p.Number, p.Pair)
+		if err != nil {
+			return err
+		}
+		made = append(made, f, r)
+		numbers, flows, rings = append(numbers, p.Number), append(flows, uint32(f.FD())), append(rings, uint32(r.FD()))
 	}
-	defer flows.Close()
-	ring, err := ebpf.NewMap(spec.Maps["nat_rings"].InnerMap)
-	if err != nil {
-		return fmt.Errorf("make the port table towards %v: %w", p.Address, err)
+	for _, w := range []struct {
+		to  *ebpf.Map
+		fds []uint32
+	}{{t.objects.NatFlows, flows}, {t.objects.NatRings, rings}} {
+		if _, err := w.to.BatchUpdate(numbers, w.fds, nil); err != nil {
+			return fmt.Errorf("write %d entries of %v: %w", len(numbers), w.to, err)
+		}
 	}
-	defer ring.Close()
-	q := &portQueue{pair: make([]byte, unsafe.Sizeof(lbNatPair{}))}
+	return nil
+}
+
+// makePair makes the maps of a pair and hands its ports out.
+func (t *tables) makePair(n uint32, p pairEntry) (flows, ring *ebpf.Map, err error) {
+	specs, err := natSpecs()
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the program: %w", err)
+	}
+	ports, err := t.freePorts(p.Share, p.Protocol)
+	if err != nil {
+		return nil, nil, err
+	}
+	if flows, err = ebpf.NewMap(specs.flows); err != nil {
+		return nil, nil, fmt.Errorf("make the flow table towards %v: %w", p.Address, err)
+	}
+	if ring, err = ebpf.NewMap(specs.ring); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("make the port table towards %v: %w", p.Address, err), flows.Close())
+	}
+	if err = fillRing(flows, ring, ports); err == nil {
+		err = put(t.objects.NatPairs, n, &lbNatPair{
+			Source: mapped(p.Source), Address: mapped(p.Address.Addr()), Vip: p.VIP,
+			Port: bigEndian16(p.Address.Port()), Protocol: uint16(p.Protocol),
+			FirstPort: p.Share.First, LastPort: p.Share.Last, Handshakes: handshakes(p.Share) - 1,
+			Ports: uint32(len(ports)), Tail: uint64(len(ports)),
+		})
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, flows.Close(), ring.Close())
+	}
+	return flows, ring, nil
+}
+
+// fillRing queues ports in maps that nobody else has.
+func fillRing(flows, ring *ebpf.Map, ports []uint16) error {
+	var q portQueue
 	defer q.close()
+	var err error
 	if q.ring, err = mapWords(ring); err != nil {
 		return err
 	}
 	if q.flows, err = mapWords(flows); err != nil {
 		return err
 	}
-	ports, err := freePorts(p.Share, p.Protocol)
-	if err != nil {
-		return err
+	for ticket, port := range ports {
+		*q.ring.at(ticket) = ringWord(uint64(ticket), port)
+		q.flow(port).Flags = uint32(lbNatFlagsNAT_QUEUED)
 	}
-	for _, port := range ports {
-		q.add(port)
-	}
-	if err := put(t.objects.NatFlows, n, uint32(flows.FD())); err != nil {
-		return err
-	}
-	if err := put(t.objects.NatRings, n, uint32(ring.FD())); err != nil {
-		return err
-	}
-	return put(t.objects.NatPairs, n, &lbNatPair{
-		Source: mapped(p.Source), Address: mapped(p.Address.Addr()), Vip: p.VIP,
-		Port: bigEndian16(p.Address.Port()), Protocol: uint16(p.Protocol),
-		FirstPort: p.Share.First, LastPort: p.Share.Last, Handshakes: handshakes(p.Share) - 1,
-		Tail: uint64(len(ports)),
-	})
+	return nil
 }
+
+type innerSpecs struct{ flows, ring *ebpf.MapSpec }
+
+// natSpecs are what the maps of a pair are made of.
+var natSpecs = sync.OnceValues(func() (innerSpecs, error) {
+	spec, err := loadLb()
+	if err != nil {
+		return innerSpecs{}, err
+	}
+	return innerSpecs{spec.Maps["nat_flows"].InnerMap, spec.Maps["nat_rings"].InnerMap}, nil
+})
 
 // handshakes returns how many handshakes a pair remembers, a power of two: a
 // flood of them must leave ports free for those who mean it.
@@ -70,14 +126,18 @@ func handshakes(share lb.PortRange) uint32 {
 	return 1 << (bits.Len32(max(min(half, uint32(lbLimitsNAT_EMBRYONIC)), 1)) - 1)
 }
 
-// freePorts returns the ports of a share, shuffled, without those that the node
-// itself listens on.
-func freePorts(share lb.PortRange, protocol lb.Protocol) ([]uint16, error) {
-	taken, err := listeners(protocol)
-	if err != nil {
-		return nil, err
+// freePorts returns the ports of a share, without those that the node itself listens
+// on. Their order is random: the next one must not be guessed from outside (RFC 6056).
+func (t *tables) freePorts(share lb.PortRange, protocol lb.Protocol) ([]uint16, error) {
+	taken, ok := t.listening[protocol]
+	if !ok {
+		var err error
+		if taken, err = listeners(protocol); err != nil {
+			return nil, err
+		}
+		t.listening[protocol] = taken
 	}
-	var ports []uint16
+	ports := make([]uint16, 0, share.Count())
 	for port := int(share.First); port <= int(share.Last); port++ {
 		if port != 0 && !taken[uint16(port)] {
 			ports = append(ports, uint16(port))

@@ -333,8 +333,8 @@ func (p *planner) pairs(e *backendEntry, s lb.Service, keep map[uint32]bool) err
 func (p *planner) pair(id pairID) (uint32, error) {
 	address, source := id.address, id.source
 	if n, ok := p.known[id]; ok {
-		if e := p.next.Pairs[n]; e.Share != p.lim.share {
-			e.Share = p.lim.share
+		if e := p.next.Pairs[n]; e.Share != p.lim.share || e.Filling {
+			e.Share, e.Filling = p.lim.share, false
 			p.next.Pairs[n] = e
 			p.add = append(p.add, sharePair{n, e})
 		}

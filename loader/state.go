@@ -88,6 +88,7 @@ type pairEntry struct {
 	VIP      uint32       // index of Source
 	Key      uint32       // place in nat_keys
 	Share    lb.PortRange // this node's ports of Source
+	Filling  bool         // a daemon was killed while it gave the pair its ports
 }
 
 func (e serviceEntry) protocol() lb.Protocol {

@@ -210,10 +210,8 @@ func (s addPair) String() string {
 	return fmt.Sprintf("add pair %d from %v to %v ports %v", s.Number, s.Pair.Source, s.Pair.Address, s.Pair.Share)
 }
 
+// apply makes a pair known that is prepared.
 func (s addPair) apply(t *tables) error {
-	if err := t.makePair(s.Number, s.Pair); err != nil {
-		return err
-	}
 	return put(t.objects.NatKeys, s.Pair.Key, &lbPairKey{
 		Address: mapped(s.Pair.Address.Addr()), Vip: s.Pair.VIP, Port: bigEndian16(s.Pair.Address.Port()),
 		Protocol: uint16(s.Pair.Protocol), Pair: s.Number, State: uint32(lbEntryENTRY_USED),

@@ -77,10 +77,13 @@ type tables struct {
 	slots   words
 	buckets words
 	pairs   words
+
+	listening map[lb.Protocol]map[uint16]bool // by the node's sockets, as known in one Apply
+	reached   func(step string)               // of the ports of a pair: a test's
 }
 
 func openTables(m kernelMaps) (*tables, error) {
-	t := &tables{objects: m}
+	t := &tables{objects: m, listening: map[lb.Protocol]map[uint16]bool{}}
 	for _, w := range []struct {
 		into *words
 		from *ebpf.Map
@@ -278,6 +281,7 @@ func (t *tables) readPairs(s *State) error {
 			VIP:      key.Vip,
 			Key:      uint32(k),
 			Share:    lb.PortRange{First: pair.FirstPort, Last: pair.LastPort},
+			Filling:  pair.Filling != 0,
 		}
 	}
 	return nil
