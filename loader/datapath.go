@@ -66,6 +66,7 @@ type Datapath struct {
 	scan     scan              // of the flow tables, the last one
 	moves    map[uint16]Moves  // of the last change of each service
 	pressure pressure          // on the memory of connections older than their window
+	idle     idlePorts         // as the last call of Usage counted them
 	upgraded *Upgrade
 }
 
@@ -159,6 +160,11 @@ func (d *Datapath) start(spec *ebpf.CollectionSpec, meta lbMeta) error {
 	}
 	if d.state, err = d.tables.readState(); err != nil {
 		return err
+	}
+	if d.upgrade != nil {
+		if err := d.tables.countPorts(d.state); err != nil {
+			return err
+		}
 	}
 	if d.pinDir == "" {
 		return nil

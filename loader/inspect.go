@@ -37,6 +37,6 @@ func Inspect(dir string) (Inspection, error) {
 		return in, err
 	}
 	defer p.Close() // nothing was written
-	in.Stats, err = readStats(&p.maps, p.state, nil, nil)
+	in.Stats, err = readStats(p.tables, p.state, nil, nil, nil)
 	return in, err
 }

@@ -56,6 +56,7 @@ type BackendStats struct {
 	Flows        uint64 // SYNs forwarded
 	ReplyPackets uint64
 	ReplyBytes   uint64
+	Source       PortUse
 }
 
 // An Outcome counts packets that were not forwarded.
@@ -69,7 +70,7 @@ type Outcome struct {
 func (d *Datapath) Stats() (Stats, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s, err := readStats(d.objects, d.state, d.names, d.scan.pinned)
+	s, err := readStats(d.tables, d.state, d.names, d.scan.pinned, d.idle.ports)
 	for i, n := range slices.Sorted(maps.Keys(d.state.Services)) {
 		if m, ok := d.moves[n]; ok && i < len(s.Services) {
 			s.Services[i].Moves = &m
@@ -78,8 +79,11 @@ func (d *Datapath) Stats() (Stats, error) {
 	return s, err
 }
 
-func readStats(m *kernelMaps, state *State, names map[uint16]string, pinned map[uint32]int) (Stats, error) {
+// readStats reads the counters. Pinned and idle are counts of flows by backend, and of
+// ports by pair; nil: not known.
+func readStats(t *tables, state *State, names map[uint16]string, pinned, idle map[uint32]int) (Stats, error) {
 	var s Stats
+	m := &t.objects
 	by := state.byService()
 	// Maps would take seconds for hundreds of services.
 	slots, previous := make([]int, lbLimitsMAX_BACKENDS), make([]int, lbLimitsMAX_BACKENDS)
@@ -89,19 +93,9 @@ func readStats(m *kernelMaps, state *State, names map[uint16]string, pinned map[
 			Name: names[number], Addresses: addresses[number],
 			Protocol: state.Services[number].protocol(), Forward: state.Services[number].Forward,
 		}
-		var lost []lbServiceLosses
-		if err := m.Losses.Lookup(uint32(number), &lost); err != nil {
-			return s, fmt.Errorf("read the counters of service %d: %w", number, err)
-		}
-		for _, l := range lost {
-			service.Losses.NoBackend += l.NoBackend
-			service.Losses.NoPort += l.NoPort
-			service.Losses.FlowsFull += l.FlowsFull
-			service.Losses.EarlyReuse += l.EarlyReuse
-			service.Losses.Evicted += l.Evicted
-			service.Losses.HandshakesFull += l.HandshakesFull
-			service.Losses.PinsFull += l.PinsFull
-			service.Losses.TooBig += l.TooBig
+		var err error
+		if service.Losses, err = readLosses(m, number); err != nil {
+			return s, err
 		}
 		clear(slots)
 		clear(previous)
@@ -115,6 +109,7 @@ func readStats(m *kernelMaps, state *State, names map[uint16]string, pinned map[
 				return s, err
 			}
 			b.Slots, b.Previous, b.Pinned = slots[n], previous[n], pinned[n]
+			b.Source = t.sourcePorts(state, state.Backends[n], idle)
 			if pinned == nil {
 				b.Pinned = -1
 			}
@@ -126,6 +121,25 @@ func readStats(m *kernelMaps, state *State, names map[uint16]string, pinned map[
 	var err error
 	s.Outcomes, err = readOutcomes(m)
 	return s, err
+}
+
+func readLosses(m *kernelMaps, service uint16) (Losses, error) {
+	var sum Losses
+	var lost []lbServiceLosses
+	if err := m.Losses.Lookup(uint32(service), &lost); err != nil {
+		return sum, fmt.Errorf("read the counters of service %d: %w", service, err)
+	}
+	for _, l := range lost {
+		sum.NoBackend += l.NoBackend
+		sum.NoPort += l.NoPort
+		sum.FlowsFull += l.FlowsFull
+		sum.EarlyReuse += l.EarlyReuse
+		sum.Evicted += l.Evicted
+		sum.HandshakesFull += l.HandshakesFull
+		sum.PinsFull += l.PinsFull
+		sum.TooBig += l.TooBig
+	}
+	return sum, nil
 }
 
 func readOutcomes(m *kernelMaps) ([]Outcome, error) {
