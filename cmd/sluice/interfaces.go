@@ -45,6 +45,8 @@ func (t *tables) Maintain() error { return t.datapath.Maintain() }
 
 func (t *tables) Stats() (loader.Stats, error) { return t.datapath.Stats() }
 
+func (t *tables) Usage() ([]loader.Usage, error) { return t.datapath.Usage() }
+
 func (t *tables) RefreshInterfaces() error {
 	if t.datapath.RefreshInterfaces() != nil {
 		if err := t.attach(); err != nil {

@@ -50,6 +50,7 @@ func (n *node) status() control.Status {
 		if problem != "" {
 			s.Problems = append(s.Problems, problem)
 		}
+		s.Problems = append(s.Problems, n.loop.Alarms()...)
 		if views == nil {
 			views = []control.View{}
 			s.Problems = append(s.Problems, "starting: not every server has been probed yet, the data plane is as the last daemon left it")
@@ -202,6 +203,9 @@ func printStatus(w io.Writer, s control.Status) error {
 			if k.SlowStart != nil {
 				k.Why = fmt.Sprintf("slow start, %d %%, %v left", k.SlowStart.Percent,
 					max(0, k.SlowStart.Ends.Sub(s.Time)).Round(time.Second))
+			}
+			if u := k.Source(); u.AtLeast(loader.HighPorts) {
+				k.Why = strings.TrimPrefix(fmt.Sprintf("%s, %d of %d source ports in use", k.Why, u.Used, u.Ports), ", ")
 			}
 			weight := fmt.Sprint(k.Weight)
 			if s.Running && k.Weight != k.Configured {

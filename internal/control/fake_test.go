@@ -38,7 +38,8 @@ type fakeWorld struct {
 	unled    error // what Refresh answers
 	changes  *Overrides
 	stats    loader.Stats // what Stats answers
-	onApply  func()       // called by Apply
+	usage    []loader.Usage
+	onApply  func() // called by Apply
 }
 
 func newFakeWorld() *fakeWorld {
@@ -81,6 +82,12 @@ func (w *fakeWorld) Stats() (loader.Stats, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.stats, nil
+}
+
+func (w *fakeWorld) Usage() ([]loader.Usage, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.usage, nil
 }
 
 func (w *fakeWorld) maintained() int {

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -25,6 +26,8 @@ type Tables interface {
 	Maintain() error
 	// Stats tells what the data plane holds and has counted.
 	Stats() (loader.Stats, error)
+	// Usage tells how much is used of what is bounded.
+	Usage() ([]loader.Usage, error)
 }
 
 // Checker probes servers.
@@ -77,17 +80,20 @@ type Loop struct {
 	interfaces, maintenance, probing, written string
 	// Who has come back a short while ago; Run's own.
 	slowStarts slowStarts
+	// What runs short; Run's own.
+	shortages shortages
 
 	mu      sync.Mutex
 	views   []View
-	problem string // of the interfaces and the last Apply
+	problem string   // of the interfaces and the last Apply
+	alarms  []string // about what runs short
 }
 
 // NewLoop returns a loop over the services of a configuration. Run runs it.
 func NewLoop(services []lb.Service, tables Tables, checker Checker, hops NextHops, paths ProbePaths, changes *Overrides, log *slog.Logger) *Loop {
 	return &Loop{
 		services: services, tables: tables, checker: checker, hops: hops, paths: paths, changes: changes, log: log,
-		dirty: make(chan struct{}, 1), applied: make(chan struct{}),
+		dirty: make(chan struct{}, 1), applied: make(chan struct{}), shortages: newShortages(log),
 	}
 }
 
@@ -109,6 +115,13 @@ func (l *Loop) Views() ([]View, string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.views), l.problem
+}
+
+// Alarms tells what runs short, in words.
+func (l *Loop) Alarms() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.alarms)
 }
 
 // Run keeps the data plane in line until ctx ends. Until every server has a
@@ -223,12 +236,25 @@ func (l *Loop) adopt() {
 	l.slowStarts.adopt(l.services, stats)
 }
 
-// maintain has the data plane tidied up. What is wrong with that is known until it
+// watch finds out what runs short.
+func (l *Loop) watch() error {
+	usage, err := l.tables.Usage()
+	if err != nil {
+		return err
+	}
+	alarms := l.shortages.observe(usage, time.Now())
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.alarms = alarms
+	return nil
+}
+
+// maintain has the data plane tidied up, and looked at. What is wrong with that is known until it
 // is right again.
 func (l *Loop) maintain() {
 	before := l.maintenance
 	l.maintenance = ""
-	if err := l.tables.Maintain(); err != nil {
+	if err := errors.Join(l.tables.Maintain(), l.watch()); err != nil {
 		l.maintenance = err.Error()
 		if l.maintenance != before {
 			l.log.Error("the data plane cannot be maintained", "error", err)

@@ -130,6 +130,15 @@ type BackendStatus struct {
 	// in nat all of its connections while it has no slots; -1: not counted yet.
 	Previous int `json:"previous_slots"`
 	Pinned   int `json:"pinned"`
+	// Of the source ports towards it that this node may use, those in use; 0 of 0
+	// without source NAT.
+	PortsUsed int `json:"ports_used"`
+	Ports     int `json:"ports"`
+}
+
+// Source is the use of its source ports.
+func (b BackendStatus) Source() loader.PortUse {
+	return loader.PortUse{Used: b.PortsUsed, Ports: b.Ports}
 }
 
 // A SlowStartStatus tells how far a server is that came back a short while ago.
@@ -236,6 +245,7 @@ func backendStatus(b loader.BackendStats, of loader.ServiceStats) BackendStatus 
 		Address: b.Address, Serving: b.Slots > 0, Slots: b.Slots, NextHop: mac(b.NextHop),
 		Packets: b.Packets, Bytes: b.Bytes, Flows: b.Flows,
 		ReplyPackets: b.ReplyPackets, ReplyBytes: b.ReplyBytes, Previous: b.Previous, Pinned: b.Pinned,
+		PortsUsed: b.Source.Used, Ports: b.Source.Ports,
 	}
 	all := 0
 	for _, other := range of.Backends {
