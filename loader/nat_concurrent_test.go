@@ -47,6 +47,33 @@ func TestNATConcurrent(t *testing.T) {
 	}
 }
 
+// A ring is mended while the program uses it: what is on its way is not taken for
+// lost.
+func TestNATMendedWhileInUse(t *testing.T) {
+	all := freeShare(t, 48)
+	d, view := newNAT(t, all)
+	const workers = 2
+	var wg sync.WaitGroup
+	failures := make([]error, workers)
+	done := make(chan struct{})
+	for w := range workers {
+		wg.Go(func() { failures[w] = hammer(d, w) })
+	}
+	go func() { wg.Wait(); close(done) }()
+	for mending := true; mending; {
+		view.mend()
+		select {
+		case <-done:
+			mending = false
+		default:
+		}
+	}
+	if err := errors.Join(failures...); err != nil {
+		t.Fatal(err)
+	}
+	checkRing(t, view, all)
+}
+
 // hammer opens and ends connections of clients of its own, at random. A
 // connection that was opened must be translated both ways until it ends.
 func hammer(d *Datapath, worker int) error {
