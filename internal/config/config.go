@@ -59,6 +59,7 @@ type Config struct {
 
 	Services []lb.Service // in the order of the files
 	Pools    []lb.Pool    // those of pools:, not the services' own; in the order of the files
+	Checks   []lb.Check   // in the order of the files
 	VRRP     []Instance   // in the order of the files
 
 	Admin Admin
@@ -115,6 +116,8 @@ type Instance struct {
 	// Source is this node's address in the roster, if advertisements are unicast
 	// and it is of the family of Addresses; else invalid.
 	Source netip.Addr
+	Track  []lb.Tracked // what it depends on; each names a check or service that is there
+	Notify Notify
 }
 
 // Admin is how commands reach the daemon.

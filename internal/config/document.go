@@ -27,10 +27,12 @@ func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config 
 	for _, s := range services {
 		c.Services = append(c.Services, s.Service)
 	}
+	c.Checks = d.checks(doc.items["checks"])
 	instances := d.instances(doc.items["vrrp"], files, nodes, self)
 	for _, i := range instances {
 		c.VRRP = append(c.VRRP, i.Instance)
 	}
+	d.resolveTracked(instances, c.Checks, services, len(services) == len(doc.items["services"]))
 	d.crossCheck(c, services, instances)
 
 	c.Admin = d.admin(doc.set["admin"])

@@ -26,7 +26,7 @@ func FuzzLoad(f *testing.F) {
 	for _, c := range syntaxMistakes {
 		f.Add(c.yaml, "")
 	}
-	for _, c := range slices.Concat(frontendMistakes, forwardingMistakes, accessMistakes) {
+	for _, c := range slices.Concat(frontendMistakes, forwardingMistakes, accessMistakes, checkMistakes) {
 		f.Add(c.yaml, "")
 	}
 	f.Fuzz(func(t *testing.T, main, other string) {
@@ -104,6 +104,7 @@ func checkInvariants(t *testing.T, c *Config) {
 			t.Errorf("service %s: probe %+v", s.Name, p)
 		}
 	}
+	checkTracking(t, c)
 	for _, i := range c.VRRP {
 		if i.Name == "" || i.Interface == "" || i.VRID == 0 || i.Priority == 0 || i.Version < 2 || i.Version > 3 ||
 			i.Interval <= 0 || len(i.Password) > 8 || len(i.Addresses) == 0 {

@@ -9,11 +9,11 @@ import (
 // topLevel is what a file may hold. x- keys are left out before it is asked.
 var topLevel = schema{
 	what:  "a configuration",
-	keys:  []string{"nodes", "node", "datapath", "pools", "services", "vrrp", "admin", "include", "defaults"},
-	later: []string{"checks", "sync", "http", "dns"},
+	keys:  []string{"nodes", "node", "datapath", "pools", "services", "checks", "vrrp", "admin", "include", "defaults"},
+	later: []string{"sync", "http", "dns"},
 	hints: map[string]string{
 		"vrrp_instance":  "instances are a list under \"vrrp\"",
-		"vrrp_script":    "health is probed by \"health\" in a pool",
+		"vrrp_script":    "scripts are checks of type exec, a list under \"checks\"",
 		"virtual_server": "layer-4 services are a list under \"services\"",
 		"upstream":       "servers are listed under \"pools\"",
 		"global_defs":    "sluice has no such section",
@@ -22,7 +22,7 @@ var topLevel = schema{
 
 // listKeys are the keys whose values are lists: several files may have them,
 // and their items follow each other.
-var listKeys = []string{"nodes", "pools", "services", "vrrp"}
+var listKeys = []string{"nodes", "pools", "services", "checks", "vrrp"}
 
 // A document is the files of a configuration put together.
 type document struct {

@@ -22,6 +22,7 @@ func TestUnsupportedKeys(t *testing.T) {
 		&topLevel:       "%s: 1\n",
 		&healthSchema:   "pools:\n- name: p\n  servers: [{address: 192.0.2.1}]\n  health:\n    type: tcp\n    %s: 1\n",
 		&instanceSchema: "vrrp:\n- name: v\n  interface: e\n  virtual_router_id: 1\n  addresses: [192.0.2.1]\n  %s: 1\n",
+		&checkSchema:    "checks:\n- name: c\n  type: process\n  %s: 1\n",
 		&adminSchema:    "admin:\n  %s: 1\n",
 	}
 	for _, s := range supported {
@@ -84,7 +85,7 @@ func TestDesign(t *testing.T) {
 	}
 	want := map[string]bool{}
 	for _, key := range []string{
-		"checks", "sync_wait", "routes", "virtual_mac", "heartbeat", "track", "group", "notify", "sync", "http", "dns", "listen",
+		"sync_wait", "routes", "virtual_mac", "heartbeat", "group", "sync", "http", "dns", "listen",
 	} {
 		want[key] = true
 	}

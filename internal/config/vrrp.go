@@ -14,6 +14,7 @@ type instanceDef struct {
 	vridAt    *node
 	addresses []*node // parallel to Addresses
 	peers     []*node // parallel to Peers; the key unicast for each of the roster's
+	tracked   []*node // parallel to Track
 }
 
 var instanceSchema = schema{
@@ -21,10 +22,10 @@ var instanceSchema = schema{
 	keys: []string{
 		"name", "interface", "virtual_router_id", "priority", "version", "advertisement_interval",
 		"authentication", "preempt", "preempt_delay", "start_timeout", "addresses",
-		"unicast", "unicast_peers",
+		"unicast", "unicast_peers", "track", "notify",
 	},
 	later: []string{
-		"sync_wait", "routes", "virtual_mac", "heartbeat", "track", "group", "notify",
+		"sync_wait", "routes", "virtual_mac", "heartbeat", "group",
 	},
 	hints: map[string]string{
 		"advert_int":        "keepalived's advert_int is \"advertisement_interval\"",
@@ -35,7 +36,9 @@ var instanceSchema = schema{
 		"password":          "write authentication: {type: pass, password: \"...\"}",
 		"nopreempt":         "write preempt: false",
 		"state":             "the priority decides, every node starts as Backup",
-		"track_script":      "tracking is not supported yet",
+		"track_script":      "write track: [{check: NAME, weight: -2}]",
+		"track_interface":   "write track: [{interface: NAME}]",
+		"notify_master":     "write notify: {active: [PROGRAM, ARGUMENT]}",
 		"unicast_peer":      "keepalived's unicast_peer is \"unicast_peers\"",
 		"unicast_src_ip":    "the node's address in nodes is its source",
 		"vrrp_version":      "did you mean \"version\"?",
@@ -134,6 +137,12 @@ func (d *decoder) instance(f fields, files fileSystem, roster []nodeDef, s self)
 		d.instanceAddresses(n, i)
 	}
 	d.unicast(f, i, roster, s)
+	if n := f.own["track"]; n != nil {
+		d.track(n, i)
+	}
+	if n := f.own["notify"]; n != nil {
+		i.Notify = d.notify(n)
+	}
 	return i
 }
 
