@@ -22,6 +22,7 @@ import (
 	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/internal/control"
 	"github.com/sluice-lb/sluice/internal/health"
+	"github.com/sluice-lb/sluice/internal/track"
 	"github.com/sluice-lb/sluice/loader"
 	"github.com/sluice-lb/sluice/vrrp"
 )
@@ -63,6 +64,7 @@ type node struct {
 	tables  *tables // nil where there is no service
 	fresh   bool    // nothing was pinned before tables was made
 	loop    *control.Loop
+	tracker *track.Tracker
 	routers []*vrrp.Router
 	closers []func() error // what to close, in the order of opening
 }
@@ -128,14 +130,18 @@ func (n *node) run(ctx context.Context) (err error) {
 	if err := n.makeRouters(inside, &goroutines); err != nil {
 		return n.undo(err)
 	}
+	if n.loop != nil {
+		goroutines.Go(func() { n.loop.Run(inside, n.patience()) })
+	}
 	admin, err := control.Listen(socket(n.cfg, n.runDir), daemonOf{n}, n.log)
 	if err != nil {
 		return n.undo(err)
 	}
 	n.closers = append(n.closers, admin.Close)
 
-	for _, r := range n.routers {
-		goroutines.Go(func() { n.runRouter(ctx, inside, r, ready) })
+	goroutines.Go(func() { n.tracker.Run(inside) })
+	for i, r := range n.routers {
+		goroutines.Go(func() { n.runRouter(ctx, inside, r, ready, n.tracker.Ready(i)) })
 	}
 	goroutines.Go(func() {
 		for {
@@ -182,7 +188,7 @@ func (n *node) undo(err error) error {
 	return errors.Join(err, detachErr)
 }
 
-// startDatapath loads and attaches the data plane and starts the loop.
+// startDatapath loads and attaches the data plane and makes the loop.
 func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) error {
 	slots := 0
 	for _, s := range n.cfg.Services {
@@ -261,7 +267,6 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 			}
 		}
 	})
-	goroutines.Go(func() { n.loop.Run(ctx, n.patience()) })
 	return nil
 }
 
@@ -331,28 +336,14 @@ func (n *node) configured(iface string, vip netip.Prefix) bool {
 	})
 }
 
-// makeRouters makes the VRRP instances and clears away what earlier
-// configurations have left of VIPs.
+// makeRouters makes the VRRP instances and what drives them, and clears away what
+// earlier configurations have left of VIPs.
 func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) error {
 	host, err := vrrp.OpenHost(n.log)
 	if err != nil {
 		return err
 	}
 	n.closers = append(n.closers, host.Close)
-	if n.loop != nil {
-		changed, unwatch := host.Watch()
-		goroutines.Go(func() {
-			defer unwatch()
-			for {
-				select {
-				case <-changed: // an interface may have another MAC address, or be another one
-					n.loop.Dirty()
-				case <-ctx.Done():
-					return
-				}
-			}
-		})
-	}
 	addresses, err := vrrp.OpenAddresses(host, n.runDir, n.log)
 	if err != nil {
 		return err
@@ -365,23 +356,42 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 			Name: i.Name, Interface: i.Interface, VRID: i.VRID, Version: vrrp.Version(i.Version),
 			Priority: i.Priority, Interval: i.Interval, Password: i.Password, Addresses: i.Addresses,
 			Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, Peers: i.Peers, Source: i.Source,
-		}, vrrp.Deps{Network: host, Addresses: addresses, Log: n.log})
+		}, vrrp.Deps{Network: host, Addresses: addresses, Log: n.log, OnChange: n.hooks(i).Notify})
 		if err != nil {
 			return fmt.Errorf("vrrp instance %s: %w", i.Name, err)
 		}
 		n.routers = append(n.routers, r)
 	}
+	n.makeTracker()
+	changed, unwatch := host.Watch()
+	goroutines.Go(func() {
+		defer unwatch()
+		for {
+			select {
+			case <-changed: // an interface may have another MAC address, or be another one
+				if n.loop != nil {
+					n.loop.Dirty()
+				}
+				n.tracker.Dirty()
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
 	return nil
 }
 
 // runRouter runs an instance once the data plane holds the services: a node
-// whose tables cannot be written must not take a VIP from one that serves it.
-// How long verdicts may keep that waiting is the loop's patience.
-func (n *node) runRouter(ctx, inside context.Context, r *vrrp.Router, ready <-chan struct{}) {
-	select {
-	case <-ready:
-	case <-ctx.Done():
-		return
+// whose tables cannot be written must not take a VIP from one that serves it; and
+// once what it tracks is known. How long verdicts may keep that waiting is the
+// loop's patience and the tracker's.
+func (n *node) runRouter(ctx, inside context.Context, r *vrrp.Router, ready ...<-chan struct{}) {
+	for _, c := range ready {
+		select {
+		case <-c:
+		case <-ctx.Done():
+			return
+		}
 	}
 	if err := r.Run(inside); err != nil && !errors.Is(err, vrrp.ErrNotRunning) {
 		n.log.Error("vrrp instance has ended", "instance", r.Status().Name, "error", err)

@@ -33,13 +33,15 @@ func (n *node) status() control.Status {
 		Node: n.cfg.Node, Version: version(), Config: n.cfg.File, Time: now, Running: true,
 		PID: os.Getpid(), Started: &n.started, Forwarding: len(on) > 0,
 		Interfaces: []control.Interface{}, VRRP: []control.Instance{}, Services: []control.ServiceStatus{},
-		Outcomes: []loader.Outcome{},
+		Checks: control.Checks(n.tracker.Checks()), Outcomes: []loader.Outcome{},
 	}
 	for _, a := range on {
 		s.Interfaces = append(s.Interfaces, control.Interface{Name: a.Interface, Mode: a.Mode, Warning: a.Warning})
 	}
 	for i, r := range n.routers {
-		s.VRRP = append(s.VRRP, control.NewInstance(r.Status(), n.cfg.VRRP[i].Addresses))
+		instance := control.NewInstance(r.Status(), n.cfg.VRRP[i].Addresses)
+		instance.Tracking = control.NewTracking(n.tracker.Standing(i))
+		s.VRRP = append(s.VRRP, instance)
 	}
 	if n.tables != nil {
 		stats, err := n.tables.datapath.Stats()
@@ -109,7 +111,7 @@ func getStatus(c *cli.Context) (control.Status, error) {
 	}
 	s = control.Status{
 		Version: version(), Time: time.Now(), Interfaces: []control.Interface{}, VRRP: []control.Instance{},
-		Services: control.Services(nil, in.Stats), Outcomes: in.Stats.Outcomes,
+		Checks: control.Checks(nil), Services: control.Services(nil, in.Stats), Outcomes: in.Stats.Outcomes,
 		Problems: []string{fmt.Sprintf("sluice is not running (nothing answers on %s): new failures of backends are not noticed", path)},
 	}
 	if cfg != nil {
@@ -181,11 +183,14 @@ func printStatus(w io.Writer, s control.Status) error {
 		if i.Peer != nil {
 			fmt.Fprintf(t, "  last heard %s\tpriority %d\t%s ago\n", i.Peer.Address, i.Peer.Priority, age(s.Time, i.Peer.Heard))
 		}
+		t.Flush()
+		printTracking(&b, i.Tracking)
 		for _, reason := range slices.Sorted(maps.Keys(i.Dropped)) {
 			fmt.Fprintf(t, "  dropped %d\t%s\n", i.Dropped[reason], reason)
 		}
 		t.Flush()
 	}
+	printChecks(&b, s)
 	for _, v := range s.Services {
 		fmt.Fprintf(&b, "\nservice %s: %s, %s %s %s\n", nameOf(v.Name), strings.ReplaceAll(v.State, "_", " "), v.Protocol, joinPorts(v.Addresses), v.Forward)
 		fmt.Fprintln(t, "  BACKEND\tSTATE\tWEIGHT\tSLOTS\tSHARE\tCONNECTIONS\tPACKETS\tBYTES\tREPLIES\tREPLY BYTES\tNEXT HOP\t")

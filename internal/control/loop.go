@@ -74,6 +74,7 @@ type Loop struct {
 
 	dirty   chan struct{}
 	applied chan struct{} // closed after the first Apply
+	told    func()        // of new views; nil: nobody
 
 	// What is wrong with the interfaces, the maintenance, the ways of probes and the
 	// last write; Run's own.
@@ -108,6 +109,10 @@ func (l *Loop) Dirty() {
 // Applied is closed when the data plane holds the first snapshot, made when
 // every server had a verdict or the time for that was over.
 func (l *Loop) Applied() <-chan struct{} { return l.applied }
+
+// Tell has f called after the views have changed, perhaps; f must not wait. Call
+// it before Run.
+func (l *Loop) Tell(f func()) { l.told = f }
 
 // Views returns the services as they are now, and what is wrong with the data
 // plane, if anything is.
@@ -293,6 +298,9 @@ func (l *Loop) publish(views []View, problem string) {
 	}
 	l.views = views
 	l.setProblem(problem)
+	if l.told != nil {
+		l.told()
+	}
 }
 
 func (l *Loop) addresses() []netip.Addr {

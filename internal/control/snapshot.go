@@ -6,6 +6,7 @@ package control
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -60,6 +61,14 @@ func (v View) Healthy() int {
 		}
 	}
 	return n
+}
+
+// belowQuorum says how a service misses its quorum; "": it does not.
+func (v View) belowQuorum() string {
+	if h := v.Healthy(); h < v.Service.Quorum {
+		return fmt.Sprintf("below its quorum: %d healthy, %d wanted", h, v.Service.Quorum)
+	}
+	return ""
 }
 
 // Serving counts the servers that get new connections.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sluice-lb/sluice/internal/health"
 	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/loader"
 	"github.com/sluice-lb/sluice/vrrp"
@@ -29,6 +30,7 @@ type Status struct {
 	Problems   []string        `json:"problems"`
 	Interfaces []Interface     `json:"interfaces"`
 	VRRP       []Instance      `json:"vrrp"`
+	Checks     []CheckStatus   `json:"checks"`
 	Services   []ServiceStatus `json:"services"`
 	// Outcomes counts packets that were not forwarded.
 	Outcomes []loader.Outcome `json:"outcomes"`
@@ -67,6 +69,8 @@ type Instance struct {
 	// Alarms are mistakes of configuration that show in what other nodes send, in
 	// words that say what to change.
 	Alarms []string `json:"alarms"`
+	// Tracking is there where the instance tracks anything.
+	Tracking *Tracking `json:"tracking,omitempty"`
 }
 
 // A Peer is who was heard last.
@@ -273,6 +277,14 @@ func (s *Status) FindProblems() {
 		}
 		for _, a := range i.Alarms {
 			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s: %s", i.Name, a))
+		}
+	}
+	for _, c := range s.Checks {
+		switch {
+		case c.Recovering:
+			s.Problems = append(s.Problems, fmt.Sprintf("check %s fails and is being recovered: %s", c.Name, c.LastError))
+		case c.Verdict == health.Down.String():
+			s.Problems = append(s.Problems, fmt.Sprintf("check %s fails: %s", c.Name, c.Why))
 		}
 	}
 	for _, v := range s.Services {

@@ -1,0 +1,92 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/sluice-lb/sluice/internal/config"
+	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/internal/track"
+)
+
+// makeTracker makes what drives the instances by what they track.
+func (n *node) makeTracker() {
+	var w track.World
+	if n.loop != nil {
+		w.Service = n.loop.Quorum
+	}
+	var instances []track.Instance
+	for i, c := range n.cfg.VRRP {
+		instances = append(instances, track.Instance{
+			Name: c.Name, Priority: c.Priority, Track: c.Track, StartTimeout: c.StartTimeout, Router: n.routers[i],
+		})
+	}
+	n.tracker = track.New(n.cfg.Checks, instances, w, n.log)
+	if n.loop != nil {
+		n.loop.Tell(n.tracker.Dirty)
+	}
+}
+
+// hooks makes what tells programs of an instance's changes. It is closed when the
+// instance has ended, and so after its last change.
+func (n *node) hooks(i config.Instance) *track.Notifier {
+	h := track.NewNotifier(track.Hooks{
+		Active: i.Notify.Active, Backup: i.Notify.Backup, Fault: i.Notify.Fault, Any: i.Notify.Any,
+	}, n.log)
+	n.closers = append(n.closers, h.Close)
+	return h
+}
+
+// printChecks prints what is known of checks.
+func printChecks(w io.Writer, s control.Status) {
+	if len(s.Checks) == 0 {
+		return
+	}
+	fmt.Fprintln(w)
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "CHECK\tTYPE\tVERDICT\tSINCE\tWHY")
+	for _, c := range s.Checks {
+		since := "-"
+		if c.Since != nil {
+			since = age(s.Time, *c.Since)
+		}
+		var why []string
+		if c.Recovering {
+			why = append(why, fmt.Sprintf("recovering, attempt %d", c.Attempts))
+		}
+		if c.Exhausted {
+			why = append(why, "recovery was in vain")
+		}
+		switch {
+		case c.Why != "":
+			why = append(why, c.Why)
+		case c.LastError != "":
+			why = append(why, "last run: "+c.LastError)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", c.Name, c.Type, c.Verdict, since, strings.Join(why, ": "))
+	}
+	t.Flush()
+}
+
+// printTracking prints what an instance tracks.
+func printTracking(w io.Writer, t *control.Tracking) {
+	if t == nil {
+		return
+	}
+	if t.Sum != "" {
+		fmt.Fprintf(w, "  priority %s\n", t.Sum)
+	}
+	for _, i := range t.Items {
+		effect := "a failure is a fault"
+		if i.Weight != 0 {
+			effect = fmt.Sprintf("weight %d", i.Weight)
+		}
+		why := ""
+		if i.Why != "" {
+			why = ": " + i.Why
+		}
+		fmt.Fprintf(w, "  tracks %s %s (%s): %s%s\n", i.Kind, i.Name, effect, i.State, why)
+	}
+}
