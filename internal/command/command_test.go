@@ -35,7 +35,9 @@ func TestOutput(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			line, err := tt.command.Output(t.Context())
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			line, err := tt.command.Output(ctx)
 			if line != tt.line {
 				t.Errorf("line %q, want %q", line, tt.line)
 			}
@@ -87,7 +89,7 @@ func TestProcessGroupIsKilled(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("process %d still runs", child)
+			t.Fatalf("process %d still runs: %v", child, syscall.Kill(child, syscall.SIGKILL))
 		}
 	}
 }
