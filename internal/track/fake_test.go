@@ -135,7 +135,7 @@ func runTracker(t *testing.T, checks []lb.Check, track []lb.Tracked, before func
 		if before != nil {
 			before(w)
 		}
-		instances := []Instance{{Name: "VI_1", Priority: 100, Track: track, StartTimeout: 10 * time.Second, Router: w}}
+		instances := []Instance{{Name: "VI_1", Priority: 100, Track: track, StartTimeout: 4 * time.Second, Router: w}}
 		k := New(checks, instances, w.world(), slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		var done sync.WaitGroup

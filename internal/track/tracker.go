@@ -160,6 +160,7 @@ func (t *Tracker) Run(ctx context.Context) {
 				next = left
 			}
 		}
+		start.Stop()
 		if next > 0 {
 			start.Reset(next)
 		}
@@ -189,9 +190,9 @@ func (t *Tracker) drive(i *instance, waited time.Duration) {
 			t.log.Info("priority of virtual router", "instance", i.Name, "priority", text)
 		}
 	}
-	switch {
-	case now.Fault == before.Fault:
-	case now.Fault == "":
+	switch now.Fault {
+	case before.Fault:
+	case "":
 		i.Router.ClearFault()
 	default:
 		i.Router.Fault(now.Fault)

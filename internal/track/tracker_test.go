@@ -88,11 +88,11 @@ func TestStartTimeout(t *testing.T) {
 	runTracker(t, []lb.Check{webCheck(nil)}, []lb.Tracked{tracked(lb.TrackCheck, "web_ok", 0)}, func(w *fakeWorld) {
 		w.takes = time.Minute
 	}, func(t *testing.T, k *Tracker, w *fakeWorld) {
-		w.after(9 * time.Second)
+		w.after(3900 * time.Millisecond)
 		if isReady(k) {
 			t.Error("the instance has not waited")
 		}
-		w.after(10 * time.Second)
+		w.after(4 * time.Second)
 		if !isReady(k) {
 			t.Error("the instance still waits")
 		}
