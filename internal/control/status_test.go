@@ -165,6 +165,10 @@ func TestProblems(t *testing.T) {
 		{"another node is configured differently", Status{VRRP: []Instance{
 			{Name: "VI_1", State: "active", Alarms: []string{"192.0.2.2 has another password"}},
 		}}, []string{"vrrp instance VI_1: 192.0.2.2 has another password"}},
+		{"a check fails", Status{Checks: []CheckStatus{
+			{Name: "a", Verdict: "up"}, {Name: "b", Verdict: "down", Why: "refused", LastError: "timeout"},
+			{Name: "c", Verdict: "up", Recovering: true, LastError: "timeout"}, {Name: "d", Verdict: "unknown"},
+		}}, []string{"check b fails: refused", "check c fails and is being recovered: timeout"}},
 		{"an interface is slow", Status{Interfaces: []Interface{{Name: "eth0"}, {Name: "eth1", Warning: "eth1: generic"}}},
 			[]string{"eth1: generic"}},
 		{"an upgrade has kept everything", Status{Upgrade: &loader.Upgrade{From: 1, NotKept: []string{}}}, []string{}},
@@ -184,7 +188,7 @@ func TestProblems(t *testing.T) {
 // Whoever reads the JSON need not tell an absent list from an empty one.
 func TestStatusHasNoNullLists(t *testing.T) {
 	s := Status{Interfaces: []Interface{}, VRRP: []Instance{NewInstance(vrrp.Status{}, []netip.Prefix{})},
-		Services: Services([]View{{Service: webService()}}, loader.Stats{}), Outcomes: []loader.Outcome{}}
+		Checks: Checks(nil), Services: Services([]View{{Service: webService()}}, loader.Stats{}), Outcomes: []loader.Outcome{}}
 	s.FindProblems()
 	text, err := json.Marshal(s)
 	if err != nil {
