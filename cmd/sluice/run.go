@@ -85,8 +85,9 @@ func (n *node) run(ctx context.Context) (err error) {
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
 	// Whoever reads the log may go (a restart of journald, the end of a pipe);
-	// the daemon must not go with it.
-	signal.Ignore(syscall.SIGPIPE)
+	// the daemon must not go with it. Nobody reads the channel: an ignored signal
+	// would stay ignored in the programs that checks and hooks run.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 
 	held, err := lock(n.runDir)
 	if errors.Is(err, errLocked) {

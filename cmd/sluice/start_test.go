@@ -19,8 +19,20 @@ type (
 )
 
 // A node whose data plane is never written takes no part in the election,
-// however long that lasts.
-func TestNoElectionBeforeTheDataPlane(t *testing.T) {
+// however long that lasts, nor does an instance that tracks what is not known.
+func TestNoElectionBeforeTheDataPlaneAndWhatIsTracked(t *testing.T) {
+	for _, tt := range []struct {
+		name           string
+		written, known bool
+	}{
+		{"neither", false, false}, {"tables not written", false, true}, {"not known what is tracked", true, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) { wantNoElection(t, tt.written, tt.known) })
+	}
+}
+
+func wantNoElection(t *testing.T, ready ...bool) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		r, err := vrrp.New(vrrp.Config{
 			Name: "VI_1", Interface: "eth0", VRID: 51, Version: vrrp.V3, Priority: 100, Interval: time.Second,
@@ -33,7 +45,15 @@ func TestNoElectionBeforeTheDataPlane(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
-			n.runRouter(ctx, t.Context(), r, make(chan struct{}))
+			var all []<-chan struct{}
+			for _, yes := range ready {
+				c := make(chan struct{})
+				if yes {
+					close(c)
+				}
+				all = append(all, c)
+			}
+			n.runRouter(ctx, t.Context(), r, all...)
 			close(done)
 		}()
 		time.Sleep(time.Hour) // virtual

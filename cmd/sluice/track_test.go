@@ -34,7 +34,7 @@ func newLocalNginx(t *testing.T) *localNginx {
 			"echo restart >> "+r.log(node, "restarts"),
 			fmt.Sprintf("test -e %s/nginx.conf || exit 7", dir),
 			fmt.Sprintf("setsid %s -p %s -c %s/nginx.conf -e %s/error.log >/dev/null 2>&1 </dev/null &", nginx, dir, dir, dir))
-		hook := r.file(node+"-hook", "#!/bin/sh", `echo "$1 $SLUICE_INSTANCE $SLUICE_OLD_STATE $SLUICE_NEW_STATE" >> `+r.log(node, "hooks"))
+		hook := r.file(node+"-hook", "#!/bin/sh", "grep SigIgn: /proc/self/status > "+r.log(node, "ignored"), `echo "$1 $SLUICE_INSTANCE $SLUICE_OLD_STATE $SLUICE_NEW_STATE" >> `+r.log(node, "hooks"))
 		for _, script := range []string{restart, hook} {
 			if err := os.Chmod(script, 0o755); err != nil {
 				t.Fatal(err)
@@ -171,6 +171,10 @@ func TestNginxOnTheNodeIsRecoveredOrTheVIPMoves(t *testing.T) {
 	r.wantAnswers("lb1")
 	if got := r.lines("lb1", "restarts"); len(got) != 2 {
 		t.Errorf("nginx was restarted %d times, want twice", len(got))
+	}
+	// A program that the daemon runs has signals as any other.
+	if got := r.lines("lb1", "ignored"); strings.Trim(strings.TrimPrefix(got[0], "SigIgn:"), " \t0") != "" {
+		t.Errorf("a hook runs with ignored signals: %s", got)
 	}
 	// Hooks have seen it all, in order, and the end as well.
 	r.stop(daemons["lb1"])
