@@ -200,7 +200,7 @@ services.backends.state services.backends.weight services.forward services.healt
 services.losses.early_reuse services.losses.evicted services.losses.flows_full services.losses.handshakes_full services.losses.no_backend
 services.losses.no_port services.losses.pins_full services.losses.too_big services.name services.pool services.protocol services.quorum services.state
 started time version
-vrrp vrrp.addresses vrrp.dropped vrrp.failed vrrp.interface vrrp.name vrrp.present vrrp.priority vrrp.reason
+vrrp vrrp.addresses vrrp.alarms vrrp.dropped vrrp.failed vrrp.interface vrrp.name vrrp.present vrrp.priority vrrp.reason
 vrrp.received vrrp.releasing vrrp.sent vrrp.since vrrp.source vrrp.state vrrp.version vrrp.virtual_router_id
 `)
 
