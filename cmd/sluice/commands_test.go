@@ -194,7 +194,7 @@ var statusKeys = strings.Fields(`
 checks config forwarding interfaces interfaces.mode interfaces.name node
 outcomes outcomes.dropped outcomes.name outcomes.packets pid problems running
 services services.addresses services.backends services.backends.address services.backends.backup
-services.backends.bytes services.backends.configured_weight services.backends.flows services.backends.next_hop services.backends.packets services.backends.pinned services.backends.previous_slots
+services.backends.bytes services.backends.configured_weight services.backends.flows services.backends.next_hop services.backends.packets services.backends.pinned services.backends.ports services.backends.ports_used services.backends.previous_slots
 services.backends.reply_bytes services.backends.reply_packets services.backends.serving services.backends.share services.backends.slots
 services.backends.state services.backends.weight services.forward services.healthy services.losses
 services.losses.early_reuse services.losses.evicted services.losses.flows_full services.losses.handshakes_full services.losses.no_backend
