@@ -20,7 +20,10 @@ struct facts {
 	__u8 protocol;
 	__u8 v6;
 	__u8 opens;
-	__u16 backend; /* DNAT: where the packet goes */
+	__u16 backend; /* NAT, DNAT: where the packet goes */
+	__u32 flow; /* NAT: pair << 16 | port */
+	__u8 begun; /* NAT: what becomes of its fragments is known */
+	__u8 pad[3];
 };
 
 /*
@@ -30,6 +33,7 @@ struct facts {
 #define TO_NAT 0xfe
 #define TO_DNAT 0xfd
 #define TO_DNAT_ERROR 0xfc
+#define TO_FRAGMENTS 0xfb
 
 static __always_inline void note_facts(struct packet *p, struct facts *f)
 {
@@ -61,7 +65,6 @@ static __always_inline int to_dnat(struct packet *p, struct facts *f, __u32 back
 static __always_inline bool take_facts(struct packet *p, struct xdp_md *ctx, struct facts *f)
 {
 	p->ctx = ctx;
-	p->facts = f;
 	p->data = (void *)(long)ctx->data;
 	p->end = (void *)(long)ctx->data_end;
 	p->interface = came_by(ctx);

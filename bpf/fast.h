@@ -142,8 +142,11 @@ SUBPROGRAM int fast_tunnel4(struct xdp_md *ctx, __u32 owner, __u64 spread)
 	struct tcphdr *tcp = (void *)(ip + 1);
 	struct outer o = {};
 
-	/* What may be fragmented wants an identification. */
-	if ((void *)(tcp + 1) > (void *)(long)ctx->data_end || ip->frag_off != IPV4_WHOLE)
+	/*
+	 * Dry runs do without; Linux 6.1 looks at a function whether it is called or not.
+	 * What may be fragmented wants an identification.
+	 */
+	if (dry || (void *)(tcp + 1) > (void *)(long)ctx->data_end || ip->frag_off != IPV4_WHOLE)
 		return XDP_ABORTED;
 	p.length = bpf_ntohs(ip->tot_len);
 	p.opens = opens(tcp);
@@ -200,7 +203,7 @@ SUBPROGRAM int fast6(struct xdp_md *ctx)
 	struct vip *vip;
 	__u32 owner;
 
-	if ((void *)(tcp + 1) > end || ip->nexthdr != IPPROTO_TCP)
+	if (dry || (void *)(tcp + 1) > end || ip->nexthdr != IPPROTO_TCP)
 		return XDP_ABORTED;
 	high = half(&ip->daddr, 0);
 	low = half(&ip->daddr, 1);

@@ -95,8 +95,8 @@ static __always_inline int new_flow(struct packet *p, struct service *service, s
 	return NEXT;
 }
 
-/* A packet of a client to a nat service. */
-static __always_inline int nat_forward(struct packet *p, struct service *service, int *action)
+/* Finds the flow of a client's packet to a nat service, or makes it. NEXT: the facts name it. */
+static __always_inline int nat_find(struct packet *p, struct service *service, struct facts *facts)
 {
 	struct nat_key key = {
 		.client = source_of(p), .vip = p->vip_index, .client_port = p->port[0], .vip_port = p->port[1],
@@ -119,20 +119,28 @@ static __always_inline int nat_forward(struct packet *p, struct service *service
 		learn_last_hop(p, f.flow);
 		track(p, &f.place, f.flow, f.port, NAT_FIN_CLIENT, key.now);
 	} else if (out == PASS_NO_FLOW && (p->opens || key.udp)) {
-		p->opens = true;
+		facts->opens = true;
 		out = new_flow(p, service, &key, &f);
 	}
-	if (p->fragment && out == PASS_NO_FLOW)
-		begin_fragments(p->ctx, p->facts, 0, FRAGMENTS_UNCHANGED);
-	if (out != NEXT)
-		return out;
-	if (p->fragment)
-		begin_fragments(p->ctx, p->facts, f.place.number << 16 | f.port, FRAGMENTS_TO_BACKEND);
-	rewrite(p, f.place.pair->source, f.backend->address, bpf_htons(f.port),
-		f.backend->port ? f.backend->port : p->port[1]);
-	out = emit(p, &f.backend->next_hop, action);
+	facts->backend = f.number;
+	facts->flow = f.place.number << 16 | f.port;
+	return out;
+}
+
+/* Translates a client's packet as its flow says, and sends it. */
+static __always_inline int nat_send(struct packet *p, struct facts *facts, int *action)
+{
+	struct backend *backend = backend_at(facts->backend);
+	struct nat_place place;
+	int out;
+
+	if (!nat_place(&place, facts->flow >> 16))
+		return DROP_INTERNAL;
+	rewrite(p, place.pair->source, backend->address, bpf_htons(facts->flow),
+		backend->port ? backend->port : p->port[1]);
+	out = emit(p, &backend->next_hop, action);
 	if (out == SENT)
-		count_forward(p, f.number);
+		count_forward(p, facts->backend);
 	return out;
 }
 
@@ -200,7 +208,7 @@ static __always_inline int find_replied(struct packet *p, struct nat_found *f, _
 }
 
 /* A packet to a VIP's port that is no service: a reply to a nat flow, perhaps. */
-static __always_inline int nat_reply(struct packet *p, int *action)
+static __always_inline int nat_reply(struct packet *p, struct facts *facts, int *action)
 {
 	struct next_hop hop = {};
 	struct nat_found f = {};
@@ -210,16 +218,15 @@ static __always_inline int nat_reply(struct packet *p, int *action)
 	if (!p->vip->source)
 		return PASS_NO_SERVICE;
 	out = find_replied(p, &f, now);
-	if (p->fragment && out == PASS_NO_SERVICE)
-		begin_fragments(p->ctx, p->facts, 0, FRAGMENTS_UNCHANGED);
 	if (out != NEXT)
 		return out;
 	if (fragmented_syn(p))
 		return DROP_FRAGMENT;
 	if (no_hop_left(p))
 		return DROP_TTL;
-	if (p->fragment)
-		begin_fragments(p->ctx, p->facts, f.place.number << 16 | f.port, FRAGMENTS_TO_CLIENT);
+	facts->flow = f.place.number << 16 | f.port;
+	if (p->fragment && !facts->begun)
+		return TO_FRAGMENTS;
 	TRACE(found, FOUND_REPLY);
 	TRACE(pair, f.place.number);
 	TRACE(port, f.port);

@@ -26,11 +26,8 @@
 /* Of extension headers that lead nowhere: no protocol has this number. */
 #define MALFORMED 256
 
-struct facts;
-
 struct packet {
 	struct xdp_md *ctx;
-	struct facts *facts; /* of a packet that another part of the program has looked at */
 	void *data;
 	void *end;
 	union {

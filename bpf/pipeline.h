@@ -112,18 +112,37 @@ SUBPROGRAM int pipeline(struct xdp_md *ctx, struct facts *f)
 }
 
 /*
- * The same for a packet to a nat service, and for one that may be a nat backend's.
- * Two functions, since their stacks and those of what they call are bounded together.
+ * The same for a packet to a nat service, in two steps, and for one that may be a
+ * nat backend's. Functions, since their stacks and those of what they call are
+ * bounded together.
  */
-SUBPROGRAM int nat_forward_pipeline(struct xdp_md *ctx, struct facts *f)
+SUBPROGRAM int nat_find_pipeline(struct xdp_md *ctx, struct facts *f)
+{
+	struct packet p = {};
+
+	if (!f || !take_facts(&p, ctx, f))
+		return DROP_INTERNAL;
+	return nat_find(&p, service_at(p.service), f);
+}
+
+SUBPROGRAM int nat_send_pipeline(struct xdp_md *ctx, struct facts *f)
 {
 	int action = 0, out;
 	struct packet p = {};
 
 	if (!f || !take_facts(&p, ctx, f))
 		return DROP_INTERNAL;
-	out = nat_forward(&p, service_at(p.service), &action);
+	out = nat_send(&p, f, &action);
 	return action << 8 | out;
+}
+
+static __always_inline int nat_forward(struct xdp_md *ctx, struct facts *f)
+{
+	int out = nat_find_pipeline(ctx, f);
+
+	if (f->fragment && (out == NEXT || out == PASS_NO_FLOW))
+		begin_fragments(ctx, f, f->flow, out == NEXT ? FRAGMENTS_TO_BACKEND : FRAGMENTS_UNCHANGED);
+	return out == NEXT ? nat_send_pipeline(ctx, f) : out;
 }
 
 SUBPROGRAM int nat_reply_pipeline(struct xdp_md *ctx, struct facts *f)
@@ -133,8 +152,23 @@ SUBPROGRAM int nat_reply_pipeline(struct xdp_md *ctx, struct facts *f)
 
 	if (!f || !take_facts(&p, ctx, f))
 		return DROP_INTERNAL;
-	out = nat_reply(&p, &action);
+	out = nat_reply(&p, f, &action);
 	return action << 8 | out;
+}
+
+/* A first fragment is looked at twice, since what it leaves behind must come before it is changed. */
+static __always_inline int nat_answer(struct xdp_md *ctx, struct facts *f)
+{
+	int out = nat_reply_pipeline(ctx, f);
+
+	if (out == TO_FRAGMENTS) {
+		begin_fragments(ctx, f, f->flow, FRAGMENTS_TO_CLIENT);
+		f->begun = true;
+		out = nat_reply_pipeline(ctx, f);
+	} else if (f->fragment && out == PASS_NO_SERVICE) {
+		begin_fragments(ctx, f, 0, FRAGMENTS_UNCHANGED);
+	}
+	return out;
 }
 
 /* The verdict on one frame. What was not forwarded is counted here and nowhere else. */
@@ -148,7 +182,7 @@ static __always_inline int process(struct xdp_md *ctx)
 		return verdict;
 	out = pipeline(ctx, &facts);
 	if (out == TO_NAT)
-		out = facts.service ? nat_forward_pipeline(ctx, &facts) : nat_reply_pipeline(ctx, &facts);
+		out = facts.service ? nat_forward(ctx, &facts) : nat_answer(ctx, &facts);
 	else if (out == TO_DNAT)
 		out = dnat_pipeline(ctx, &facts);
 	else if ((out & 0xff) == PASS_PROTOCOL)
