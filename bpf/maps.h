@@ -185,4 +185,14 @@ ARRAY_OF(nat_flows, ARRAY_TYPE(struct nat_flow, NAT_PORTS, BPF_MAP_TYPE_ARRAY, B
 /* NAT: a pair's ring of free ports, then that of its handshakes; likewise. */
 ARRAY_OF(nat_rings, ARRAY_TYPE(__u64, NAT_RING, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE));
 
+/* NAT: the translation log's records of the packet in hand, per CPU. */
+ARRAY(nat_queues, struct nat_queue, 1, BPF_MAP_TYPE_PERCPU_ARRAY, 0);
+
+/* NAT: where the daemon reads them, a buffer a CPU; there is none while no daemon runs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERF_EVENT_ARRAY);
+	__type(key, __u32);
+	__type(value, __u32);
+} nat_records SEC(".maps");
+
 #endif

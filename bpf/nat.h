@@ -90,6 +90,9 @@ static __always_inline int new_flow(struct packet *p, struct service *service, s
 		COUNT_LOSS(p->service, flows_full);
 		return DROP_FLOWS_FULL;
 	}
+	/* Before the flow has a state, so that it is older than its end. */
+	if (NAT_LOGS)
+		keep_draft(draft_record(flow, pair << 16 | f->port, NAT_BEGIN));
 	remember_handshake(pair, f->port, p->service);
 	f->flow = flow;
 	return NEXT;

@@ -36,12 +36,9 @@ static __always_inline __u32 chosen_pair(struct backend *backend, __u64 hash, __
 /* A source port of a pair for a new flow; 0 where all are in use. */
 SUBPROGRAM __u32 obtain_port(__u32 pair, __u32 service, __u32 now)
 {
-	struct nat_place place;
 	__u32 port;
 
-	if (!nat_place(&place, pair))
-		return 0;
-	sweep(&place, now);
+	sweep(pair, now);
 	port = claim_port(pair, service, now);
 	if (port)
 		return port;

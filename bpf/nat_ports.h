@@ -22,6 +22,7 @@
 
 #include "balance.h"
 #include "clock.h"
+#include "nat_log.h"
 
 /* 60 s: a backend may still hold the old connection in TIME_WAIT. */
 #define REUSE_TICKS 447
@@ -51,6 +52,25 @@ static __always_inline struct nat_flow *nat_entry(__u32 pair, __u32 port)
 	void *flows = bpf_map_lookup_elem(&nat_flows, &pair);
 
 	return flows ? bpf_map_lookup_elem(flows, &port) : NULL;
+}
+
+/*
+ * Frees the entry of a flow (pair << 16 | port), unless its state is another by now,
+ * and reports its end: 1 if it did. It is the deepest of all functions, with next to
+ * no stack left to it.
+ */
+SUBPROGRAM int free_and_tell(__u32 id, __u32 state)
+{
+	struct nat_flow *flow = nat_entry(id >> 16, id & 0xffff);
+	struct nat_queue *queue;
+
+	if (!flow || !NAT_LOGS)
+		return 0;
+	queue = draft_record(flow, id, NAT_END);
+	if (__sync_val_compare_and_swap(&flow->state, state, NAT_FREE) != state)
+		return 0;
+	keep_draft(queue);
+	return 1;
 }
 
 static __always_inline __u64 *ring_word(__u32 pair, __u32 index)
@@ -108,6 +128,14 @@ static __always_inline void queue_port(struct nat_place *place, struct nat_flow 
 {
 	if (in_share(place->pair, port) && !(mark_queued(flow) & NAT_QUEUED))
 		push_port(place, port);
+}
+
+/* Frees the entry of a flow, unless its state is another by now. */
+static __always_inline bool free_entry(struct nat_flow *flow, __u32 id, __u32 state)
+{
+	if (NAT_LOGS)
+		return free_and_tell(id, state);
+	return dry || __sync_val_compare_and_swap(&flow->state, state, NAT_FREE) == state;
 }
 
 /* Whether a dry run would have had the port join the ring. */
@@ -206,7 +234,7 @@ static __always_inline bool void_flow(struct nat_place *place, struct nat_flow *
 		word = &bucket->word[flow->bucket & (NAT_WAYS - 1)];
 		value = *(volatile __u64 *)word;
 	}
-	if (!dry && __sync_val_compare_and_swap(&flow->state, state, NAT_FREE) != state)
+	if (!free_entry(flow, id, state))
 		return false;
 	if (!dry && word && (__u32)value == id)
 		__sync_val_compare_and_swap(word, value, 0);
@@ -241,13 +269,19 @@ static __always_inline __u32 move_hand(__u32 *hand, __u32 by)
 	return dry ? *hand : __sync_fetch_and_add(hand, by);
 }
 
-/* Looks at the pair's next few entries, whoever's, and ends what was idle too long. */
-static __always_inline void sweep(struct nat_place *place, __u32 now)
+/* Looks at a pair's next few entries, whoever's, and ends what was idle too long. */
+SUBPROGRAM int sweep(__u32 pair, __u32 now)
 {
-	__u32 hand = move_hand(&place->pair->hand, SWEEP_STEP);
+	struct nat_place place;
+	__u32 hand;
 
+	if (!nat_place(&place, pair))
+		return 0;
+	hand = move_hand(&place.pair->hand, SWEEP_STEP);
+	KEEP_LOOP
 	for (int i = 0; i < SWEEP_STEP; i++)
-		sweep_port(place, (hand + i) & (NAT_PORTS - 1), now);
+		sweep_port(&place, (hand + i) & (NAT_PORTS - 1), now);
+	return 1;
 }
 
 /* The same for many of those whose ports are this node's, which needs one now. */
@@ -303,8 +337,7 @@ SUBPROGRAM int claim_port(__u32 pair, __u32 service, __u32 now)
 		state = flow->state;
 		if (dry && foreseen(&place, port))
 			state = NAT_FREE;
-		if (state == NAT_CLOSED &&
-		    (dry || __sync_val_compare_and_swap(&flow->state, NAT_CLOSED, NAT_FREE) == NAT_CLOSED))
+		if (state == NAT_CLOSED && free_entry(flow, pair << 16 | port, NAT_CLOSED))
 			state = NAT_FREE;
 		if (state != NAT_FREE) {
 			/* Data came after the close: the flow lives, and queues again when it ends. */

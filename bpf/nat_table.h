@@ -168,6 +168,7 @@ SUBPROGRAM int move_name(__u32 where, __u32 now)
 		index = second_bucket(hash);
 	if (index == where / NAT_WAYS)
 		return 0;
+	KEEP_LOOP
 	for (int i = 0; i < NAT_WAYS; i++) {
 		__u32 there = index * NAT_WAYS + i;
 
@@ -191,9 +192,11 @@ SUBPROGRAM int move_name(__u32 where, __u32 now)
 /* Makes room in a full bucket: what is over goes, or something moves. 1: there is some. */
 SUBPROGRAM int make_room(__u32 index, __u32 now)
 {
+	KEEP_LOOP
 	for (int i = 0; i < NAT_WAYS; i++)
 		if (end_name(index * NAT_WAYS + i, now))
 			return 1;
+	KEEP_LOOP
 	for (int i = 0; i < NAT_WAYS; i++)
 		if (move_name(index * NAT_WAYS + i, now))
 			return 1;

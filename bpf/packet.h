@@ -112,6 +112,9 @@ static __always_inline __u64 mix(__u64 h)
  */
 #define SUBPROGRAM __attribute__((noinline))
 
+/* Before a loop: it stays one. Unrolled it would take more of the stack. */
+#define KEEP_LOOP _Pragma("clang loop unroll(disable)")
+
 /* The entries of tables. A number that is out of range is another's: never memory's. */
 static __always_inline struct interface *interface_at(__u32 index)
 {

@@ -140,6 +140,8 @@ static __always_inline int nat_forward(struct xdp_md *ctx, struct facts *f)
 {
 	int out = nat_find_pipeline(ctx, f);
 
+	if (NAT_LOGS)
+		send_records(ctx);
 	if (f->fragment && (out == NEXT || out == PASS_NO_FLOW))
 		begin_fragments(ctx, f, f->flow, out == NEXT ? FRAGMENTS_TO_BACKEND : FRAGMENTS_UNCHANGED);
 	return out == NEXT ? nat_send_pipeline(ctx, f) : out;

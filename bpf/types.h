@@ -34,6 +34,7 @@ enum limits {
 	NAT_EMBRYONIC = 16384,	/* handshakes that one pair remembers, at most */
 	NAT_RING = 81920,	/* NAT_PORTS + NAT_EMBRYONIC words */
 	NAT_WAYS = 8,		/* words in a bucket: one cache line */
+	NAT_QUEUE = 512,	/* records of the translation log that one packet causes, at most: some 350 */
 	REPLY_BITS = 16,
 	MAX_REPLIES = 65536,	/* DNAT: open addressing, filled to a quarter */
 	MAX_LAST_HOPS = 65536,	/* DNAT: clients that the kernel knows no way to */
@@ -309,6 +310,47 @@ struct nat_bucket {
 	__u64 word[NAT_WAYS]; /* tag of the hash << 32 | pair << 16 | port */
 };
 
+enum nat_event {
+	NAT_BEGIN = 1,
+	NAT_END = 2,
+};
+
+/* NAT: a line of the translation log. It needs no other map to be understood. */
+struct nat_record {
+	__u64 time; /* ns of CLOCK_MONOTONIC */
+	__u64 client[2];
+	__u64 vip[2]; /* 0: it is none any more */
+	__u64 source[2];
+	__u64 backend[2];
+	__be16 client_port;
+	__be16 vip_port;
+	__be16 backend_port;
+	__u16 source_port; /* host byte order */
+	__u16 protocol;
+	__u16 event; /* enum nat_event */
+	__u32 pad;
+};
+
+/* NAT: what of it only the flow's entry knows. */
+struct nat_draft {
+	__u64 time;
+	__u64 client[2];
+	__be16 client_port;
+	__be16 vip_port;
+	__u16 vip; /* index */
+	__u16 event;
+	__u32 id; /* pair << 16 | source port */
+	__u32 pad;
+};
+
+/* NAT: what the packet in hand has to report, and how much found no reader. */
+struct nat_queue {
+	__u64 lost; /* records */
+	__u64 count;
+	struct nat_record record; /* the one that is sent */
+	struct nat_draft drafts[NAT_QUEUE];
+};
+
 /*
  * DNAT: whose what a backend sends is. Whom it stands for is one word, stored whole,
  * and whether the entry is in use comes last.
@@ -468,6 +510,7 @@ struct exported {
 	enum slot_state slot_state;
 	enum nat_state nat_state;
 	enum nat_flags nat_flags;
+	enum nat_event nat_event;
 	enum fragments_way fragments_way;
 	struct nat_flow nat_flow;
 };

@@ -140,7 +140,9 @@ type benchExported struct {
 	SlotState    uint32
 	NatState     uint32
 	NatFlags     uint32
+	NatEvent     uint32
 	FragmentsWay uint32
+	_            [4]byte
 	NatFlow      struct {
 		_               structs.HostLayout
 		Client          [2]uint64
@@ -240,6 +242,38 @@ type benchNatPair struct {
 	Hand       uint32
 	ShareHand  uint32
 	Pad2       [6]uint32
+}
+
+type benchNatQueue struct {
+	_      structs.HostLayout
+	Lost   uint64
+	Count  uint64
+	Record struct {
+		_           structs.HostLayout
+		Time        uint64
+		Client      [2]uint64
+		Vip         [2]uint64
+		Source      [2]uint64
+		Backend     [2]uint64
+		ClientPort  uint16
+		VipPort     uint16
+		BackendPort uint16
+		SourcePort  uint16
+		Protocol    uint16
+		Event       uint16
+		Pad         uint32
+	}
+	Drafts [512]struct {
+		_          structs.HostLayout
+		Time       uint64
+		Client     [2]uint64
+		ClientPort uint16
+		VipPort    uint16
+		Vip        uint16
+		Event      uint16
+		Id         uint32
+		Pad        uint32
+	}
 }
 
 type benchPairKey struct {
@@ -377,6 +411,8 @@ const (
 	benchMapNatFlows           = "nat_flows"
 	benchMapNatKeys            = "nat_keys"
 	benchMapNatPairs           = "nat_pairs"
+	benchMapNatQueues          = "nat_queues"
+	benchMapNatRecords         = "nat_records"
 	benchMapNatRings           = "nat_rings"
 	benchMapOutcomes           = "outcomes"
 	benchMapPins               = "pins"
@@ -405,6 +441,7 @@ const (
 	benchVarExported           = "exported"
 	benchVarExportedLimits     = "exported_limits"
 	benchVarNatBucketMask      = "nat_bucket_mask"
+	benchVarNatLogged          = "nat_logged"
 	benchVarNatSeed            = "nat_seed"
 	benchVarNatTimeout         = "nat_timeout"
 	benchVarTables             = "tables"
@@ -486,6 +523,8 @@ type benchMapSpecs struct {
 	NatFlows           *ebpf.MapSpec `ebpf:"nat_flows"`
 	NatKeys            *ebpf.MapSpec `ebpf:"nat_keys"`
 	NatPairs           *ebpf.MapSpec `ebpf:"nat_pairs"`
+	NatQueues          *ebpf.MapSpec `ebpf:"nat_queues"`
+	NatRecords         *ebpf.MapSpec `ebpf:"nat_records"`
 	NatRings           *ebpf.MapSpec `ebpf:"nat_rings"`
 	Outcomes           *ebpf.MapSpec `ebpf:"outcomes"`
 	Pins               *ebpf.MapSpec `ebpf:"pins"`
@@ -514,6 +553,7 @@ type benchVariableSpecs struct {
 	Exported       *ebpf.VariableSpec `ebpf:"exported"`
 	ExportedLimits *ebpf.VariableSpec `ebpf:"exported_limits"`
 	NatBucketMask  *ebpf.VariableSpec `ebpf:"nat_bucket_mask"`
+	NatLogged      *ebpf.VariableSpec `ebpf:"nat_logged"`
 	NatSeed        *ebpf.VariableSpec `ebpf:"nat_seed"`
 	NatTimeout     *ebpf.VariableSpec `ebpf:"nat_timeout"`
 	Tables         *ebpf.VariableSpec `ebpf:"tables"`
@@ -561,6 +601,8 @@ type benchMaps struct {
 	NatFlows           *ebpf.Map `ebpf:"nat_flows"`
 	NatKeys            *ebpf.Map `ebpf:"nat_keys"`
 	NatPairs           *ebpf.Map `ebpf:"nat_pairs"`
+	NatQueues          *ebpf.Map `ebpf:"nat_queues"`
+	NatRecords         *ebpf.Map `ebpf:"nat_records"`
 	NatRings           *ebpf.Map `ebpf:"nat_rings"`
 	Outcomes           *ebpf.Map `ebpf:"outcomes"`
 	Pins               *ebpf.Map `ebpf:"pins"`
@@ -599,6 +641,8 @@ func (m *benchMaps) Close() error {
 		m.NatFlows,
 		m.NatKeys,
 		m.NatPairs,
+		m.NatQueues,
+		m.NatRecords,
 		m.NatRings,
 		m.Outcomes,
 		m.Pins,
@@ -628,6 +672,7 @@ type benchVariables struct {
 	Exported       *ebpf.Variable `ebpf:"exported"`
 	ExportedLimits *ebpf.Variable `ebpf:"exported_limits"`
 	NatBucketMask  *ebpf.Variable `ebpf:"nat_bucket_mask"`
+	NatLogged      *ebpf.Variable `ebpf:"nat_logged"`
 	NatSeed        *ebpf.Variable `ebpf:"nat_seed"`
 	NatTimeout     *ebpf.Variable `ebpf:"nat_timeout"`
 	Tables         *ebpf.Variable `ebpf:"tables"`

@@ -39,6 +39,7 @@ type Options struct {
 	// What the addresses are taken from that probes through VIPs dial; zero:
 	// DefaultProbeAddresses4, DefaultProbeAddresses6.
 	ProbeAddresses4, ProbeAddresses6 netip.Prefix
+	LogTranslations                  bool // the program reports them: see OpenTranslations
 	Log                              *slog.Logger
 
 	reached func(step string) error // of an upgrade: a test's
@@ -311,6 +312,7 @@ func setVariables(spec *ebpf.CollectionSpec, o Options, meta lbMeta, timeouts ma
 		"probe_prefix4": uint32(probe4[1] >> 32), "probe_mask4": uint32(probeMask4[1] >> 32),
 		"probe_prefix6": probe6, "probe_mask6": probeMask6,
 		"nat_seed": meta.NatSeed, "nat_bucket_mask": meta.BucketMask, "nat_timeout": ticks,
+		"nat_logged": boolWord(o.LogTranslations),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return fmt.Errorf("set %s of the program: %w", name, err)

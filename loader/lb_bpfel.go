@@ -127,7 +127,9 @@ type lbExported struct {
 	SlotState    uint32
 	NatState     uint32
 	NatFlags     uint32
+	NatEvent     uint32
 	FragmentsWay uint32
+	_            [4]byte
 	NatFlow      struct {
 		_               structs.HostLayout
 		Client          [2]uint64
@@ -237,6 +239,7 @@ const (
 	lbLimitsNAT_EMBRYONIC          lbLimits = 16384
 	lbLimitsNAT_RING               lbLimits = 81920
 	lbLimitsNAT_WAYS               lbLimits = 8
+	lbLimitsNAT_QUEUE              lbLimits = 512
 	lbLimitsREPLY_BITS             lbLimits = 16
 	lbLimitsMAX_REPLIES            lbLimits = 65536
 	lbLimitsMAX_LAST_HOPS          lbLimits = 65536
@@ -271,6 +274,13 @@ type lbNatBucket struct {
 	_    structs.HostLayout
 	Word [8]uint64
 }
+
+type lbNatEvent uint32
+
+const (
+	lbNatEventNAT_BEGIN lbNatEvent = 1
+	lbNatEventNAT_END   lbNatEvent = 2
+)
 
 type lbNatFlags uint32
 
@@ -322,6 +332,40 @@ type lbNatPair struct {
 	Hand       uint32
 	ShareHand  uint32
 	Pad2       [6]uint32
+}
+
+type lbNatQueue struct {
+	_      structs.HostLayout
+	Lost   uint64
+	Count  uint64
+	Record lbNatRecord
+	Drafts [512]struct {
+		_          structs.HostLayout
+		Time       uint64
+		Client     [2]uint64
+		ClientPort uint16
+		VipPort    uint16
+		Vip        uint16
+		Event      uint16
+		Id         uint32
+		Pad        uint32
+	}
+}
+
+type lbNatRecord struct {
+	_           structs.HostLayout
+	Time        uint64
+	Client      [2]uint64
+	Vip         [2]uint64
+	Source      [2]uint64
+	Backend     [2]uint64
+	ClientPort  uint16
+	VipPort     uint16
+	BackendPort uint16
+	SourcePort  uint16
+	Protocol    uint16
+	Event       uint16
+	Pad         uint32
 }
 
 type lbNatState uint32
@@ -598,6 +642,8 @@ const (
 	lbMapNatFlows           = "nat_flows"
 	lbMapNatKeys            = "nat_keys"
 	lbMapNatPairs           = "nat_pairs"
+	lbMapNatQueues          = "nat_queues"
+	lbMapNatRecords         = "nat_records"
 	lbMapNatRings           = "nat_rings"
 	lbMapOutcomes           = "outcomes"
 	lbMapPins               = "pins"
@@ -621,6 +667,7 @@ const (
 	lbVarDryInterface       = "dry_interface"
 	lbVarExported           = "exported"
 	lbVarNatBucketMask      = "nat_bucket_mask"
+	lbVarNatLogged          = "nat_logged"
 	lbVarNatSeed            = "nat_seed"
 	lbVarNatTimeout         = "nat_timeout"
 	lbVarProbeMask4         = "probe_mask4"
@@ -699,6 +746,8 @@ type lbMapSpecs struct {
 	NatFlows           *ebpf.MapSpec `ebpf:"nat_flows"`
 	NatKeys            *ebpf.MapSpec `ebpf:"nat_keys"`
 	NatPairs           *ebpf.MapSpec `ebpf:"nat_pairs"`
+	NatQueues          *ebpf.MapSpec `ebpf:"nat_queues"`
+	NatRecords         *ebpf.MapSpec `ebpf:"nat_records"`
 	NatRings           *ebpf.MapSpec `ebpf:"nat_rings"`
 	Outcomes           *ebpf.MapSpec `ebpf:"outcomes"`
 	Pins               *ebpf.MapSpec `ebpf:"pins"`
@@ -726,6 +775,7 @@ type lbVariableSpecs struct {
 	DryInterface  *ebpf.VariableSpec `ebpf:"dry_interface"`
 	Exported      *ebpf.VariableSpec `ebpf:"exported"`
 	NatBucketMask *ebpf.VariableSpec `ebpf:"nat_bucket_mask"`
+	NatLogged     *ebpf.VariableSpec `ebpf:"nat_logged"`
 	NatSeed       *ebpf.VariableSpec `ebpf:"nat_seed"`
 	NatTimeout    *ebpf.VariableSpec `ebpf:"nat_timeout"`
 	ProbeMask4    *ebpf.VariableSpec `ebpf:"probe_mask4"`
@@ -774,6 +824,8 @@ type lbMaps struct {
 	NatFlows           *ebpf.Map `ebpf:"nat_flows"`
 	NatKeys            *ebpf.Map `ebpf:"nat_keys"`
 	NatPairs           *ebpf.Map `ebpf:"nat_pairs"`
+	NatQueues          *ebpf.Map `ebpf:"nat_queues"`
+	NatRecords         *ebpf.Map `ebpf:"nat_records"`
 	NatRings           *ebpf.Map `ebpf:"nat_rings"`
 	Outcomes           *ebpf.Map `ebpf:"outcomes"`
 	Pins               *ebpf.Map `ebpf:"pins"`
@@ -809,6 +861,8 @@ func (m *lbMaps) Close() error {
 		m.NatFlows,
 		m.NatKeys,
 		m.NatPairs,
+		m.NatQueues,
+		m.NatRecords,
 		m.NatRings,
 		m.Outcomes,
 		m.Pins,
@@ -837,6 +891,7 @@ type lbVariables struct {
 	DryInterface  *ebpf.Variable `ebpf:"dry_interface"`
 	Exported      *ebpf.Variable `ebpf:"exported"`
 	NatBucketMask *ebpf.Variable `ebpf:"nat_bucket_mask"`
+	NatLogged     *ebpf.Variable `ebpf:"nat_logged"`
 	NatSeed       *ebpf.Variable `ebpf:"nat_seed"`
 	NatTimeout    *ebpf.Variable `ebpf:"nat_timeout"`
 	ProbeMask4    *ebpf.Variable `ebpf:"probe_mask4"`
