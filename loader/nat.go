@@ -194,6 +194,16 @@ func readListeners(f *os.File, protocol lb.Protocol, ports map[uint16]bool) erro
 // dropPair removes a pair's maps, and the names of its flows from the flow
 // table, which would otherwise fill up with names of nothing.
 func (t *tables) dropPair(n uint32) error {
+	var q *portQueue
+	if t.ends != nil {
+		var err error
+		if q, err = t.openQueue(n); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+		if q != nil {
+			defer q.close()
+		}
+	}
 	if err := t.objects.NatRings.Delete(n); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("remove the port table of pair %d: %w", n, err)
 	}
@@ -204,6 +214,10 @@ func (t *tables) dropPair(n uint32) error {
 		if w := t.buckets.load(i); uint32(w)>>16 == n && uint32(w) != 0 {
 			t.buckets.swap(i, w, 0)
 		}
+	}
+	// Its flows are out of the program's reach by now: that has told what ended before.
+	if q != nil {
+		t.ends(q)
 	}
 	return put(t.objects.NatPairs, n, &lbNatPair{})
 }
