@@ -89,6 +89,7 @@ type Datapath struct {
 	Mode       Mode
 	MaxFlows   int
 	Ports      lb.PortRange // source ports of nat, of all nodes together
+	NATLog     string       // absolute path of nat's translation log; "": none
 	// The prefixes, masked, that the outer source addresses of tunnels are taken
 	// from: 8 to 32 bits of IPv4, 32 to 128 bits of IPv6.
 	TunnelSource4, TunnelSource6 netip.Prefix

@@ -15,7 +15,7 @@ var datapathSchema = schema{
 
 var tunnelSchema = schema{what: "tunnel", keys: []string{"source_ipv4", "source_ipv6"}}
 
-var natSchema = schema{what: "nat", keys: []string{"ports"}}
+var natSchema = schema{what: "nat", keys: []string{"ports", "log"}}
 
 // Bounds of max_flows: below, a table is not worth its name; above, it would
 // take more memory than machines have.
@@ -68,11 +68,7 @@ func (d *decoder) datapath(doc *document, nodes []nodeDef, s self) Datapath {
 			}
 		}
 		if n := f.own["nat"]; n != nil {
-			if nf, ok := d.fields(n, &natSchema); ok && nf.own["ports"] != nil {
-				if r, ok := d.portRange(nf.own["ports"], "ports"); ok {
-					dp.Ports = r
-				}
-			}
+			d.nat(n, &dp)
 		}
 		if n := f.own["tunnel"]; n != nil {
 			d.tunnelSources(n, &dp)
@@ -88,6 +84,28 @@ func (d *decoder) datapath(doc *document, nodes []nodeDef, s self) Datapath {
 		dp.Interfaces = s.def.Interfaces
 	}
 	return dp
+}
+
+func (d *decoder) nat(n *node, dp *Datapath) {
+	f, ok := d.fields(n, &natSchema)
+	if !ok {
+		return
+	}
+	if n := f.own["ports"]; n != nil {
+		if r, ok := d.portRange(n, "ports"); ok {
+			dp.Ports = r
+		}
+	}
+	if n := f.own["log"]; n != nil {
+		path, ok := d.text(n, "log")
+		switch {
+		case !ok:
+		case path[0] != '/' || path[len(path)-1] == '/':
+			d.errorf(n, "log must be the absolute path of a file, not %q", path)
+		default:
+			dp.NATLog = path
+		}
+	}
 }
 
 func (d *decoder) tunnelSources(n *node, dp *Datapath) {

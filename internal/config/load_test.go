@@ -56,7 +56,7 @@ func TestLoadPair(t *testing.T) {
 			{Name: "lb1", Address: addr("192.0.2.1"), Priority: 150},
 		},
 		Datapath: Datapath{
-			Interfaces: []string{"eth0", "eth1"}, Mode: ModeNative, MaxFlows: 5000, Ports: lb.PortRange{First: 1025, Last: 2024},
+			Interfaces: []string{"eth0", "eth1"}, Mode: ModeNative, MaxFlows: 5000, Ports: lb.PortRange{First: 1025, Last: 2024}, NATLog: "/var/log/nat.log",
 			TunnelSource4: netip.MustParsePrefix("172.16.0.0/16"), TunnelSource6: netip.MustParsePrefix("100::/64"),
 			ProbeAddresses4: netip.MustParsePrefix("198.18.0.0/16"), ProbeAddresses6: netip.MustParsePrefix("2001:2::/64"),
 		},

@@ -168,6 +168,16 @@ var mistakes = []mistakeCase{
 	{"ports the wrong way round", "datapath: {nat: {ports: 2000-1000}}\n", []string{
 		`1:25: ports 2000-1000: the first port is above the last one`,
 	}},
+	{"translation log without a root", "datapath: {nat: {log: nat.log}}\n", []string{
+		`1:23: log must be the absolute path of a file, not "nat.log"`,
+	}},
+	{"translation log that is a directory", "datapath: {nat: {log: /var/log/}}\n", []string{
+		`1:23: log must be the absolute path of a file, not "/var/log/"`,
+	}},
+	{"translation log without a name", "datapath: {nat: {log: \"\", logs: /x}}\n", []string{
+		`1:23: log is empty`,
+		`1:27: unknown key "logs" in nat; did you mean "log"?`,
+	}},
 	{"port out of range", "datapath: {nat: {ports: 0-70000}}\n", []string{
 		`1:25: ports must be a range of ports such as 1024-65535, not "0-70000"`,
 	}},
