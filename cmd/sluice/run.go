@@ -22,6 +22,7 @@ import (
 	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/internal/control"
 	"github.com/sluice-lb/sluice/internal/health"
+	"github.com/sluice-lb/sluice/internal/natlog"
 	"github.com/sluice-lb/sluice/internal/track"
 	"github.com/sluice-lb/sluice/loader"
 	"github.com/sluice-lb/sluice/vrrp"
@@ -65,6 +66,7 @@ type node struct {
 	fresh   bool    // nothing was pinned before tables was made
 	loop    *control.Loop
 	tracker *track.Tracker
+	natLog  *natlog.Log // nil where none is configured
 	routers []*vrrp.Router
 	closers []func() error // what to close, in the order of opening
 }
@@ -148,6 +150,9 @@ func (n *node) run(ctx context.Context) (err error) {
 		for {
 			select {
 			case <-hangup:
+				if n.natLog != nil {
+					n.natLog.Reopen()
+				}
 				n.log.Warn("SIGHUP: reloading is not supported yet: restart the daemon, the data plane goes on meanwhile")
 			case <-inside.Done():
 				return
@@ -210,7 +215,7 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	datapath, err := loader.Open(loader.Options{
 		PinDir: n.pinDir, MaxFlows: d.MaxFlows, Slots: slots, Log: n.log,
 		Ports: n.cfg.PortShare, TunnelSource4: d.TunnelSource4, TunnelSource6: d.TunnelSource6,
-		ProbeAddresses4: d.ProbeAddresses4, ProbeAddresses6: d.ProbeAddresses6,
+		ProbeAddresses4: d.ProbeAddresses4, ProbeAddresses6: d.ProbeAddresses6, LogTranslations: d.NATLog != "",
 	})
 	if err != nil {
 		return err
@@ -228,9 +233,15 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 		}
 	}
 	n.tables = &tables{datapath: datapath, interfaces: d.Interfaces, mode: loader.Mode(d.Mode)}
+	logTranslations, err := n.openNATLog(datapath)
+	if err != nil {
+		return err
+	}
 	if err := n.tables.attach(); err != nil {
 		return err
 	}
+	// What the program before has begun, and not told of, is there by now.
+	goroutines.Go(func() { logTranslations(ctx) })
 	// The resolver may find something before the loop is there to be told.
 	dirty := make(chan struct{}, 1)
 	hops, err := loader.NewResolver(d.Interfaces, n.log, func() {

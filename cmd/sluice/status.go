@@ -60,6 +60,9 @@ func (n *node) status() control.Status {
 		s.Services = control.Services(views, stats)
 		s.Outcomes = stats.Outcomes
 		s.Upgrade = n.tables.datapath.Upgraded()
+		if n.natLog != nil {
+			s.Problems = append(s.Problems, n.natLog.Problems()...)
+		}
 	}
 	s.FindProblems()
 	return s
