@@ -146,8 +146,8 @@ func fragmentCases() []packetCase {
 			ends(family+", one that overwrites TCP flags", with(two, func(f *testenv.Frame) { f.FragOffset = 8 }), "fragment"),
 			after("one that overwrites TCP flags, after the first", one, with(two, func(f *testenv.Frame) { f.FragOffset = 8 }), "fragment"),
 			follows("one that overwrites TCP options", one, with(two, func(f *testenv.Frame) { f.FragOffset = 16 }), rerouted(with(two, func(f *testenv.Frame) { f.FragOffset = 16 }))),
-			ends(family+", a first fragment to nat", with(one, port(portNAT)), "fragment"),
-			after("a later fragment to nat", with(one, port(portNAT)), two, "early_fragment"),
+			ends(family+", a first fragment to nat, of no flow", with(one, port(portNAT)), "no_flow"),
+			after("a later fragment to nat follows it to the kernel", with(one, port(portNAT)), two, "later_fragment"),
 			ends(family+", a first fragment to no backend", with(one, port(portEmpty)), "no_backend"),
 		}
 	})

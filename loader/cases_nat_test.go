@@ -67,10 +67,7 @@ func natCasesOf() []packetCase {
 			fails("SYN and RST without a flow", nil, with(f, flags(testenv.SYN|testenv.RST)), "no_flow"),
 			fails("another client's data", open, with(f, func(f *testenv.Frame) { f.Src = other }), "no_flow"),
 			fails("a SYN without a hop left", nil, with(syn, ttl(1)), "ttl"),
-			fails("a first fragment of an open flow", open, with(f, func(f *testenv.Frame) { f.MoreFragments = true }), "fragment"),
 			fails("a reply without a hop left", open, with(data, ttl(1)), "ttl"),
-			fails("a first fragment of a reply", open, with(data, func(f *testenv.Frame) { f.MoreFragments = true }), "fragment"),
-			fails("a later fragment of a reply", open, with(data, func(f *testenv.Frame) { f.FragOffset = 1480 }), "early_fragment"),
 			fails("a reply from another port", open, with(data, func(f *testenv.Frame) { f.Src = netip.AddrPortFrom(backend, 9) }), "no_service"),
 			fails("a reply from another address", open, with(data, func(f *testenv.Frame) { f.Src = netip.AddrPortFrom(backend.Next(), portNAT+8000) }), "no_service"),
 			fails("a reply to another port", open, with(data, func(f *testenv.Frame) { f.Dst = netip.AddrPortFrom(vip, worldShare.First+1) }), "no_service"),
@@ -78,6 +75,10 @@ func natCasesOf() []packetCase {
 			fails("a reply before anything", nil, data, "no_service"),
 		}
 		cases = append(cases, errorsThroughNAT(family, open, f, source, inside)...)
+		cases = append(cases, natFragmentCases(family, natSides{
+			open: open, f: f, syn: syn, back: back, data: data, ask: ask, answer: answer, forward: forward,
+			reply: func(f testenv.Frame) testenv.Frame { return reply(f) },
+		})...)
 		if family == "ipv4" {
 			cases = append(cases,
 				after("options of IP", open, with(f, options), forward(with(f, options))),

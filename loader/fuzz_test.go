@@ -59,6 +59,9 @@ func TestRandomFrames(t *testing.T) {
 		"no_backend", "no_next_hop", "too_big",
 		"a pin", "a straggler", "a handshake", "a lasting UDP flow", "a fragment that follows", "a tunnel", "a new nat flow",
 		"a nat flow that goes on", "a nat reply", "an error to a nat backend", "an error to a nat client", "an error about a pinned flow",
+		"a first fragment to a nat backend", "a first fragment to a nat client", "a copy of a first fragment",
+		"a later fragment to a nat backend", "a later fragment to a nat client", "a fragment whose flow is over",
+		"a fragment whose backend has gone",
 	} {
 		if w.m.reached[what] < 20 {
 			t.Errorf("%s was reached %d times, want 20 at least", what, w.m.reached[what])

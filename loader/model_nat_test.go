@@ -53,6 +53,9 @@ func (m *model) natForward(p *modelPacket, number uint16, s serviceEntry) string
 	if p.hops() <= 1 {
 		return "ttl"
 	}
+	if p.opensInFragment() {
+		return "fragment"
+	}
 	f := m.flows[p.flow()]
 	if f != nil && (!m.lives(f) || p.opens && f.over()) {
 		m.dropFlow(f)
@@ -60,6 +63,9 @@ func (m *model) natForward(p *modelPacket, number uint16, s serviceEntry) string
 	}
 	if f == nil {
 		if p.protocol == lb.TCP && !p.opens {
+			if p.fragment.is() {
+				m.rememberFragment(p, 0, 0)
+			}
 			return "no_flow"
 		}
 		p.opens = true
@@ -74,6 +80,7 @@ func (m *model) natForward(p *modelPacket, number uint16, s serviceEntry) string
 	f.lastHop = m.wayBack(p)
 	packet := append([]byte(nil), p.ip()...)
 	rewrite(packet, p.l4-p.l3, p.protocol, f.source, f.backend)
+	m.beginFragments(p, packet, f, lbFragmentsWayFRAGMENTS_TO_BACKEND)
 	spendHop(packet)
 	out := m.emit(p, packet, m.state.Backends[f.number].NextHop)
 	if out == "sent" {
@@ -162,7 +169,7 @@ func (m *model) natReply(p *modelPacket) string {
 	if _, ok := m.vip(f.name.vip.Addr()); !ok {
 		return "no_service"
 	}
-	if p.fragment.is() {
+	if p.opensInFragment() {
 		return "fragment"
 	}
 	if p.hops() <= 1 {
@@ -172,6 +179,7 @@ func (m *model) natReply(p *modelPacket) string {
 	m.reach("a nat reply")
 	packet := append([]byte(nil), p.ip()...)
 	rewrite(packet, p.l4-p.l3, p.protocol, f.name.vip, f.name.client)
+	m.beginFragments(p, packet, f, lbFragmentsWayFRAGMENTS_TO_CLIENT)
 	spendHop(packet)
 	out := m.emit(p, packet, f.lastHop)
 	if out == "sent" {

@@ -40,6 +40,7 @@ type modelFragment struct {
 	offset int // bytes
 	more   bool
 	id     uint32
+	at     int // of the identification, in the frame
 }
 
 // is tells whether the packet is a fragment: that of IPv6 which is the first and
@@ -116,7 +117,7 @@ func (p *modelPacket) readIPv4() bool {
 	p.l4 = p.l3 + int(ip[0]&15)*4
 	p.length = int(be16(ip, 2))
 	p.protocol = lb.Protocol(ip[9])
-	p.fragment = modelFragment{int(be16(ip, 6)&0x1fff) * 8, be16(ip, 6)&0x2000 != 0, uint32(be16(ip, 4))}
+	p.fragment = modelFragment{int(be16(ip, 6)&0x1fff) * 8, be16(ip, 6)&0x2000 != 0, uint32(be16(ip, 4)), p.l3 + 4}
 	return ip[0]>>4 == 4 && p.l4 >= p.l3+20
 }
 
@@ -133,7 +134,7 @@ func (p *modelPacket) readIPv6() bool {
 		h := p.frame[p.l4:]
 		switch next {
 		case testenv.ProtocolFragment:
-			p.fragment = modelFragment{int(be16(h, 2) &^ 7), h[3]&1 != 0, be32(h, 4)}
+			p.fragment = modelFragment{int(be16(h, 2) &^ 7), h[3]&1 != 0, be32(h, 4), p.l4 + 4}
 			p.l4 += 8
 		case 51: // AH counts otherwise (RFC 4302, section 2.2)
 			p.l4 += (int(h[1]) + 2) * 4

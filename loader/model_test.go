@@ -29,7 +29,7 @@ type model struct {
 type memory struct {
 	handshakes, pins, stragglers map[flowName]pinned
 	udpNew, udpFlows             map[flowName]pinned
-	fragments                    map[fragmentName]pinned
+	fragments                    map[fragmentName]fragmented
 	dues                         map[visitorName]due
 	flows                        map[flowName]*translated
 	places                       map[natSpot]*translated
@@ -40,7 +40,7 @@ func newMemory() memory {
 	return memory{
 		handshakes: map[flowName]pinned{}, pins: map[flowName]pinned{}, stragglers: map[flowName]pinned{},
 		udpNew: map[flowName]pinned{}, udpFlows: map[flowName]pinned{},
-		fragments: map[fragmentName]pinned{}, dues: map[visitorName]due{},
+		fragments: map[fragmentName]fragmented{}, dues: map[visitorName]due{},
 		flows: map[flowName]*translated{}, places: map[natSpot]*translated{},
 		traffic: map[uint32]lbCounters{},
 	}
@@ -146,9 +146,6 @@ func (m *model) otherPort(p *modelPacket, vip vipEntry) string {
 // toService is a packet to the port of a service.
 func (m *model) toService(p *modelPacket, number uint16) string {
 	s := m.state.Services[number]
-	if p.fragment.is() && s.Forward == lb.NAT {
-		return "fragment"
-	}
 	if out := m.guard(p, number, s); out != "" {
 		return out
 	}

@@ -58,8 +58,10 @@ func (w *twin) act(s *script) error {
 		return w.feed(w.compose(s))
 	case n < 20:
 		return w.burst(s)
-	case n < 24:
+	case n < 22:
 		return w.fragments(s)
+	case n < 24:
+		return w.natFragments(s)
 	case n < 26:
 		return w.handshake(s)
 	case n < 28:
@@ -125,35 +127,18 @@ func (w *twin) changeBackend(s *script) error {
 	})
 }
 
-// fragments sends a packet in two, in either order.
-func (w *twin) fragments(s *script) error {
-	f := w.toService(s)
-	f.ID = oneOf(s, uint16(1), 2, 0xffff)
-	first, later := f, f
-	first.MoreFragments = true
-	later.FragOffset, later.Payload = oneOf(s, uint16(8), 16, 24, 1400), zeros(s.next())
-	later.MoreFragments = s.pick(2) == 1
-	both := [][]byte{first.Bytes(), later.Bytes()}
-	if s.pick(4) == 3 {
-		slices.Reverse(both)
-	}
-	if s.pick(4) == 3 {
-		both[1] = spoil(s, later)
-	}
-	for _, frame := range both {
-		if err := w.feed(frame); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // handshake opens a connection, of nat, or of a service with slots that change, and
 // sends a packet of the backend where it comes by here.
 func (w *twin) handshake(s *script) error {
 	f := w.toService(s)
 	f.Protocol = testenv.ProtocolTCP
 	f.Dst = netip.AddrPortFrom(f.Dst.Addr(), oneOf(s, uint16(portNAT), portSpread, portTracked, portMixed, portSticky))
+	return w.open(f)
+}
+
+// open is the handshake of a client and, where its packets come by here, of the
+// backend.
+func (w *twin) open(f testenv.Frame) error {
 	f.Flags, f.Seq, f.Payload = testenv.SYN, clientISN, nil
 	if err := w.feed(f.Bytes()); err != nil {
 		return err

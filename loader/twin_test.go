@@ -184,6 +184,9 @@ func (w *twin) finish() error {
 			}
 		}
 	}
+	if err := w.fragmentsDiffer(); err != nil {
+		return err
+	}
 	for number, want := range w.m.traffic {
 		sum, err := w.trafficOf(number)
 		if err != nil {
@@ -203,6 +206,26 @@ func (w *twin) finish() error {
 		got := w.flowAt(f)
 		if lbNatState(got.State) != f.state || got.Generation != f.generation {
 			return fmt.Errorf("%v is in state %d, want %d", f.name, got.State, f.state)
+		}
+	}
+	return nil
+}
+
+// fragmentsDiffer compares what both know of packets in fragments.
+func (w *twin) fragmentsDiffer() error {
+	for f, want := range w.m.fragments {
+		var got lbFragmented
+		if err := w.d.objects.Fragments.Lookup(w.fragmentKey(f), &got); err != nil {
+			return fmt.Errorf("the fragments of %v are forgotten: %w", f, err)
+		}
+		if got.Pin.Backend != want.backend || got.Pin.Generation != want.generation || got.Pin.Sequence != want.sequence || lbFragmentsWay(got.Way) != want.way {
+			return fmt.Errorf("the fragments of %v: %+v, want %+v", f, got, want)
+		}
+		if want.way == lbFragmentsWayFRAGMENTS_UNCHANGED {
+			continue
+		}
+		if got.Source != mappedAs(want.src) || got.Dest != mappedAs(want.dst) || got.Id != fragmentID(want.id, f.src.Is6()) {
+			return fmt.Errorf("the fragments of %v: %+v, want %+v", f, got, want)
 		}
 	}
 	return nil
@@ -249,15 +272,17 @@ func (w *twin) key(f flowName) *lbFlowKey {
 func mappedAs(a netip.Addr) [2]uint64 { return mapped(netip.AddrFrom16(a.As16())) }
 
 func (w *twin) fragmentKey(f fragmentName) *lbFragmentKey {
-	id := f.id
-	if f.src.Is4() {
-		id = uint32(bigEndian16(uint16(id)))
-	} else {
-		id = uint32(bigEndian16(uint16(id>>16))) | uint32(bigEndian16(uint16(id)))<<16
-	}
 	return &lbFragmentKey{
-		Source: mappedAs(f.src), Vip: w.m.state.VIPs[f.dst].Index, Id: id, Protocol: uint32(f.protocol), V6: boolWord(f.src.Is6()),
+		Source: mappedAs(f.src), Vip: w.m.state.VIPs[f.dst].Index, Id: fragmentID(f.id, f.src.Is6()), Protocol: uint32(f.protocol), V6: boolWord(f.src.Is6()),
 	}
+}
+
+// fragmentID is an identification as the program holds it: as it is on the wire.
+func fragmentID(id uint32, v6 bool) uint32 {
+	if !v6 {
+		return uint32(bigEndian16(uint16(id)))
+	}
+	return uint32(bigEndian16(uint16(id>>16))) | uint32(bigEndian16(uint16(id)))<<16
 }
 
 // flowAt is the program's entry of a nat flow.
@@ -283,9 +308,9 @@ func (w *twin) readTicks() {
 		}
 	}
 	for f, e := range w.m.fragments {
-		var got lbPin
+		var got lbFragmented
 		if w.d.objects.Fragments.Lookup(w.fragmentKey(f), &got) == nil {
-			e.seen = got.Seen
+			e.seen = got.Pin.Seen
 			w.m.fragments[f] = e
 		}
 	}
@@ -316,7 +341,12 @@ func (w *twin) age(by time.Duration) error {
 		}
 	}
 	for f, e := range w.m.fragments {
-		if err := older(w.d.objects.Fragments, w.fragmentKey(f)); err != nil {
+		var v lbFragmented
+		if err := w.d.objects.Fragments.Lookup(w.fragmentKey(f), &v); err != nil {
+			return fmt.Errorf("the fragments of %v are forgotten: %w", f, err)
+		}
+		v.Pin.Seen -= ago
+		if err := w.d.objects.Fragments.Put(w.fragmentKey(f), &v); err != nil {
 			return err
 		}
 		e.seen -= ago
@@ -445,7 +475,7 @@ func (w *twin) clearAll() error {
 			return err
 		}
 	}
-	if err := clearMap[lbFragmentKey, lbPin](w.d.objects.Fragments); err != nil {
+	if err := clearMap[lbFragmentKey, lbFragmented](w.d.objects.Fragments); err != nil {
 		return err
 	}
 	if err := clearMap[lbSourceKey, uint64](w.d.objects.SourceBuckets); err != nil {
