@@ -219,6 +219,8 @@ SUBPROGRAM int dnat_reply(struct xdp_md *ctx)
 		if (p.l4 + sizeof(*p.udp) > p.end)
 			return PASS_NOT_VIP;
 		c.source = source_of(&p); /* until it is the VIP */
+		if (p.v6 && is_mapped(c.source.word[0], c.source.word[1]))
+			return PASS_NOT_VIP;
 		place = find_reply(&c.source, p.port[0], p.protocol);
 	}
 	if (!place)

@@ -72,6 +72,8 @@ SUBPROGRAM int read_error(struct xdp_md *ctx, struct error_way *w)
 
 	if (!w || !take_error(&p, ctx, &q))
 		return PASS_NOT_VIP;
+	if (p.v6 && is_mapped(q.dest.word[0], q.dest.word[1]))
+		return PASS_NOT_VIP;
 	place = find_reply(&q.dest, q.port[1], q.protocol);
 	if (!place--)
 		return PASS_NOT_VIP;

@@ -70,6 +70,12 @@ static __always_inline __u64 mapped(__be32 address)
 	return (__u64)address << 32 | 0xffff0000;
 }
 
+/* Whether an address is an IPv4 one. On the wire of IPv6 it is nobody's (RFC 4291, section 2.5.5.2). */
+static __always_inline bool is_mapped(__u64 high, __u64 low)
+{
+	return !high && (__u32)low == 0xffff0000;
+}
+
 /* One word of an address of an IPv6 header: the header has no alignment to speak of. */
 static __always_inline __u64 half(struct in6_addr *address, int i)
 {

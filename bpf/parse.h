@@ -74,8 +74,7 @@ static __always_inline int find_vip(struct packet *p)
 	if (p->v6) {
 		high = half(&p->ip6->daddr, 0);
 		low = half(&p->ip6->daddr, 1);
-		/* On the wire it is no address of anybody (RFC 4291, section 2.5.5.2). */
-		if (!high && (__u32)low == 0xffff0000)
+		if (is_mapped(high, low))
 			return PASS_NOT_VIP;
 		hash = vip_hash(high, low);
 	} else {
