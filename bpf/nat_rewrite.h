@@ -84,8 +84,8 @@ static __always_inline void rewrite(struct packet *p, __u64 *source, __u64 *dest
 	p->port[1] = dest_port;
 	if (p->protocol == IPPROTO_UDP) {
 		check = &p->udp->check;
-		/* Over IPv4, 0 says that there is none (RFC 768). */
-		if (!*check && !p->v6)
+		/* 0 says that there is none (RFC 768); over IPv6 some tunnels have none (RFC 6935). */
+		if (!*check)
 			return;
 		*check = fold((__u16)~*check + sum);
 		if (!*check)

@@ -79,14 +79,17 @@ func natCasesOf() []packetCase {
 			open: open, f: f, syn: syn, back: back, data: data, ask: ask, answer: answer, forward: forward,
 			reply: func(f testenv.Frame) testenv.Frame { return reply(f) },
 		})...)
+		// It has no checksum, and gets none.
+		at := 40
+		if family == "ipv6" {
+			at = 60
+		}
+		cases = append(cases, sentRaw(family+", nat, a datagram without a checksum", ask, forward(ask), func(b []byte) { b[at], b[at+1] = 0, 0 }))
 		if family == "ipv4" {
 			cases = append(cases,
 				after("options of IP", open, with(f, options), forward(with(f, options))),
 				after("options of IP on a reply", open, with(data, options), reply(with(data, options))),
 			)
-			// It has no checksum, and gets none.
-			none := sentRaw("ipv4, nat, a datagram without a checksum", ask, forward(ask), func(b []byte) { b[40], b[41] = 0, 0 })
-			cases = append(cases, none)
 		} else {
 			atomic := func(f *testenv.Frame) {
 				f.Extensions, f.NextHeaders = [][]byte{zeros(8)}, []uint8{testenv.ProtocolFragment}

@@ -194,13 +194,13 @@ func rewrite(packet []byte, l4 int, protocol lb.Protocol, src, dst netip.AddrPor
 	if protocol == lb.UDP {
 		check = l4 + 6
 	}
-	none := protocol == lb.UDP && packet[0]>>4 == 4 && be16(packet, check) == 0
+	none := protocol == lb.UDP && be16(packet, check) == 0
 	kept := be16(packet, check)
 	setEnds(packet, src.Addr(), dst.Addr(), check)
 	write(packet, l4, binary.BigEndian.AppendUint16(nil, src.Port()), check)
 	write(packet, l4+2, binary.BigEndian.AppendUint16(nil, dst.Port()), check)
 	switch {
-	case none: // and it stays so (RFC 768)
+	case none: // and it stays so (RFC 768, RFC 6935)
 		binary.BigEndian.PutUint16(packet[check:], kept)
 	case protocol == lb.UDP && be16(packet, check) == 0:
 		binary.BigEndian.PutUint16(packet[check:], 0xffff)
