@@ -62,6 +62,8 @@ func TestRandomFrames(t *testing.T) {
 		"a first fragment to a nat backend", "a first fragment to a nat client", "a copy of a first fragment",
 		"a later fragment to a nat backend", "a later fragment to a nat client", "a fragment whose flow is over",
 		"a fragment whose backend has gone",
+		"a packet to a dnat backend", "a later fragment to a dnat backend", "a dnat reply", "a later fragment of a dnat reply",
+		"an error to a dnat backend", "an error to a dnat client", "an answer to a dnat backend",
 	} {
 		if w.m.reached[what] < 20 {
 			t.Errorf("%s was reached %d times, want 20 at least", what, w.m.reached[what])

@@ -38,6 +38,9 @@ func (m *model) icmp(p *modelPacket, vip vipEntry) string {
 	if owner == 0 {
 		return "no_backend"
 	}
+	if s.Forward == lb.DNAT {
+		return m.errorToDNAT(p, q, owner)
+	}
 	p.hash = hashOf(f, s)
 	return m.emitTo(p, owner, s.Forward)
 }

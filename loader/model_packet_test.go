@@ -146,8 +146,11 @@ func (p *modelPacket) readIPv6() bool {
 			break
 		}
 	}
+	if p.l4 > modelDepth {
+		return false
+	}
 	p.protocol = lb.Protocol(next)
-	return ip[0]>>4 == 6 && p.l4 <= modelDepth
+	return ip[0]>>4 == 6
 }
 
 // isExtension tells hop-by-hop options, routing, fragment, AH, destination

@@ -14,6 +14,7 @@ import (
 type model struct {
 	state    *State
 	nics     map[uint32][6]byte
+	clients  map[netip.Addr]lb.NextHop // that the node has routes to
 	share    lb.PortRange
 	timeouts map[lbNatState]time.Duration
 	reached  map[string]int // how often a test came to a place of the model
@@ -30,6 +31,7 @@ type memory struct {
 	handshakes, pins, stragglers map[flowName]pinned
 	udpNew, udpFlows             map[flowName]pinned
 	fragments                    map[fragmentName]fragmented
+	replyFragments               map[replyName]repliedTo
 	dues                         map[visitorName]due
 	flows                        map[flowName]*translated
 	places                       map[natSpot]*translated
@@ -40,7 +42,7 @@ func newMemory() memory {
 	return memory{
 		handshakes: map[flowName]pinned{}, pins: map[flowName]pinned{}, stragglers: map[flowName]pinned{},
 		udpNew: map[flowName]pinned{}, udpFlows: map[flowName]pinned{},
-		fragments: map[fragmentName]fragmented{}, dues: map[visitorName]due{},
+		fragments: map[fragmentName]fragmented{}, replyFragments: map[replyName]repliedTo{}, dues: map[visitorName]due{},
 		flows: map[flowName]*translated{}, places: map[natSpot]*translated{},
 		traffic: map[uint32]lbCounters{},
 	}
@@ -99,7 +101,7 @@ func (m *model) decide(p *modelPacket) string {
 	}
 	vip, ok := m.vip(p.dst)
 	if !ok {
-		return "not_vip"
+		return m.fromBackend(p)
 	}
 	if mac, ok := m.nics[p.nic]; !ok || mac != [6]byte(p.frame) {
 		return "other_mac"
@@ -163,7 +165,7 @@ func (m *model) toService(p *modelPacket, number uint16) string {
 	return m.sendTo(p, owner, s.Forward)
 }
 
-// sendTo sends a packet as it is to a backend, and counts it.
+// sendTo sends a packet to a backend in a stateless mode, and counts it.
 func (m *model) sendTo(p *modelPacket, number uint32, forward lb.Forward) string {
 	out := m.emitTo(p, number, forward)
 	if out == "sent" {
@@ -174,8 +176,11 @@ func (m *model) sendTo(p *modelPacket, number uint32, forward lb.Forward) string
 
 // emitTo is sendTo without the counting.
 func (m *model) emitTo(p *modelPacket, number uint32, forward lb.Forward) string {
-	if forward == lb.Tunnel {
+	switch forward {
+	case lb.Tunnel:
 		return m.tunnel(p, number)
+	case lb.DNAT:
+		return m.toDNAT(p, number)
 	}
 	return m.emit(p, p.frame[p.l3:], m.state.Backends[number].NextHop)
 }

@@ -54,8 +54,10 @@ func (w *twin) play(steps, raw []byte) error {
 // act takes a step of a script.
 func (w *twin) act(s *script) error {
 	switch n := s.pick(32); {
-	case n < 18:
+	case n < 15:
 		return w.feed(w.compose(s))
+	case n < 18:
+		return w.dnat(s)
 	case n < 20:
 		return w.burst(s)
 	case n < 22:
@@ -76,8 +78,8 @@ func (w *twin) act(s *script) error {
 
 // changeSlots gives a service other owners.
 func (w *twin) changeSlots(s *script) error {
-	port := oneOf(s, uint16(portTracked), portTracked, portMixed, portSticky)
-	service := w.m.state.service(w.m.state.VIPs[vipIP].Tables[tcpTable], port)
+	port := oneOf(s, uint16(portTracked), portTracked, portMixed, portSticky, portDNAT)
+	service := w.m.state.service(w.m.state.VIPs[oneOf(s, vipIP, v6VIP.Addr())].Tables[tcpTable], port)
 	numbers := append([]uint32{0}, w.backendsOf(service)...)
 	owner, previous := oneOf(s, numbers...), oneOf(s, numbers...)
 	state := oneOf(s, lbSlotStateSLOT_TRACKED, lbSlotStateSLOT_TRACKED, lbSlotStateSLOT_SETTLING, lbSlotStateSLOT_CLEAN)
@@ -132,7 +134,7 @@ func (w *twin) changeBackend(s *script) error {
 func (w *twin) handshake(s *script) error {
 	f := w.toService(s)
 	f.Protocol = testenv.ProtocolTCP
-	f.Dst = netip.AddrPortFrom(f.Dst.Addr(), oneOf(s, uint16(portNAT), portSpread, portTracked, portMixed, portSticky))
+	f.Dst = netip.AddrPortFrom(f.Dst.Addr(), oneOf(s, uint16(portNAT), portSpread, portTracked, portMixed, portSticky, portDNAT))
 	return w.open(f)
 }
 
@@ -212,7 +214,7 @@ var (
 	scriptPorts = []uint16{
 		portDSR, portTracked, portTracked, portTunnel4, portNAT, portNAT, portSpread, portFlows, portMixed, portDNS, portTunnelU,
 		portTagged, portDouble, portAway, portLost, portEmpty, portRules, portAllowed, portLimited, portSticky, portTunnel6,
-		portNarrow4, portNarrow6, portRange, portRangeEnd, portRangeEnd + 1, 0, 65535, 22,
+		portNarrow4, portNarrow6, portRange, portRangeEnd, portRangeEnd + 1, portDNAT, portKept, portKeptEnd, 0, 65535, 22,
 	}
 	scriptFlags = []testenv.TCPFlags{
 		testenv.SYN, testenv.ACK, testenv.ACK | testenv.PSH, testenv.FIN | testenv.ACK, testenv.RST, testenv.SYN | testenv.ACK,

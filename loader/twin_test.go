@@ -22,6 +22,7 @@ import (
 // A twin is the program and a model of it, side by side over one world.
 type twin struct {
 	d       *Datapath
+	host    *testenv.Host // where the program runs
 	m       *model
 	base    *State // what reset returns to
 	pairs   map[uint32]pairView
@@ -36,11 +37,15 @@ type twin struct {
 
 func newTwin(t testing.TB) *twin {
 	t.Helper()
+	host, clients, ways := twinNode(t)
 	d := newDatapathWith(t, Options{MaxFlows: 4096, Ports: worldShare}, worldTimeouts, world()...)
+	for n, way := range ways {
+		store(d.tables.way(n), way)
+	}
 	w := &twin{
-		d: d, base: d.state, pairs: map[uint32]pairView{}, counted: outcomes(t, d), dirty: true,
+		d: d, host: host, base: d.state, pairs: map[uint32]pairView{}, counted: outcomes(t, d), dirty: true,
 		m: &model{
-			state: d.state, nics: map[uint32][6]byte{nicIndex: nicMAC}, share: worldShare, timeouts: worldTimeouts,
+			state: d.state, nics: map[uint32][6]byte{nicIndex: nicMAC}, clients: clients, share: worldShare, timeouts: worldTimeouts,
 			reached: map[string]int{},
 			memory:  newMemory(),
 		},
@@ -54,7 +59,10 @@ func newTwin(t testing.TB) *twin {
 // run sends a frame through the program.
 func (w *twin) run(frame []byte) (verdict uint32, out []byte, err error) {
 	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+64)}
-	verdict, err = w.d.program.Run(&opts)
+	err = w.host.Do(func() (err error) {
+		verdict, err = w.d.program.Run(&opts)
+		return err
+	})
 	return verdict, opts.DataOut, err
 }
 
@@ -277,6 +285,13 @@ func (w *twin) fragmentKey(f fragmentName) *lbFragmentKey {
 	}
 }
 
+func replyKey(f replyName) *lbReplyFragmentKey {
+	return &lbReplyFragmentKey{
+		Source: mappedAs(f.src), Destination: mappedAs(f.dst), Id: fragmentID(f.id, f.src.Is6()),
+		Protocol: uint16(f.protocol), V6: uint16(boolWord(f.src.Is6())),
+	}
+}
+
 // fragmentID is an identification as the program holds it: as it is on the wire.
 func fragmentID(id uint32, v6 bool) uint32 {
 	if !v6 {
@@ -312,6 +327,13 @@ func (w *twin) readTicks() {
 		if w.d.objects.Fragments.Lookup(w.fragmentKey(f), &got) == nil {
 			e.seen = got.Pin.Seen
 			w.m.fragments[f] = e
+		}
+	}
+	for f, e := range w.m.replyFragments {
+		var got lbReplyFragment
+		if w.d.objects.ReplyFragments.Lookup(replyKey(f), &got) == nil {
+			e.seen = got.Seen
+			w.m.replyFragments[f] = e
 		}
 	}
 	for _, f := range w.m.flows {
@@ -351,6 +373,18 @@ func (w *twin) age(by time.Duration) error {
 		}
 		e.seen -= ago
 		w.m.fragments[f] = e
+	}
+	for f, e := range w.m.replyFragments {
+		var v lbReplyFragment
+		if err := w.d.objects.ReplyFragments.Lookup(replyKey(f), &v); err != nil {
+			return fmt.Errorf("the fragments of the reply %v are forgotten: %w", f, err)
+		}
+		v.Seen -= ago
+		if err := w.d.objects.ReplyFragments.Put(replyKey(f), &v); err != nil {
+			return err
+		}
+		e.seen -= ago
+		w.m.replyFragments[f] = e
 	}
 	for _, f := range w.m.flows {
 		f.seen -= ago
@@ -443,6 +477,11 @@ func (w *twin) clearKnown() error {
 			return err
 		}
 	}
+	for f := range w.m.replyFragments {
+		if err := gone(w.d.objects.ReplyFragments, replyKey(f)); err != nil {
+			return err
+		}
+	}
 	for v := range w.m.dues {
 		k := lbSourceKey{Service: uint64(v.service)<<1 | uint64(boolWord(v.prefix.Addr().Is6()))}
 		a := mappedAs(v.prefix.Addr())
@@ -476,6 +515,9 @@ func (w *twin) clearAll() error {
 		}
 	}
 	if err := clearMap[lbFragmentKey, lbFragmented](w.d.objects.Fragments); err != nil {
+		return err
+	}
+	if err := clearMap[lbReplyFragmentKey, lbReplyFragment](w.d.objects.ReplyFragments); err != nil {
 		return err
 	}
 	if err := clearMap[lbSourceKey, uint64](w.d.objects.SourceBuckets); err != nil {

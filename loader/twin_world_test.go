@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -27,11 +28,14 @@ const (
 	portMixed    = 95 // tunnels to backends of both families, slots that change
 	portNAT      = 96 // one backend
 	portSpread   = 97 // three backends, two source addresses
+	portDNAT     = 98 // keeps the client's address; three backends, slots that change
 	portDNS      = 53 // UDP, three backends
 	portFlows    = 54 // UDP, affinity: flow
 	portTunnelU  = 55 // UDP, a tunnel with affinity: flow
 	portRange    = 8000
 	portRangeEnd = 8100
+	portKept     = 8200 // keeps address and port
+	portKeptEnd  = 8202
 )
 
 var (
@@ -142,6 +146,32 @@ func world() []lb.ServiceState {
 			s.Addresses = s.Addresses[1:]
 			translates(&s)
 			all = append(all, s)
+		}
+	}
+	return append(all, dnatWorld(make, in6)...)
+}
+
+// dnatWorld returns services that keep the client's address: of one port, and of
+// several.
+func dnatWorld(make func(string, lb.Forward, uint16, int, ...func(int, *lb.Backend)) lb.ServiceState, in6 func(int, *lb.Backend)) []lb.ServiceState {
+	// The others' packets are no replies.
+	own := func(_ int, b *lb.Backend) {
+		a := b.Address.Addr().AsSlice()
+		a[len(a)-1] += 100
+		other, _ := netip.AddrFromSlice(a)
+		b.Address = netip.AddrPortFrom(other, b.Address.Port())
+	}
+	var all []lb.ServiceState
+	for _, protocol := range []lb.Protocol{lb.TCP, lb.UDP} {
+		for family, changes := range [][]func(int, *lb.Backend){{}, {in6}} {
+			one := make(fmt.Sprint("dnat", family, protocol), lb.DNAT, portDNAT, 3, changes...)
+			several := make(fmt.Sprint("kept", family, protocol), lb.DNAT, portKept, 2, append(changes, own)...)
+			for _, s := range []*lb.ServiceState{&one, &several} {
+				s.Protocol, s.SourceAddresses, s.Addresses = protocol, nil, s.Addresses[family:family+1]
+			}
+			several.Addresses[0].Ports.Last = portKeptEnd
+			translates(&one)
+			all = append(all, one, several)
 		}
 	}
 	return all
