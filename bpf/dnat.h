@@ -105,12 +105,13 @@ static __always_inline bool reply_fragment_key(struct packet *p, struct reply_fr
 	key->source[1] = source.word[1];
 	key->destination[0] = destination.word[0];
 	key->destination[1] = destination.word[1];
-	key->protocol = p->protocol;
+	key->protocol = 0;
 	key->v6 = p->v6;
 	key->id = 0;
 	if (p->v6)
 		return !bpf_xdp_load_bytes(p->ctx, p->fragment_header + offsetof(struct fragment_header, id),
 					   &key->id, sizeof(key->id));
+	key->protocol = p->protocol;
 	key->id = p->ip->id;
 	return true;
 }
@@ -211,7 +212,7 @@ SUBPROGRAM int dnat_reply(struct xdp_md *ctx)
 	find_transport(&p);
 	if (p.protocol == (p.v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
 		return TO_DNAT_ERROR;
-	if (p.protocol != IPPROTO_TCP && p.protocol != IPPROTO_UDP)
+	if (!may_have_ports(&p))
 		return PASS_NOT_VIP;
 	if (p.fragment & FRAGMENT_OFFSET) {
 		place = follow_reply(&p);

@@ -57,6 +57,9 @@ SUBPROGRAM __u64 skip_headers(struct xdp_md *ctx, __u32 offset, __u32 protocol)
 		default:
 			return found_at(offset, header_at, fragment, protocol);
 		}
+		/* What follows the header of a later fragment is no header. */
+		if (fragment & FRAGMENT_OFFSET)
+			return found_at(offset, header_at, fragment, NOT_KNOWN);
 		if (i == MAX_EXTENSIONS || offset > MAX_HEADERS - 8 ||
 		    bpf_xdp_load_bytes(ctx, offset, &header, sizeof(header)))
 			return found_at(offset, 0, 0, MALFORMED);
@@ -66,9 +69,6 @@ SUBPROGRAM __u64 skip_headers(struct xdp_md *ctx, __u32 offset, __u32 protocol)
 			fragment = bpf_htons(word >> 3) | (word & 1 ? FRAGMENT_MORE : 0);
 			header_at = offset;
 			offset += sizeof(header);
-			/* What follows the header of a later fragment is no header. */
-			if (fragment & FRAGMENT_OFFSET)
-				return found_at(offset, header_at, fragment, header.next);
 		} else if (protocol == IPPROTO_AH) {
 			offset += 8 + ((struct extension *)&header)->length * 4;
 		} else {

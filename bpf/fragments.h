@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Fragments of TCP and UDP. The first one has the ports: where it went is
- * remembered by source, VIP, identification and protocol, and the later ones
- * follow (later_fragments.h).
+ * remembered by source, VIP, identification and, of IPv4, protocol, and the later ones
+ * follow (later_fragments.h). In IPv6 what a later one says of the protocol means
+ * nothing (RFC 8200, section 4.5).
  */
 #ifndef SLUICE_FRAGMENTS_H
 #define SLUICE_FRAGMENTS_H
@@ -19,12 +20,13 @@ static __always_inline bool fragment_key(struct packet *p, struct fragment_key *
 	key->source[0] = a.word[0];
 	key->source[1] = a.word[1];
 	key->vip = p->vip_index;
-	key->protocol = p->protocol;
+	key->protocol = 0;
 	key->v6 = p->v6;
 	key->id = 0;
 	if (p->v6)
 		return !bpf_xdp_load_bytes(p->ctx, p->fragment_header + offsetof(struct fragment_header, id),
 					   &key->id, sizeof(key->id));
+	key->protocol = p->protocol;
 	key->id = p->ip->id;
 	return true;
 }

@@ -65,14 +65,18 @@ static __always_inline int follow_first(struct packet *p, int *action)
 	struct fragment_key key;
 	struct fragmented *first;
 
-	/* It would overwrite the flags of the first one's header (RFC 1858, section 3). */
+	/*
+	 * It would overwrite the flags of the first one's header (RFC 1858, section 3). IPv6
+	 * hosts take no fragments that overlap (RFC 5722).
+	 */
 	if (p->protocol == IPPROTO_TCP && (p->fragment & FRAGMENT_OFFSET) == bpf_htons(1))
 		return DROP_FRAGMENT;
 	if (!fragment_key(p, &key))
 		return DROP_MALFORMED_IP;
 	first = bpf_map_lookup_elem(&fragments, &key);
+	/* It may be of ICMPv6, too. */
 	if (!first || (int)(ticks() - first->pin.seen) > FRAGMENT_TICKS)
-		return DROP_EARLY_FRAGMENT;
+		return p->protocol == NOT_KNOWN ? PASS_PROTOCOL : DROP_EARLY_FRAGMENT;
 	if (!first->pin.backend)
 		return PASS_FRAGMENT;
 	if (!pin_holds(&first->pin))

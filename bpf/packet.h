@@ -26,6 +26,9 @@
 /* Of extension headers that lead nowhere: no protocol has this number. */
 #define MALFORMED 256
 
+/* Of later fragments whose header names another header: the first one says what they are of. */
+#define NOT_KNOWN (256 + IPPROTO_NONE)
+
 struct packet {
 	struct xdp_md *ctx;
 	void *data;

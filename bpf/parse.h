@@ -146,6 +146,12 @@ static __always_inline void find_transport(struct packet *p)
 		skip_extensions(p);
 }
 
+/* Whether the packet may be one of TCP or UDP. */
+static __always_inline bool may_have_ports(struct packet *p)
+{
+	return p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP || p->protocol == NOT_KNOWN;
+}
+
 /* Of jumbograms (RFC 2675) the length is 0 here: they are malformed to sluice. */
 static __always_inline int check_ip(struct packet *p)
 {
@@ -161,7 +167,7 @@ static __always_inline int check_ip(struct packet *p)
 	}
 	if (p->length < p->header_length || !complete(p) || p->protocol == MALFORMED)
 		return DROP_MALFORMED_IP;
-	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP)
+	if (!may_have_ports(p))
 		return PASS_PROTOCOL;
 	if (p->fragment & FRAGMENT_OFFSET)
 		return PASS_FRAGMENT;

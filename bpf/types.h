@@ -386,7 +386,7 @@ struct reply_fragment_key {
 	__u64 source[2];
 	__u64 destination[2];
 	__be32 id;
-	__u16 protocol;
+	__u16 protocol; /* of IPv4 */
 	__u16 v6;
 };
 
@@ -438,7 +438,7 @@ struct fragment_key {
 	__u64 source[2];
 	__u32 vip; /* index */
 	__be32 id;
-	__u32 protocol;
+	__u32 protocol; /* of IPv4 */
 	__u32 v6;
 };
 

@@ -81,6 +81,12 @@ func dnatCases() []packetCase {
 		fails("a later fragment without a hop left", with(two, ttl(1)), "ttl", one)
 		fails("one that overwrites TCP flags", with(two, func(f *testenv.Frame) { f.FragOffset = 8 }), "fragment", one)
 
+		if v6 {
+			goes("a later fragment with options inside", with(f, fragmentHeader(9, 120, false), func(f *testenv.Frame) {
+				f.Protocol, f.Payload = testenv.ProtocolDestination, zeros(51)
+			}), with(f, headersInside(9)))
+		}
+
 		// What comes back.
 		for _, to := range []uint16{portDNAT, portKept + 1} {
 			name := map[bool]string{true: "a reply", false: "a reply of a kept port"}[to == portDNAT]
@@ -118,7 +124,11 @@ func dnatCases() []packetCase {
 			fails(name+" of another protocol", with(back, func(f *testenv.Frame) { f.Protocol = 132 }), "not_vip")
 			fails(name+" that is cut short", with(back, func(f *testenv.Frame) { f.TotalLength = 1000 }), "malformed_ip")
 			fails(name+" with a data offset of 4", with(back, func(f *testenv.Frame) { f.DataOffset = 4 }), "malformed_tcp")
-			if !v6 {
+			if v6 {
+				returns(name+", a later fragment with options inside", with(back, fragmentHeader(9, 120, false), func(f *testenv.Frame) {
+					f.Protocol, f.Payload = testenv.ProtocolDestination, zeros(51)
+				}), with(back, headersInside(9)))
+			} else {
 				fails(name+" that is too long and may be fragmented", with(back, func(f *testenv.Frame) { f.Payload = zeros(1461) }), "too_big")
 				fails(name+" from its backend's address in an IPv6 header", with(back, func(f *testenv.Frame) {
 					f.EtherType, f.Src, f.Dst = testenv.EtherTypeIPv6, netip.AddrPortFrom(netip.AddrFrom16(backend.Addr().As16()), backend.Port()), v6Client

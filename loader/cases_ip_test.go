@@ -140,7 +140,6 @@ func fragmentCases() []packetCase {
 			after("a later fragment of another client", one, with(two, func(f *testenv.Frame) {
 				f.Src = netip.AddrPortFrom(f.Src.Addr().Next(), 1)
 			}), "early_fragment"),
-			after("a later fragment of another protocol", one, with(two, udp), "early_fragment"),
 			after("a later fragment follows to the kernel", with(one, port(99)), two, "later_fragment"),
 			ends(family+", a first fragment to no service", with(one, port(99)), "no_service"),
 			ends(family+", one that overwrites TCP flags", with(two, func(f *testenv.Frame) { f.FragOffset = 8 }), "fragment"),
@@ -154,10 +153,41 @@ func fragmentCases() []packetCase {
 	cut := func(n uint16) change {
 		return func(f *testenv.Frame) { f.MoreFragments, f.TotalLength = true, n }
 	}
+	cases = append(cases, headerCases()...)
 	return append(cases,
 		ends("ipv4, a first fragment without a whole TCP header", toVIP(cut(36)), "malformed_tcp"),
 		ends("ipv4, a first fragment without a whole UDP header", toVIP(udp, cut(26)), "malformed_udp"),
 		ends("ipv4, a first fragment of ICMP", toVIP(func(f *testenv.Frame) { f.Protocol, f.MoreFragments, f.Payload = testenv.ProtocolICMP, true, zeros(16) }), "protocol"),
 		ends("ipv4, a later fragment of ICMP", toVIP(func(f *testenv.Frame) { f.Protocol, f.FragOffset, f.Payload = testenv.ProtocolICMP, 16, zeros(16) }), "protocol"),
 	)
+}
+
+// Later fragments of IPv6 whose header names something else than the first one's.
+// Of another protocol in IPv4 they are another packet's.
+func headerCases() []packetCase {
+	f := toVIP(func(f *testenv.Frame) { f.Payload = zeros(100) })
+	f6 := with(f, from6)
+	whole := func(f *testenv.Frame) { f.ID, f.MoreFragments = 9, true }
+	later := func(protocol uint8) change {
+		return func(f *testenv.Frame) {
+			f.Protocol, f.Payload = protocol, zeros(50)
+			fragmentHeader(9, 120, false)(f)
+		}
+	}
+	follows := func(name string, first, in, out testenv.Frame) packetCase {
+		return packetCase{name: "ipv6, " + name, before: []testenv.Frame{first}, in: in.Bytes(), outcome: "sent", out: exactly(out.Bytes())}
+	}
+	inside := with(f6, headersInside(9))
+	options, routing, asUDP := with(f6, later(testenv.ProtocolDestination)), with(f6, later(43)), with(f6, later(testenv.ProtocolUDP))
+	return []packetCase{
+		{name: "ipv4, a later fragment of another protocol", before: []testenv.Frame{with(f, whole)}, in: with(f, udp, func(f *testenv.Frame) { f.ID, f.FragOffset = 9, 120 }).Bytes(), outcome: "early_fragment"},
+		sent("ipv6, a first fragment with options inside", inside, rerouted(inside)),
+		follows("a later fragment with options inside follows", inside, options, rerouted(options)),
+		follows("a later fragment whose header names a routing header follows", inside, routing, rerouted(routing)),
+		follows("a later fragment whose header names UDP follows one of TCP", inside, asUDP, rerouted(asUDP)),
+		follows("a later fragment whose header names options follows one of TCP", with(f6, whole), options, rerouted(options)),
+		ends("ipv6, a later fragment of anything, perhaps", options, "protocol"),
+		{name: "ipv6, a later fragment whose header names ICMPv6", before: []testenv.Frame{inside}, in: with(f6, later(testenv.ProtocolICMPv6)).Bytes(), outcome: "protocol"},
+		{name: "ipv6, a later fragment with options inside follows to the kernel", before: []testenv.Frame{with(inside, port(99))}, in: options.Bytes(), outcome: "later_fragment"},
+	}
 }

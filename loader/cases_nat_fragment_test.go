@@ -60,6 +60,12 @@ func natFragmentCases(family string, s natSides) []packetCase {
 			fails("a first fragment "+side.name+" without a hop left", side.before, with(one, ttl(1)), "ttl")
 		}
 	}
+	if family == "ipv6" {
+		inside := with(s.f, headersInside(9), func(f *testenv.Frame) { f.Payload = zeros(96) })
+		two := with(s.f, fragmentHeader(9, 120, false), func(f *testenv.Frame) { f.Protocol, f.Payload = testenv.ProtocolDestination, zeros(51) })
+		after("a first fragment with options inside", s.open, inside, s.forward(inside))
+		after("a later fragment with options inside", and(s.open, inside), two, s.forward(two))
+	}
 	fails("a SYN in a fragment", nil, with(s.syn, first), "fragment")
 	fails("a SYN in a fragment, of an open flow", s.open, with(s.syn, first), "fragment")
 	fails("a later fragment after a SYN in one", and(s.open, with(s.syn, first)), with(s.f, later), "early_fragment")

@@ -61,7 +61,7 @@ func TestRandomFrames(t *testing.T) {
 		"a nat flow that goes on", "a nat reply", "an error to a nat backend", "an error to a nat client", "an error about a pinned flow",
 		"a first fragment to a nat backend", "a first fragment to a nat client", "a copy of a first fragment",
 		"a later fragment to a nat backend", "a later fragment to a nat client", "a fragment whose flow is over",
-		"a fragment whose backend has gone",
+		"a fragment whose backend has gone", "a fragment that begins with another header",
 		"a packet to a dnat backend", "a later fragment to a dnat backend", "a dnat reply", "a later fragment of a dnat reply",
 		"an error to a dnat backend", "an error to a dnat client", "an answer to a dnat backend",
 	} {

@@ -49,7 +49,8 @@ type repliedTo struct {
 }
 
 func (p *modelPacket) replyName() replyName {
-	return replyName{p.src, p.dst, p.fragment.id, p.protocol}
+	name := p.fragmentName()
+	return replyName{name.src, name.dst, name.id, name.protocol}
 }
 
 // fromBackend is a packet to no VIP: a dnat backend's reply, or nobody's.
@@ -83,7 +84,7 @@ func (m *model) fromBackend(p *modelPacket) string {
 // repliedBy finds what a packet is a reply by, malformed as it may be.
 func (m *model) repliedBy(p *modelPacket) (replyEntry, bool) {
 	switch {
-	case p.protocol != lb.TCP && p.protocol != lb.UDP:
+	case !p.mayHavePorts():
 	case p.fragment.offset > 0:
 		first, ok := m.replyFragments[p.replyName()]
 		return first.entry, ok && int32(m.now.tick-first.seen) <= modelFragmentTicks

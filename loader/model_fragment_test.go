@@ -9,7 +9,8 @@ import (
 	"github.com/sluice-lb/sluice/internal/testenv"
 )
 
-// A fragmentName is what the fragments of a packet have in common.
+// A fragmentName is what the fragments of a packet have in common: in IPv6 the
+// protocol is none of it (RFC 8200, section 4.5).
 type fragmentName struct {
 	src, dst netip.Addr
 	id       uint32
@@ -34,7 +35,17 @@ const (
 )
 
 func (p *modelPacket) fragmentName() fragmentName {
-	return fragmentName{p.src, p.dst, p.fragment.id, p.protocol}
+	name := fragmentName{p.src, p.dst, p.fragment.id, p.protocol}
+	if p.v6 {
+		name.protocol = 0
+	}
+	return name
+}
+
+// mayHavePorts tells a packet of TCP or UDP. Of a later fragment in IPv6 it is not
+// known where its header names another one.
+func (p *modelPacket) mayHavePorts() bool {
+	return p.protocol == lb.TCP || p.protocol == lb.UDP || p.v6 && p.fragment.offset > 0 && isExtension(uint8(p.protocol))
 }
 
 // rememberFragment notes where the first fragment of a packet goes; backend 0: to
@@ -91,7 +102,8 @@ func (m *model) chosenID(p *modelPacket) uint32 {
 // addresses no two packets have the same, as long as either may be put together.
 func (m *model) judgeID(e fragmented) {
 	for _, other := range m.fragments {
-		if other.way != lbFragmentsWayFRAGMENTS_UNCHANGED && other.src == e.src && other.dst == e.dst && other.spot.protocol == e.spot.protocol && other.id == e.id {
+		if other.way != lbFragmentsWayFRAGMENTS_UNCHANGED && other.src == e.src && other.dst == e.dst && other.id == e.id &&
+			(e.src.Is6() || other.spot.protocol == e.spot.protocol) {
 			m.wrong = fmt.Sprintf("identification %#x is another packet's, from %v to %v", e.id, e.src, e.dst)
 		}
 	}
@@ -115,6 +127,8 @@ func (m *model) followFragment(p *modelPacket) string {
 	}
 	e, ok := m.fragments[p.fragmentName()]
 	switch {
+	case (!ok || int32(m.now.tick-e.seen) > modelFragmentTicks) && isExtension(uint8(p.protocol)):
+		return "protocol" // it may be ICMPv6
 	case !ok || int32(m.now.tick-e.seen) > modelFragmentTicks:
 		return "early_fragment"
 	case e.backend == 0:
@@ -124,6 +138,9 @@ func (m *model) followFragment(p *modelPacket) string {
 		return "early_fragment"
 	}
 	m.reach("a fragment that follows")
+	if isExtension(uint8(p.protocol)) {
+		m.reach("a fragment that begins with another header")
+	}
 	switch e.way {
 	case lbFragmentsWayFRAGMENTS_TO_BACKEND:
 		return m.followToBackend(p, e)

@@ -109,7 +109,7 @@ func (m *model) decide(p *modelPacket) string {
 	if out := p.readIP(); out != "" {
 		return out
 	}
-	if p.protocol != lb.TCP && p.protocol != lb.UDP {
+	if !p.mayHavePorts() {
 		return m.icmp(p, vip)
 	}
 	if p.fragment.offset > 0 {

@@ -25,7 +25,33 @@ func (w *twin) fragments(s *script) error {
 	if s.pick(4) == 3 {
 		both[1] = spoil(s, later)
 	}
+	if f.Dst.Addr().Is6() && s.pick(4) > 1 {
+		more := later.MoreFragments
+		later.MoreFragments, later.FragOffset, later.Protocol = false, 0, oneOf(s, uint8(60), 60, 60, 43, 0, testenv.ProtocolUDP, testenv.ProtocolICMPv6)
+		both = [][]byte{with(f, headersInside(f.ID)).Bytes(), with(later, fragmentHeader(f.ID, 8*uint16(s.pick(8)), more)).Bytes()}
+	}
 	return w.feedAll(both...)
+}
+
+// fragmentHeader puts one before what follows, which is as it is described.
+func fragmentHeader(id, offset uint16, more bool) change {
+	h := []byte{0, 0, byte(offset >> 8), byte(offset), 0, 0, byte(id >> 8), byte(id)}
+	if more {
+		h[3] |= 1
+	}
+	return func(f *testenv.Frame) {
+		f.Extensions, f.NextHeaders = [][]byte{h}, []uint8{testenv.ProtocolFragment}
+	}
+}
+
+// headersInside makes the first fragment of a packet whose fragmented part begins
+// with options.
+func headersInside(id uint16) change {
+	return func(f *testenv.Frame) {
+		fragmentHeader(id, 0, true)(f)
+		f.Extensions = append(f.Extensions, []byte{0, 0, 1, 4, 0, 0, 0, 0})
+		f.NextHeaders = append(f.NextHeaders, testenv.ProtocolDestination)
+	}
 }
 
 func (w *twin) feedAll(frames ...[]byte) error {

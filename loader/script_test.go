@@ -129,13 +129,16 @@ func (w *twin) changeBackend(s *script) error {
 	})
 }
 
-// handshake opens a connection, of nat, or of a service with slots that change, and
-// sends a packet of the backend where it comes by here.
+// handshake opens a connection, of nat, or of a service with slots that change; an
+// error about it may follow.
 func (w *twin) handshake(s *script) error {
 	f := w.toService(s)
 	f.Protocol = testenv.ProtocolTCP
 	f.Dst = netip.AddrPortFrom(f.Dst.Addr(), oneOf(s, uint16(portNAT), portSpread, portTracked, portMixed, portSticky, portDNAT))
-	return w.open(f)
+	if err := w.open(f); err != nil || s.pick(4) < 3 {
+		return err
+	}
+	return w.feed(quote(answerTo(f.Src, f.Dst, f.Protocol), 1000).Bytes())
 }
 
 // open is the handshake of a client and, where its packets come by here, of the
