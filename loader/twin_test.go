@@ -56,28 +56,28 @@ func newTwin(t testing.TB) *twin {
 	return w
 }
 
-// run sends a frame through the program.
-func (w *twin) run(frame []byte) (verdict uint32, out []byte, err error) {
+// run sends a frame through the program, and says between which moments.
+func (w *twin) run(frame []byte) (verdict uint32, out []byte, first, last moment, err error) {
 	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+64)}
 	err = w.host.Do(func() (err error) {
+		first = moment{tick: ticks(), before: clock(unix.CLOCK_MONOTONIC)}
 		verdict, err = w.d.program.Run(&opts)
+		first.after = clock(unix.CLOCK_MONOTONIC)
+		last = first
+		last.tick = ticks()
 		return err
 	})
-	return verdict, opts.DataOut, err
+	return verdict, opts.DataOut, first, last, err
 }
 
 // step sends a frame through the program and the model, and compares what becomes
 // of it: verdict, outcome, and every byte of a frame that leaves.
 func (w *twin) step(frame []byte) (answer, error) {
 	w.dirty = true
-	first := moment{tick: ticks(), before: clock(unix.CLOCK_MONOTONIC)}
-	verdict, out, err := w.run(frame)
+	verdict, out, first, last, err := w.run(frame)
 	if err != nil {
 		return answer{}, fmt.Errorf("run the program: %w", err)
 	}
-	first.after = clock(unix.CLOCK_MONOTONIC)
-	last := first
-	last.tick = ticks()
 	var seen []byte
 	if verdict == xdpTX || verdict == xdpRedirect {
 		seen = out
@@ -96,7 +96,7 @@ func (w *twin) step(frame []byte) (answer, error) {
 		w.opened = append(w.opened, want.opened)
 	}
 	if last.tick != first.tick {
-		w.readTicks()
+		w.readTicks(frame)
 	}
 	w.dirty = false
 	return want, w.checkOutcome(want)
@@ -311,8 +311,16 @@ func (w *twin) flowAt(f *translated) *lbNatFlow {
 }
 
 // readTicks takes the program's stamps where a tick has passed while a packet was
-// handled: which one it saw is not known.
-func (w *twin) readTicks() {
+// handled: which one it saw is not known. Nor whether this datagram came in the tick
+// of the flow's first one.
+func (w *twin) readTicks(frame []byte) {
+	if f, ok := w.flowOf(frame); ok {
+		var got lbPin
+		e, begun := w.m.udpNew[f]
+		if _, lasts := w.m.udpFlows[f]; begun && !lasts && w.d.objects.UdpFlows.Lookup(w.key(f), &got) == nil {
+			w.m.udpFlows[f] = w.m.pin(e.backend, 0)
+		}
+	}
 	for _, t := range w.flowTables() {
 		for f, e := range t.model {
 			var got lbPin
@@ -585,11 +593,8 @@ func (w *twin) feed(frame []byte) error {
 		return nil // no frame: the kernel hands none to XDP
 	}
 	w.note("%x", frame)
-	p := &modelPacket{frame: frame}
-	if p.readLink() == "" && p.readIP() == "" && (p.protocol == lb.TCP || p.protocol == lb.UDP) && p.readTransport() == "" {
-		if _, ok := w.m.vip(p.dst); ok {
-			w.touched[p.flow()] = true
-		}
+	if f, ok := w.flowOf(frame); ok {
+		w.touched[f] = true
 	}
 	got, err := w.step(frame)
 	if err != nil {
@@ -597,6 +602,16 @@ func (w *twin) feed(frame []byte) error {
 	}
 	w.note("  %s", got.Outcome)
 	return nil
+}
+
+// flowOf is the flow that a frame to a VIP is of, if it is of any.
+func (w *twin) flowOf(frame []byte) (flowName, bool) {
+	p := &modelPacket{frame: frame}
+	if p.readLink() != "" || p.readIP() != "" || p.protocol != lb.TCP && p.protocol != lb.UDP || p.readTransport() != "" {
+		return flowName{}, false
+	}
+	_, ok := w.m.vip(p.dst)
+	return p.flow(), ok
 }
 
 // decoded is a frame for people.
