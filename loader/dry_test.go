@@ -68,20 +68,27 @@ func runDry(t testing.TB, d *Datapath, frame []byte) dryRun {
 // agrees compares a dry run with what the program has then done with the frame.
 func (r dryRun) agrees(t testing.TB, verdict uint32, out []byte) {
 	t.Helper()
+	if err := r.differs(verdict, out); err != nil {
+		t.Error(err)
+	}
+}
+
+// differs says in what a dry run was wrong.
+func (r dryRun) differs(verdict uint32, out []byte) error {
 	switch lbOutcome(r.trace.Outcome) {
 	case lbOutcomeDROP_SOURCE_LIMIT, lbOutcomeDROP_TOO_BIG, lbOutcomeANSWERED:
 		// A limit may be over, or another CPU's, by the time that it counts.
 		if r.verdict != verdict {
-			return
+			return nil
 		}
 	}
 	if r.verdict != verdict {
-		t.Errorf("verdict %d, a dry run said %d: %s", verdict, r.verdict, r)
-		return
+		return fmt.Errorf("verdict %d, a dry run said %d: %s", verdict, r.verdict, r)
 	}
 	if verdict != xdpDrop && !bytes.Equal(maskID(out), maskID(r.out)) {
-		t.Errorf("the frame left as\n%x\na dry run said\n%x\n%s", out, r.out, r)
+		return fmt.Errorf("the frame left as\n%x\na dry run said\n%x\n%s", out, r.out, r)
 	}
+	return nil
 }
 
 func (r dryRun) String() string {

@@ -20,6 +20,7 @@ import (
 // A twin is the program and a model of it, side by side over one world.
 type twin struct {
 	d       *Datapath
+	dry     *Explainer
 	host    *testenv.Host // where the program runs
 	m       *model
 	base    *State // what reset returns to
@@ -41,7 +42,7 @@ func newTwin(t testing.TB) *twin {
 		store(d.tables.way(n), way)
 	}
 	w := &twin{
-		d: d, host: host, base: d.state, pairs: map[uint32]pairView{}, counted: outcomes(t, d), dirty: true,
+		d: d, dry: explainerOf(t, d), host: host, base: d.state, pairs: map[uint32]pairView{}, counted: outcomes(t, d), dirty: true,
 		m: &model{
 			state: d.state, nics: map[uint32][6]byte{nicIndex: nicMAC}, clients: clients, share: worldShare, timeouts: worldTimeouts,
 			reached: map[string]int{},
@@ -54,10 +55,16 @@ func newTwin(t testing.TB) *twin {
 	return w
 }
 
-// run sends a frame through the program, and says between which moments.
+// run sends a frame through the program, dry and then in earnest, which must come
+// to the same, and says between which moments it ran.
 func (w *twin) run(frame []byte) (verdict uint32, out []byte, first, last moment, err error) {
 	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+64)}
+	var dry dryRun
+	began := ticks()
 	err = w.host.Do(func() (err error) {
+		if dry.verdict, dry.out, dry.trace, err = w.dry.run(frame); err != nil {
+			return err
+		}
 		first = moment{tick: ticks(), before: clock(unix.CLOCK_MONOTONIC)}
 		verdict, err = w.d.program.Run(&opts)
 		first.after = clock(unix.CLOCK_MONOTONIC)
@@ -65,6 +72,10 @@ func (w *twin) run(frame []byte) (verdict uint32, out []byte, first, last moment
 		last.tick = ticks()
 		return err
 	})
+	// What one of them remembers may be void for the other.
+	if err == nil && last.tick == began {
+		err = dry.differs(verdict, opts.DataOut)
+	}
 	return verdict, opts.DataOut, first, last, err
 }
 
