@@ -35,22 +35,10 @@ func (m *model) dnatPort(b backendEntry, port uint16) uint16 {
 	return b.Address.Port()
 }
 
-// A replyName is what the fragments of a backend's packet have in common.
-type replyName struct {
-	src, dst netip.Addr
-	id       uint32
-	protocol lb.Protocol
-}
-
-// A repliedTo is what the first of them was translated by.
+// A repliedTo is what the first fragment of a backend's packet was translated by.
 type repliedTo struct {
 	entry replyEntry
 	seen  uint32 // tick
-}
-
-func (p *modelPacket) replyName() replyName {
-	name := p.fragmentName()
-	return replyName{name.src, name.dst, name.id, name.protocol}
 }
 
 // fromBackend is a packet to no VIP: a dnat backend's reply, or nobody's.
@@ -75,7 +63,7 @@ func (m *model) fromBackend(p *modelPacket) string {
 		}
 	}
 	if p.fragment.is() && p.fragment.offset == 0 {
-		name, first := p.replyName(), repliedTo{e, m.now.tick}
+		name, first := p.fragmentName(), repliedTo{e, m.now.tick}
 		m.later(func() { m.replyFragments[name] = first })
 	}
 	return m.replyToClient(p, e)
@@ -86,7 +74,7 @@ func (m *model) repliedBy(p *modelPacket) (replyEntry, bool) {
 	switch {
 	case !p.mayHavePorts():
 	case p.fragment.offset > 0:
-		first, ok := m.replyFragments[p.replyName()]
+		first, ok := m.replyFragments[p.fragmentName()]
 		return first.entry, ok && int32(m.now.tick-first.seen) <= modelFragmentTicks
 	case len(p.frame) >= p.l4+8:
 		return m.replyBy(netip.AddrPortFrom(p.src, be16(p.frame, p.l4)), p.protocol)

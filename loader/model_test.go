@@ -31,7 +31,7 @@ type memory struct {
 	handshakes, pins, stragglers map[flowName]pinned
 	udpNew, udpFlows             map[flowName]pinned
 	fragments                    map[fragmentName]fragmented
-	replyFragments               map[replyName]repliedTo
+	replyFragments               map[fragmentName]repliedTo
 	dues                         map[visitorName]due
 	flows                        map[flowName]*translated
 	places                       map[natSpot]*translated
@@ -42,7 +42,7 @@ func newMemory() memory {
 	return memory{
 		handshakes: map[flowName]pinned{}, pins: map[flowName]pinned{}, stragglers: map[flowName]pinned{},
 		udpNew: map[flowName]pinned{}, udpFlows: map[flowName]pinned{},
-		fragments: map[fragmentName]fragmented{}, replyFragments: map[replyName]repliedTo{}, dues: map[visitorName]due{},
+		fragments: map[fragmentName]fragmented{}, replyFragments: map[fragmentName]repliedTo{}, dues: map[visitorName]due{},
 		flows: map[flowName]*translated{}, places: map[natSpot]*translated{},
 		traffic: map[uint32]lbCounters{},
 	}

@@ -41,7 +41,7 @@ func (w *twin) fragmentKey(f fragmentName) *lbFragmentKey {
 	}
 }
 
-func replyKey(f replyName) *lbReplyFragmentKey {
+func replyKey(f fragmentName) *lbReplyFragmentKey {
 	return &lbReplyFragmentKey{
 		Source: mappedAs(f.src), Destination: mappedAs(f.dst), Id: fragmentID(f.id, f.src.Is6()),
 		Protocol: uint16(f.protocol), V6: uint16(boolWord(f.src.Is6())),
