@@ -28,7 +28,7 @@ var OutcomeMeanings = map[string]Meaning{
 	"flows_full":     {"nat, no room in the flow table", "a larger `max_flows`"},
 	"no_next_hop":    {"no way to the backend, or back to the client, is known", "`sluice status` says why"},
 	"no_route":       {"dnat, the node's routes reject the client", "the node's routes"},
-	"too_big":        {"tunnel, and replies of dnat: too long for the way, may be fragmented or was not answered: no more than 256 answers a CPU and tick", "a larger MTU on the way"},
+	"too_big":        {"tunnel, and replies of dnat: too long for the way, may be fragmented or was not answered: no more than 256 answers a CPU and tick, none about an ICMP error or a later fragment of IPv4", "a larger MTU on the way"},
 	"headroom":       {"no room to add a VLAN tag or an outer header", "the driver reserves too little; report it"},
 	"internal":       {"an entry that should exist does not", "report it"},
 }
