@@ -6,6 +6,7 @@
  * the floor. Flows come in the order of the table, which is random.
  */
 #include "pipeline.h"
+#include "probe.h" /* for the constants that the loader sets */
 
 enum bench_limits {
 	BENCH_FLOWS = 1048576,

@@ -444,6 +444,10 @@ const (
 	benchVarNatLogged          = "nat_logged"
 	benchVarNatSeed            = "nat_seed"
 	benchVarNatTimeout         = "nat_timeout"
+	benchVarProbeMask4         = "probe_mask4"
+	benchVarProbeMask6         = "probe_mask6"
+	benchVarProbePrefix4       = "probe_prefix4"
+	benchVarProbePrefix6       = "probe_prefix6"
 	benchVarTables             = "tables"
 	benchVarTraced             = "traced"
 	benchVarTunnelMask4        = "tunnel_mask4"
@@ -556,6 +560,10 @@ type benchVariableSpecs struct {
 	NatLogged      *ebpf.VariableSpec `ebpf:"nat_logged"`
 	NatSeed        *ebpf.VariableSpec `ebpf:"nat_seed"`
 	NatTimeout     *ebpf.VariableSpec `ebpf:"nat_timeout"`
+	ProbeMask4     *ebpf.VariableSpec `ebpf:"probe_mask4"`
+	ProbeMask6     *ebpf.VariableSpec `ebpf:"probe_mask6"`
+	ProbePrefix4   *ebpf.VariableSpec `ebpf:"probe_prefix4"`
+	ProbePrefix6   *ebpf.VariableSpec `ebpf:"probe_prefix6"`
 	Tables         *ebpf.VariableSpec `ebpf:"tables"`
 	Traced         *ebpf.VariableSpec `ebpf:"traced"`
 	TunnelMask4    *ebpf.VariableSpec `ebpf:"tunnel_mask4"`
@@ -675,6 +683,10 @@ type benchVariables struct {
 	NatLogged      *ebpf.Variable `ebpf:"nat_logged"`
 	NatSeed        *ebpf.Variable `ebpf:"nat_seed"`
 	NatTimeout     *ebpf.Variable `ebpf:"nat_timeout"`
+	ProbeMask4     *ebpf.Variable `ebpf:"probe_mask4"`
+	ProbeMask6     *ebpf.Variable `ebpf:"probe_mask6"`
+	ProbePrefix4   *ebpf.Variable `ebpf:"probe_prefix4"`
+	ProbePrefix6   *ebpf.Variable `ebpf:"probe_prefix6"`
 	Tables         *ebpf.Variable `ebpf:"tables"`
 	Traced         *ebpf.Variable `ebpf:"traced"`
 	TunnelMask4    *ebpf.Variable `ebpf:"tunnel_mask4"`
