@@ -173,15 +173,13 @@ static __always_inline int nat_answer(struct xdp_md *ctx, struct facts *f)
 	return out;
 }
 
-/* The verdict on one frame. What was not forwarded is counted here and nowhere else. */
-static __always_inline int process(struct xdp_md *ctx)
+/* The verdict on a frame that the short way has not taken. What was not forwarded is counted here and nowhere else. */
+static __always_inline int take_long_way(struct xdp_md *ctx)
 {
-	int verdict = dry ? XDP_ABORTED : fast_path(ctx);
 	struct facts facts = {};
+	int verdict;
 	__u32 out;
 
-	if (verdict != XDP_ABORTED)
-		return verdict;
 	out = pipeline(ctx, &facts);
 	if (out == TO_NAT)
 		out = facts.service ? nat_forward(ctx, &facts) : nat_answer(ctx, &facts);
@@ -206,6 +204,14 @@ static __always_inline int process(struct xdp_md *ctx)
 		return verdict;
 	count_outcome(out);
 	return out < DROP_MALFORMED_IP ? XDP_PASS : XDP_DROP;
+}
+
+/* The verdict on one frame. */
+static __always_inline int process(struct xdp_md *ctx)
+{
+	int verdict = dry ? XDP_ABORTED : fast_path(ctx);
+
+	return verdict == XDP_ABORTED ? take_long_way(ctx) : verdict;
 }
 
 #endif
