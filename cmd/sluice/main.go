@@ -1,4 +1,4 @@
-// Command sluice balances TCP in the kernel and moves virtual IP addresses
+// Command sluice balances TCP and UDP in the kernel and moves virtual IP addresses
 // between nodes.
 package main
 
