@@ -178,7 +178,7 @@ SUBPROGRAM int remember_last_hop(struct xdp_md *ctx, struct course *c, struct la
 	struct last_hop *last, now;
 	struct address client;
 
-	if (!c || !came || find_route(ctx, c) != DROP_NO_NEXT_HOP)
+	if (!c || !came || dry || find_route(ctx, c) != DROP_NO_NEXT_HOP)
 		return 0;
 	now = *came;
 	client = c->client;
