@@ -108,7 +108,7 @@ func TestHooksFallBehind(t *testing.T) {
 // A real program sees its environment.
 func TestRealHook(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "out")
-	n := NewNotifier(Hooks{Backup: []string{"/bin/sh", "-c", "env | grep ^SLUICE_ | sort > " + file}}, slog.New(slog.DiscardHandler))
+	n := NewNotifier(Hooks{Backup: []string{"/bin/sh", "-c", "env | grep -E '^SLUICE_(INSTANCE|NEW_STATE|OLD_STATE|REASON)=' | sort > " + file}}, slog.New(slog.DiscardHandler))
 	n.Notify(change(vrrp.Active, vrrp.Backup))
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
