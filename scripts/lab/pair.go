@@ -51,7 +51,7 @@ pools:
 {{- end}}
 
 services:
-  - {name: web, address: "{{.DSR}}", forward: dsr, pool: web}
+  - {name: web, address: "{{.DSR}}", forward: dsr, pool: web, track_window: 1s}
   # The same backends have the VIP on lo, for dsr: nat needs another source.
   - {name: web-nat, address: "{{.NAT}}", forward: nat, source_addresses: [{{.NATSource}}], pool: web}
 
