@@ -14,6 +14,7 @@ type pressure struct {
 	last   time.Duration // when there was some, since boot; 0: never
 	since  time.Duration // of granted
 	before uint32        // how many had been remembered by then
+	begun  bool          // before is known: an earlier daemon's count goes on
 	said   bool
 }
 
@@ -31,6 +32,9 @@ func (p *pressure) measure(t *tables, now time.Duration, tickNow uint32, window 
 			ago := time.Duration(max(0, int32(tickNow-c.Refused))) * tick
 			p.last = max(p.last, now-ago)
 		}
+	}
+	if !p.begun {
+		p.begun, p.before, p.since = true, granted, now
 	}
 	// Who is not refused may have taken the place of others.
 	if granted-p.before > t.objects.Stragglers.MaxEntries()/2 {
