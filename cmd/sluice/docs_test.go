@@ -41,3 +41,12 @@ func TestDocumentedConfigurations(t *testing.T) {
 		t.Error("the documents show no configuration")
 	}
 }
+
+// So must be the reference, all of it: what the configuration takes, the data plane
+// has room for.
+func TestReferenceIsTaken(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	if code := run(t.Context(), []string{"sluice", "check", "-c", "../../internal/config/reference.yaml"}, &stdout, &stderr); code != 0 {
+		t.Errorf("exit code %d:\n%s", code, stderr.String())
+	}
+}

@@ -39,7 +39,13 @@ func (d *decoder) access(f fields, s *lb.Service) {
 		})
 	}
 	if n := f.get("source_limit"); n != nil {
-		s.SourceLimit = d.sourceLimit(n)
+		limit := d.sourceLimit(n)
+		switch {
+		case s.Protocol != lb.UDP:
+			s.SourceLimit = limit
+		case f.sets("source_limit"): // a default does not go with it, and is left out
+			d.errorf(n, "source_limit counts new connections, and UDP has none: leave it out")
+		}
 	}
 }
 
