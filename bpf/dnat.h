@@ -105,15 +105,9 @@ static __always_inline bool reply_fragment_key(struct packet *p, struct reply_fr
 	key->source[1] = source.word[1];
 	key->destination[0] = destination.word[0];
 	key->destination[1] = destination.word[1];
-	key->protocol = 0;
+	key->protocol = p->v6 ? 0 : p->protocol;
 	key->v6 = p->v6;
-	key->id = 0;
-	if (p->v6)
-		return !bpf_xdp_load_bytes(p->ctx, p->fragment_header + offsetof(struct fragment_header, id),
-					   &key->id, sizeof(key->id));
-	key->protocol = p->protocol;
-	key->id = p->ip->id;
-	return true;
+	return fragment_id(p, &key->id);
 }
 
 /* What a later fragment is a reply by: that of the first one; as find_place. */

@@ -13,6 +13,14 @@
 /* 30 s: what Linux gives a packet to be whole (net.ipv4.ipfrag_time). */
 #define FRAGMENT_TICKS 224
 
+/* A packet's identification. Of IPv6 it is all that its fragments share beside addresses (RFC 8200, section 4.5). */
+static __always_inline bool fragment_id(struct packet *p, __be32 *id)
+{
+	*id = p->v6 ? 0 : p->ip->id;
+	return !p->v6 || !bpf_xdp_load_bytes(p->ctx, p->fragment_header + offsetof(struct fragment_header, id), id,
+					     sizeof(*id));
+}
+
 static __always_inline bool fragment_key(struct packet *p, struct fragment_key *key)
 {
 	struct address a = source_of(p);
@@ -20,15 +28,9 @@ static __always_inline bool fragment_key(struct packet *p, struct fragment_key *
 	key->source[0] = a.word[0];
 	key->source[1] = a.word[1];
 	key->vip = p->vip_index;
-	key->protocol = 0;
+	key->protocol = p->v6 ? 0 : p->protocol;
 	key->v6 = p->v6;
-	key->id = 0;
-	if (p->v6)
-		return !bpf_xdp_load_bytes(p->ctx, p->fragment_header + offsetof(struct fragment_header, id),
-					   &key->id, sizeof(key->id));
-	key->protocol = p->protocol;
-	key->id = p->ip->id;
-	return true;
+	return fragment_id(p, &key->id);
 }
 
 /*

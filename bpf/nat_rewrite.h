@@ -6,15 +6,6 @@
 #include "extensions.h"
 #include "packet.h"
 
-static __always_inline __u16 fold(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
-
 /* The sum of an address's words, for a checksum. */
 static __always_inline __u64 sum6(struct in6_addr *a)
 {

@@ -115,6 +115,16 @@ static __always_inline __u64 mix(__u64 h)
 	return h;
 }
 
+/* The Internet checksum (RFC 1071) of a sum of words. */
+static __always_inline __u16 fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
 /*
  * A function that the verifier checks once, for itself, and not for every state
  * that its callers may be in: for what is rare, or too much to be inlined.

@@ -52,15 +52,6 @@ static __always_inline bool may_answer(void)
 	return a->used++ < ANSWERS_PER_TICK;
 }
 
-static __always_inline __u16 fold_sum(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
-
 static __always_inline void swap_macs(void *eth)
 {
 	__u16 *a = eth, *b = eth + ETH_ALEN, kept;
@@ -134,10 +125,10 @@ static __always_inline int answer4(struct xdp_md *ctx, struct answer *a)
 	out->icmp.checksum = 0;
 	out->icmp.mtu = bpf_htonl(a->mtu & 0xffff);
 	sum = bpf_csum_diff(0, 0, (void *)&out->ip, sizeof(out->ip), 0);
-	out->ip.check = fold_sum(sum);
+	out->ip.check = fold(sum);
 	sum = bpf_csum_diff(0, 0, (void *)&out->icmp, sizeof(out->icmp), 0);
 	sum = bpf_csum_diff(0, 0, (void *)in, QUOTE, sum);
-	out->icmp.checksum = fold_sum(sum);
+	out->icmp.checksum = fold(sum);
 	return ANSWERED;
 }
 
@@ -176,7 +167,7 @@ static __always_inline int answer6(struct xdp_md *ctx, struct answer *a)
 	sum = bpf_csum_diff(0, 0, (void *)&out->icmp, sizeof(out->icmp), sum);
 	sum = bpf_csum_diff(0, 0, (void *)in, QUOTE, sum);
 	sum = (sum & 0xffffffff) + out->ip.payload_len + bpf_htons(IPPROTO_ICMPV6);
-	out->icmp.checksum = fold_sum(sum);
+	out->icmp.checksum = fold(sum);
 	return ANSWERED;
 }
 

@@ -63,7 +63,7 @@ static __always_inline void write_outer4(struct iphdr *ip, struct outer *o, stru
 
 	at[0] = words[0];
 	at[1] = words[1];
-	at[2] = words[2] | (__u32)fold_sum(sum) << 16;
+	at[2] = words[2] | (__u32)fold(sum) << 16;
 	at[3] = words[3];
 	at[4] = words[4];
 }
