@@ -35,6 +35,29 @@ type keepalived struct {
 	cmd  *exec.Cmd
 	done chan struct{}
 	once sync.Once
+
+	mu     sync.Mutex
+	output bytes.Buffer
+}
+
+// Write takes what it says.
+func (k *keepalived) Write(b []byte) (int, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.output.Write(b)
+}
+
+// said reports whether it has said something.
+func (k *keepalived) said(text string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return bytes.Contains(k.output.Bytes(), []byte(text))
+}
+
+// becameBackup waits until it takes part as Backup.
+func (k *keepalived) becameBackup() {
+	k.t.Helper()
+	eventually(k.t, "keepalived is Backup", func() bool { return k.said("(VI_1) Entering BACKUP STATE") })
 }
 
 // keepalived starts one in the namespace, in the foreground.
@@ -47,13 +70,11 @@ func (ns *namespace) keepalived(config string) *keepalived {
 	}
 	cmd := exec.Command(keepalivedPath, "-n", "-l", "-D", "-P", "-f", file,
 		"-p", filepath.Join(dir, "keepalived.pid"), "-r", filepath.Join(dir, "vrrp.pid"))
-	// Read only after the process has ended, which Wait orders.
-	output := &bytes.Buffer{}
-	cmd.Stdout, cmd.Stderr = output, output
+	k := &keepalived{t: ns.t, cmd: cmd, done: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = k, k
 	// A group of its own, so that its child can be ended with it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	ns.do(cmd.Start)
-	k := &keepalived{t: ns.t, cmd: cmd, done: make(chan struct{})}
 	go func() {
 		defer close(k.done)
 		_ = cmd.Wait() // that it was ended by a signal is no news
@@ -61,7 +82,7 @@ func (ns *namespace) keepalived(config string) *keepalived {
 	ns.t.Cleanup(func() {
 		k.stop()
 		if ns.t.Failed() {
-			ns.t.Logf("keepalived said:\n%s", output)
+			ns.t.Logf("keepalived said:\n%s", &k.output)
 		}
 	})
 	return k
@@ -246,12 +267,18 @@ func interop(t *testing.T, p protocol, ours uint8, sluiceFirst bool) {
 		}
 		eventually(t, "the vip is on keepalived after sluice was released", onB)
 		always(t, "the vip is on keepalived", wait, onB)
+		if !peer.said("Backup received priority 0 advertisement") {
+			t.Error("keepalived has not understood that sluice was released")
+		}
 		return
 	}
 	peer.stop()
 	eventually(t, "the vip is on sluice after keepalived was stopped", onA)
 	always(t, "the vip is on sluice", wait, onA)
 	status := router.Status()
+	if want := sender.String() + " gave up"; status.Reason != want {
+		t.Errorf("sluice is active because %q, want %q", status.Reason, want)
+	}
 	for reason, n := range status.Dropped {
 		t.Errorf("%d advertisements of keepalived were dropped: %v", n, reason)
 	}
