@@ -4,6 +4,7 @@ package main
 type configuration struct {
 	name       string
 	sluice     string   // keys of sluice's instance
+	key        bool     // sluice's nodes need a key of their own
 	keepalived *dialect // nil: keepalived has no such thing
 }
 
@@ -16,8 +17,8 @@ type dialect struct {
 // configurations are measured in this order.
 var configurations = []configuration{
 	// What the classic pair of nginx and keepalived has.
-	{"seed", `version: 2, advertisement_interval: 1s, authentication: {type: pass, password: "1111"}`,
-		&dialect{"", "advert_int 1\n    authentication {\n        auth_type PASS\n        auth_pass 1111\n    }"}},
-	{"v3_100ms", `version: 3, advertisement_interval: 100ms`, &dialect{"vrrp_version 3", "advert_int 0.1"}},
-	{"v3_10ms", `version: 3, advertisement_interval: 10ms`, &dialect{"vrrp_version 3", "advert_int 0.01"}},
+	{name: "seed", sluice: `version: 2, advertisement_interval: 1s, authentication: {type: pass, password: "1111"}`,
+		keepalived: &dialect{"", "advert_int 1\n    authentication {\n        auth_type PASS\n        auth_pass 1111\n    }"}},
+	{name: "v3_100ms", sluice: `version: 3, advertisement_interval: 100ms`, keepalived: &dialect{"vrrp_version 3", "advert_int 0.1"}},
+	{name: "v3_10ms", sluice: `version: 3, advertisement_interval: 10ms`, keepalived: &dialect{"vrrp_version 3", "advert_int 0.01"}},
 }

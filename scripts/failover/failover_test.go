@@ -96,19 +96,58 @@ func TestEachNodeHasCPUs(t *testing.T) {
 	}
 }
 
-// Both programs take what they are to be measured with.
-func TestConfigurationsAreTaken(t *testing.T) {
-	for _, c := range configurations {
-		text, err := (&sluice{keys: c.sluice}).text()
+// build makes the program that is measured, as a user has it.
+func build(t *testing.T) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "sluice")
+	if out, err := exec.Command("go", "build", "-o", program, "github.com/sluice-lb/sluice/cmd/sluice").CombinedOutput(); err != nil {
+		t.Fatalf("build sluice: %v\n%s", err, out)
+	}
+	return program
+}
+
+// Nodes that need a key get one, from the program itself.
+func TestKeyOfTheNodes(t *testing.T) {
+	dir := t.TempDir()
+	program := filepath.Join(dir, "program")
+	const script = "#!/bin/sh\n[ \"$1\" = keygen ] && echo secret >\"$2\"\n"
+	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []bool{false, true} {
+		dir := t.TempDir()
+		s := &sluice{path: program, keys: "version: 3", key: key}
+		if err := s.write(dir); err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(s.file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		file := filepath.Join(t.TempDir(), "sluice.yaml")
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		if names := strings.Contains(string(text), "\nsync: {key_file: sync.key}\n"); names != key {
+			t.Errorf("key %v: the configuration names one: %v:\n%s", key, names, text)
+		}
+		secret, err := os.ReadFile(filepath.Join(dir, "sync.key"))
+		if made := err == nil && string(secret) == "secret\n"; made != key {
+			t.Errorf("key %v: one was made: %v (%v)", key, made, err)
+		}
+	}
+	broken := &sluice{path: filepath.Join(dir, "none"), keys: "version: 3", key: true}
+	if err := broken.write(t.TempDir()); err == nil {
+		t.Error("a key that could not be made is no error")
+	}
+}
+
+// Both programs take what they are to be measured with.
+func TestConfigurationsAreTaken(t *testing.T) {
+	program := build(t)
+	for _, c := range configurations {
+		s := &sluice{path: program, keys: c.sluice, key: c.key}
+		if err := s.write(t.TempDir()); err != nil {
 			t.Fatal(err)
 		}
 		for _, node := range []string{first, second} {
-			cfg, err := config.Load(file, config.Options{Node: node})
+			cfg, err := config.Load(s.file, config.Options{Node: node})
 			if err != nil {
 				t.Errorf("%s: sluice says: %v", c.name, err)
 			} else if got := int(cfg.VRRP[0].Priority); got != priorities[node] {
@@ -143,10 +182,7 @@ func TestConfigurationsAreTaken(t *testing.T) {
 func TestRound(t *testing.T) {
 	testenv.RequireRoot(t)
 	testenv.RequireProgram(t, "keepalived")
-	program := filepath.Join(t.TempDir(), "sluice")
-	if out, err := exec.Command("go", "build", "-o", program, "github.com/sluice-lb/sluice/cmd/sluice").CombinedOutput(); err != nil {
-		t.Fatalf("build sluice: %v\n%s", err, out)
-	}
+	program := build(t)
 	i := slices.IndexFunc(configurations, func(c configuration) bool { return c.name == "v3_100ms" })
 	f := &figures{}
 	if err := measure(t.Context(), task{rounds: 1, sluice: program}, configurations[i], f); err != nil {

@@ -151,7 +151,7 @@ func measure(ctx context.Context, t task, c configuration, f *figures) (err erro
 			err = errors.Join(err, p.close())
 		}
 	}()
-	programs := []program{&sluice{path: t.sluice, keys: c.sluice}}
+	programs := []program{&sluice{path: t.sluice, keys: c.sluice, key: c.key}}
 	if c.keepalived != nil {
 		programs = append(programs, &keepalived{dialect: *c.keepalived})
 	}

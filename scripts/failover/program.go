@@ -57,6 +57,7 @@ type program interface {
 type sluice struct {
 	path string
 	keys string // of the instance
+	key  bool   // the nodes need one
 	file string
 }
 
@@ -78,26 +79,49 @@ services:
   - {name: nat, address: "{{.NAT}}:{{.Port}}", protocol: udp, forward: nat, pool: echo}
 vrrp:
   - {name: VI_1, interface: eth0, virtual_router_id: 51, addresses: [{{.DSR}}/24, {{.NAT}}/24], {{.Keys}}}
+{{- with .KeyFile}}
+sync: {key_file: {{.}}}
+{{- end}}
 `))
+
+// keyFile is the key of the nodes, beside their configuration.
+const keyFile = "sync.key"
 
 // text is the configuration file of both nodes.
 func (s *sluice) text() (string, error) {
+	data := map[string]any{"DSR": dsrVIP, "NAT": natVIP, "Port": echoPort, "Keys": s.keys}
+	if s.key {
+		data["KeyFile"] = keyFile
+	}
 	var text strings.Builder
-	err := sluiceTemplate.Execute(&text, map[string]any{"DSR": dsrVIP, "NAT": natVIP, "Port": echoPort, "Keys": s.keys})
-	if err != nil {
+	if err := sluiceTemplate.Execute(&text, data); err != nil {
 		return "", fmt.Errorf("fill in configuration: %w", err)
 	}
 	return text.String(), nil
 }
 
-func (s *sluice) prepare(lab *testenv.Lab) error {
+// write writes the configuration of both nodes, and their key.
+func (s *sluice) write(dir string) error {
 	text, err := s.text()
 	if err != nil {
 		return err
 	}
-	s.file = filepath.Join(lab.Dir(), "sluice.yaml")
+	s.file = filepath.Join(dir, "sluice.yaml")
 	if err := os.WriteFile(s.file, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("write configuration: %w", err)
+	}
+	if !s.key {
+		return nil
+	}
+	if out, err := exec.Command(s.path, "keygen", filepath.Join(dir, keyFile)).CombinedOutput(); err != nil {
+		return fmt.Errorf("make a key: %w: %s", err, out)
+	}
+	return nil
+}
+
+func (s *sluice) prepare(lab *testenv.Lab) error {
+	if err := s.write(lab.Dir()); err != nil {
+		return err
 	}
 	backend := lab.Host("b1")
 	if err := backend.AddVIPOnLoopback(dsrVIP); err != nil {
@@ -107,7 +131,7 @@ func (s *sluice) prepare(lab *testenv.Lab) error {
 	if _, err := backend.StartTCP(netip.AddrPortFrom(netip.IPv4Unspecified(), echoPort), testenv.Echo); err != nil {
 		return err
 	}
-	_, err = backend.StartUDPEcho(echoPort)
+	_, err := backend.StartUDPEcho(echoPort)
 	return err
 }
 
