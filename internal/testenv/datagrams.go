@@ -77,6 +77,18 @@ func (r DatagramResult) LongestSilenceBetween(from, to time.Time) (longest time.
 	return longest
 }
 
+// LongestPauseBetween returns the longest time between two datagrams, that is, how
+// late the prober was at worst, and one interval. It has seen nothing of what went on
+// meanwhile.
+func (r DatagramResult) LongestPauseBetween(from, to time.Time) (longest time.Duration) {
+	for i := 1; i < len(r.Sent); i++ {
+		if r.Start.Add(r.Sent[i]).After(from) && r.Start.Add(r.Sent[i-1]).Before(to) {
+			longest = max(longest, r.Sent[i]-r.Sent[i-1])
+		}
+	}
+	return longest
+}
+
 // StartDatagramProber starts to probe from the host. The lab stops it at Close.
 func (h *Host) StartDatagramProber(target netip.AddrPort, interval time.Duration) (*DatagramProber, error) {
 	p := &DatagramProber{target: target, done: make(chan struct{})}

@@ -91,20 +91,22 @@ func TestLongestSilenceOfDatagrams(t *testing.T) {
 		from, to int
 		want     int
 		lost     int
+		pause    int
 	}{
-		{"all answered", []int{10, 20, 30, 40}, []int{11, 21, 31, 41}, 11, 41, 10, 0},
-		{"one is lost", []int{10, 20, 30, 40}, []int{11, 0, 31, 41}, 11, 41, 20, 1},
-		{"one is late", []int{10, 20, 30, 40}, []int{11, 21, 38, 41}, 11, 41, 17, 0},
-		{"several are late", []int{10, 20, 30, 40, 50}, []int{11, 48, 48, 49, 51}, 11, 51, 37, 0},
-		{"the prober is late", []int{10, 20, 90, 100}, []int{11, 21, 91, 101}, 11, 101, 11, 0},
-		{"the prober is late, then one is lost", []int{10, 20, 90, 100}, []int{11, 21, 0, 101}, 11, 101, 21, 1},
-		{"the prober is late in the middle of a silence", []int{10, 20, 90, 100}, []int{11, 0, 0, 101}, 11, 101, 90, 2},
-		{"cut off at its beginning", []int{10, 20, 30, 40}, []int{11, 0, 0, 41}, 25, 50, 16, 1},
-		{"cut off at its end", []int{10, 20, 30, 40}, []int{11, 0, 0, 41}, 11, 35, 24, 2},
-		{"silence outside", []int{10, 20, 30, 40, 50}, []int{11, 0, 31, 41, 51}, 31, 51, 10, 0},
-		{"no answer in the end", []int{10, 20, 30}, []int{11, 0, 0}, 11, 40, 29, 2},
-		{"no answer at all", []int{10, 20}, []int{0, 0}, 10, 40, 30, 2},
-		{"nothing was sent", nil, nil, 10, 40, 0, 0},
+		{"all answered", []int{10, 20, 30, 40}, []int{11, 21, 31, 41}, 11, 41, 10, 0, 10},
+		{"one is lost", []int{10, 20, 30, 40}, []int{11, 0, 31, 41}, 11, 41, 20, 1, 10},
+		{"one is late", []int{10, 20, 30, 40}, []int{11, 21, 38, 41}, 11, 41, 17, 0, 10},
+		{"several are late", []int{10, 20, 30, 40, 50}, []int{11, 48, 48, 49, 51}, 11, 51, 37, 0, 10},
+		{"the prober is late", []int{10, 20, 90, 100}, []int{11, 21, 91, 101}, 11, 101, 11, 0, 70},
+		{"the prober is late, then one is lost", []int{10, 20, 90, 100}, []int{11, 21, 0, 101}, 11, 101, 21, 1, 70},
+		{"the prober is late in the middle of a silence", []int{10, 20, 90, 100}, []int{11, 0, 0, 101}, 11, 101, 90, 2, 70},
+		{"cut off at its beginning", []int{10, 20, 30, 40}, []int{11, 0, 0, 41}, 25, 50, 16, 1, 10},
+		{"cut off at its end", []int{10, 20, 30, 40}, []int{11, 0, 0, 41}, 11, 35, 24, 2, 10},
+		{"silence outside", []int{10, 20, 30, 40, 50}, []int{11, 0, 31, 41, 51}, 31, 51, 10, 0, 10},
+		{"no answer in the end", []int{10, 20, 30}, []int{11, 0, 0}, 11, 40, 29, 2, 10},
+		{"no answer at all", []int{10, 20}, []int{0, 0}, 10, 40, 30, 2, 10},
+		{"a pause outside", []int{10, 20, 30, 40, 90, 100}, []int{11, 21, 31, 41, 91, 101}, 11, 35, 10, 0, 10},
+		{"nothing was sent", nil, nil, 10, 40, 0, 0, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := DatagramResult{Start: start, Interval: 10 * unit}
@@ -118,6 +120,9 @@ func TestLongestSilenceOfDatagrams(t *testing.T) {
 			}
 			if got := r.LostBetween(from, to); got != tt.lost {
 				t.Errorf("%d were lost, want %d", got, tt.lost)
+			}
+			if got, want := r.LongestPauseBetween(from, to), time.Duration(tt.pause)*unit; got != want {
+				t.Errorf("the longest pause is %v, want %v", got, want)
 			}
 		})
 	}

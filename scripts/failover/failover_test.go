@@ -57,6 +57,8 @@ func TestFiguresArePrinted(t *testing.T) {
 	for _, v := range []float64{3627.5, 3601, 3612.25} {
 		f.add("failover.sluice.seed.crash.ms", "ms", v)
 	}
+	f.pause("failover.sluice.seed.crash.ms", 1200*time.Microsecond)
+	f.pause("failover.sluice.seed.crash.ms", 1100*time.Microsecond)
 	for _, v := range []float64{4, 1, 0, 1} {
 		f.add("failover.sluice.seed.stop.lost", "probes", v)
 	}
@@ -66,7 +68,7 @@ func TestFiguresArePrinted(t *testing.T) {
 	var out strings.Builder
 	f.print(&out)
 	const want = `figure: failover.sluice.seed.crash.ms 3612.25 ms
-# failover.sluice.seed.crash.ms: median of 3, from 3601 to 3627.50
+# failover.sluice.seed.crash.ms: median of 3, from 3601 to 3627.50; the client paused for 1.20 ms at most
 figure: failover.sluice.seed.stop.lost 1 probes
 # failover.sluice.seed.stop.lost: median of 4, from 0 to 4
 figure: failover.keepalived.seed.crash.ms 3010.21 ms

@@ -5,6 +5,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sluice-lb/sluice/internal/testenv"
 )
@@ -14,6 +15,7 @@ type figures struct {
 	names  []string
 	units  map[string]string
 	values map[string][]float64
+	pauses map[string]time.Duration // the longest of the client's
 
 	sent, skipped int  // of the client's probes
 	slow          bool // a prober had no real-time priority
@@ -37,6 +39,14 @@ func (f *figures) probes(r testenv.DatagramResult) {
 	f.slow = f.slow || !r.Realtime
 }
 
+// pause notes for how long the client has seen nothing of what a figure is about.
+func (f *figures) pause(name string, length time.Duration) {
+	if f.pauses == nil {
+		f.pauses = map[string]time.Duration{}
+	}
+	f.pauses[name] = max(f.pauses[name], length)
+}
+
 // print prints a line for each figure, the median of its rounds, and a comment with
 // their extremes; then sluice's crashes over keepalived's, and what else bears on
 // the figures.
@@ -44,7 +54,11 @@ func (f *figures) print(w io.Writer) {
 	for _, name := range f.names {
 		v := f.values[name]
 		fmt.Fprintf(w, "figure: %s %s %s\n", name, number(median(v)), f.units[name])
-		fmt.Fprintf(w, "# %s: median of %d, from %s to %s\n", name, len(v), number(slices.Min(v)), number(slices.Max(v)))
+		fmt.Fprintf(w, "# %s: median of %d, from %s to %s", name, len(v), number(slices.Min(v)), number(slices.Max(v)))
+		if pause, ok := f.pauses[name]; ok {
+			fmt.Fprintf(w, "; the client paused for %s ms at most", number(pause.Seconds()*1000))
+		}
+		fmt.Fprintln(w)
 	}
 	for _, name := range f.names {
 		rest, ours := strings.CutPrefix(name, "failover.sluice.")
