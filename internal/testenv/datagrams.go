@@ -53,8 +53,8 @@ func (r DatagramResult) LostBetween(from, to time.Time) (n int) {
 }
 
 // LongestSilenceBetween returns the longest time without an answer between two
-// moments. It begins with an answer, but not before one interval ahead of the next
-// datagram: while the prober itself is late, there is nothing to answer.
+// moments. While the prober itself is late, there is nothing to answer: that does not
+// count, up to one interval, where its next datagram is answered within an interval.
 func (r DatagramResult) LongestSilenceBetween(from, to time.Time) (longest time.Duration) {
 	first, last := from.Sub(r.Start), to.Sub(r.Start)
 	began := first
@@ -63,10 +63,12 @@ func (r DatagramResult) LongestSilenceBetween(from, to time.Time) (longest time.
 	}
 	waiting := false // a datagram has been sent since the last answer
 	for i, sent := range r.Sent {
-		if !waiting {
-			began, waiting = max(began, sent-r.Interval), true
+		answered := r.Answered[i]
+		if !waiting && answered != 0 && answered-sent <= r.Interval {
+			began = max(began, sent-r.Interval)
 		}
-		if answered := r.Answered[i]; answered != 0 {
+		waiting = true
+		if answered != 0 {
 			note(answered)
 			began, waiting = answered, false
 		}
