@@ -6,6 +6,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/sluice-lb/sluice/internal/config"
+	"github.com/sluice-lb/sluice/internal/key"
 )
 
 // Every configuration that the documents show must be one that sluice takes.
@@ -26,10 +29,7 @@ func TestDocumentedConfigurations(t *testing.T) {
 			if strings.HasSuffix(document, "README.md") && i == 0 && strings.Count(yaml, "\n") > 15 {
 				t.Errorf("the smallest useful file has %d lines, want 15 at most", strings.Count(yaml, "\n"))
 			}
-			file := filepath.Join(t.TempDir(), "sluice.yaml")
-			if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			file := withKey(t, []byte(yaml))
 			var stdout, stderr bytes.Buffer
 			code := run(t.Context(), []string{"sluice", "check", "-c", file, "--node", "lb1"}, &stdout, &stderr)
 			if code != 0 {
@@ -42,11 +42,25 @@ func TestDocumentedConfigurations(t *testing.T) {
 	}
 }
 
+// withKey writes a configuration beside a key, and returns its path.
+func withKey(t *testing.T, yaml []byte) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := key.Write(filepath.Join(dir, "sync.key"), key.New()); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "sluice.yaml")
+	if err := os.WriteFile(file, yaml, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
 // So must be the reference, all of it: what the configuration takes, the data plane
 // has room for.
 func TestReferenceIsTaken(t *testing.T) {
 	var stdout, stderr bytes.Buffer
-	if code := run(t.Context(), []string{"sluice", "check", "-c", "../../internal/config/reference.yaml"}, &stdout, &stderr); code != 0 {
+	if code := run(t.Context(), []string{"sluice", "check", "-c", withKey(t, []byte(config.Reference))}, &stdout, &stderr); code != 0 {
 		t.Errorf("exit code %d:\n%s", code, stderr.String())
 	}
 }

@@ -62,6 +62,8 @@ type Config struct {
 	Checks   []lb.Check   // in the order of the files
 	VRRP     []Instance   // in the order of the files
 
+	Sync Sync
+
 	Admin Admin
 }
 
@@ -116,9 +118,10 @@ type Instance struct {
 	Peers []netip.Addr
 	// Source is this node's address in the roster, if advertisements are unicast
 	// and it is of the family of Addresses; else invalid.
-	Source netip.Addr
-	Track  []lb.Tracked // what it depends on; each names a check or service that is there
-	Notify Notify
+	Source    netip.Addr
+	Heartbeat Heartbeat
+	Track     []lb.Tracked // what it depends on; each names a check or service that is there
+	Notify    Notify
 }
 
 // Admin is how commands reach the daemon.

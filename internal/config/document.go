@@ -33,7 +33,8 @@ func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config 
 		c.VRRP = append(c.VRRP, i.Instance)
 	}
 	d.resolveTracked(instances, c.Checks, services, len(services) == len(doc.items["services"]))
-	d.crossCheck(c, services, instances)
+	c.Sync = d.sync(doc.set["sync"], files)
+	d.crossCheck(c, services, instances, doc.set["sync"])
 
 	c.Admin = d.admin(doc.set["admin"])
 	return c

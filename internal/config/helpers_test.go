@@ -41,6 +41,17 @@ func (m memFiles) Glob(pattern string) ([]string, error) {
 
 func (m memFiles) Identity(name string) string { return path.Clean(name) }
 
+// Mode is that of a file of one's own, but for names that end with .open.
+func (m memFiles) Mode(name string) (fs.FileMode, error) {
+	if _, err := m.ReadFile(name); err != nil {
+		return 0, err
+	}
+	if strings.HasSuffix(name, ".open") {
+		return 0o644, nil
+	}
+	return 0o600, nil
+}
+
 // mistake is what a test compares of an Error: its place and message.
 func mistake(e *Error) string {
 	if e.Line == 0 {
@@ -49,10 +60,24 @@ func mistake(e *Error) string {
 	return fmt.Sprintf("%d:%d: %s", e.Line, e.Column, e.Message)
 }
 
+// Two keys, as their files hold them.
+const (
+	testKey  = "sluice-key-v1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n"
+	otherKey = "sluice-key-v1:HwECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n"
+)
+
+// withKeys is a configuration beside files that are keys, or are meant to be.
+func withKeys(yaml string) memFiles {
+	return memFiles{
+		"sluice.yaml": yaml, "sync.key": testKey, "other.key": otherKey, "copy.key": testKey,
+		"sync.key.open": testKey, "empty.key": "",
+	}
+}
+
 // mustLoad loads a configuration that has no mistakes.
 func mustLoad(t *testing.T, yaml string) *Config {
 	t.Helper()
-	c, err := load(memFiles{"sluice.yaml": yaml}, "sluice.yaml", Options{Hostname: "lb1"})
+	c, err := load(withKeys(yaml), "sluice.yaml", Options{Hostname: "lb1"})
 	if err != nil {
 		t.Fatalf("load:\n%v", err)
 	}
@@ -63,7 +88,7 @@ func mustLoad(t *testing.T, yaml string) *Config {
 // all its mistakes.
 func wantMistakes(t *testing.T, yaml string, want []string) {
 	t.Helper()
-	c, err := load(memFiles{"sluice.yaml": yaml}, "sluice.yaml", Options{Hostname: "lb1"})
+	c, err := load(withKeys(yaml), "sluice.yaml", Options{Hostname: "lb1"})
 	if err == nil {
 		t.Fatalf("no mistake found in\n%s\nwant %q; got %+v", yaml, want, c)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/sluice-lb/sluice/internal/key"
 	"github.com/sluice-lb/sluice/internal/lb"
 )
 
@@ -100,6 +101,7 @@ func TestLoadPair(t *testing.T) {
 				Addresses: []netip.Prefix{netip.MustParsePrefix("198.51.100.2/25")},
 			},
 		},
+		Sync:  Sync{Port: 3780},
 		Admin: Admin{Socket: "/run/test.sock"},
 	}
 	if diff := cmp.Diff(want, mustLoad(t, pair), compare...); diff != "" {
@@ -121,6 +123,7 @@ func TestLoadDefaultsOfDefaults(t *testing.T) {
 			Name: "v", Interface: "eth0", VRID: 1, Priority: 100, Version: 3, Interval: time.Second, Preempt: true,
 			StartTimeout: 10 * time.Second, Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")},
 		}},
+		Sync:  Sync{Port: 3780},
 		Admin: Admin{Socket: "/run/sluice/sluice.sock"},
 	}
 	if diff := cmp.Diff(want, got, compare...); diff != "" {
@@ -135,6 +138,9 @@ func TestReference(t *testing.T) {
 	if err := os.WriteFile(path, []byte(Reference), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if err := key.Write(filepath.Join(filepath.Dir(path), "sync.key"), key.New()); err != nil {
+		t.Fatal(err)
+	}
 	c, err := Load(path, Options{})
 	if err != nil {
 		t.Fatalf("load the reference configuration:\n%v", err)
@@ -144,9 +150,9 @@ func TestReference(t *testing.T) {
 		t.Errorf("services %d, instances %d, pools %d, nodes %d", len(c.Services), len(c.VRRP), len(c.Pools), len(c.Nodes))
 	}
 	for _, s := range supported {
-		for _, key := range s.keys {
-			if !regexp.MustCompile(`(^|[\s{,])` + key + `:`).MatchString(Reference) {
-				t.Errorf("key %q of %s is missing in the reference", key, s.what)
+		for _, k := range s.keys {
+			if !regexp.MustCompile(`(^|[\s{,])` + k + `:`).MatchString(Reference) {
+				t.Errorf("key %q of %s is missing in the reference", k, s.what)
 			}
 		}
 	}
@@ -156,6 +162,7 @@ func TestReference(t *testing.T) {
 var supported = []*schema{
 	&topLevel, &defaultsSchema, &serviceDefaultsSchema, &nodeSchema, &datapathSchema, &natSchema, &tunnelSchema, &poolSchema,
 	&serverSchema, &healthSchema, &serviceSchema, &sourceLimitSchema, &instanceSchema, &authenticationSchema, &checkSchema, &recoverSchema, &trackSchema, &notifySchema, &adminSchema,
+	&heartbeatSchema, &syncSchema,
 }
 
 func TestLoadMissingFile(t *testing.T) {

@@ -24,6 +24,8 @@ type fileSystem interface {
 	Glob(pattern string) ([]string, error)
 	// Identity returns the same string for two names of one file.
 	Identity(name string) string
+	// Mode returns what kind of file it is, and who may use it.
+	Mode(name string) (fs.FileMode, error)
 }
 
 // osFiles is the fileSystem of the machine.
@@ -58,6 +60,14 @@ func (osFiles) Identity(name string) string {
 		name = real
 	}
 	return name
+}
+
+func (osFiles) Mode(name string) (fs.FileMode, error) {
+	st, err := os.Stat(name)
+	if err != nil {
+		return 0, err
+	}
+	return st.Mode(), nil
 }
 
 // reason is what went wrong with a file, without the name that the message

@@ -24,6 +24,7 @@ func TestUnsupportedKeys(t *testing.T) {
 		&instanceSchema: "vrrp:\n- name: v\n  interface: e\n  virtual_router_id: 1\n  addresses: [192.0.2.1]\n  %s: 1\n",
 		&checkSchema:    "checks:\n- name: c\n  type: process\n  %s: 1\n",
 		&adminSchema:    "admin:\n  %s: 1\n",
+		&syncSchema:     "sync:\n  key_file: sync.key\n  %s: 1\n",
 	}
 	for _, s := range supported {
 		frame, ok := frames[s]
@@ -69,7 +70,7 @@ func TestUnsupportedValues(t *testing.T) {
 // TestDesign loads a configuration with everything in it: each key is either
 // supported or refused as not supported yet, none is unknown.
 func TestDesign(t *testing.T) {
-	_, err := load(memFiles{"f": design}, "f", Options{})
+	_, err := load(memFiles{"f": design, "/etc/sluice/sync.key": testKey}, "f", Options{})
 	var all Errors
 	if !errors.As(err, &all) {
 		t.Fatalf("error %v", err)
@@ -85,7 +86,7 @@ func TestDesign(t *testing.T) {
 	}
 	want := map[string]bool{}
 	for _, key := range []string{
-		"sync_wait", "routes", "virtual_mac", "heartbeat", "group", "sync", "http", "dns", "listen",
+		"sync_wait", "routes", "virtual_mac", "group", "http", "dns", "listen",
 	} {
 		want[key] = true
 	}

@@ -45,10 +45,10 @@ func (d *decoder) checkBackends(s *serviceDef) {
 }
 
 // crossCheck looks for what is wrong between services and VRRP instances.
-func (d *decoder) crossCheck(c *Config, services []*serviceDef, instances []*instanceDef) {
+func (d *decoder) crossCheck(c *Config, services []*serviceDef, instances []*instanceDef, sync *node) {
 	vips := map[netip.Addr]string{} // what each VIP is, for a message
 	held := d.checkFrontends(services, vips)
-	d.checkInstances(instances, vips)
+	d.checkInstances(instances, vips, sync)
 	d.checkSourcePorts(c, services, held)
 	d.checkReplies(services)
 	for _, s := range services {
@@ -81,7 +81,7 @@ type listing struct {
 
 // checkInstances finds a virtual router id that an interface has twice for one
 // family, a VIP that is listed twice, and a peer that is a VIP.
-func (d *decoder) checkInstances(instances []*instanceDef, vips map[netip.Addr]string) {
+func (d *decoder) checkInstances(instances []*instanceDef, vips map[netip.Addr]string, sync *node) {
 	type router struct {
 		interfaceName string
 		id            uint8
@@ -121,4 +121,5 @@ func (d *decoder) checkInstances(instances []*instanceDef, vips map[netip.Addr]s
 			}
 		}
 	}
+	d.checkHeartbeats(sync, instances, listed)
 }

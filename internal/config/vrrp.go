@@ -15,6 +15,9 @@ type instanceDef struct {
 	addresses []*node // parallel to Addresses
 	peers     []*node // parallel to Peers; the key unicast for each of the roster's
 	tracked   []*node // parallel to Track
+
+	heartbeatAt    *node   // nil: there is none
+	heartbeatPeers []*node // parallel to Heartbeat.Peers; the key heartbeat for each of the roster's
 }
 
 var instanceSchema = schema{
@@ -22,10 +25,10 @@ var instanceSchema = schema{
 	keys: []string{
 		"name", "interface", "virtual_router_id", "priority", "version", "advertisement_interval",
 		"authentication", "preempt", "preempt_delay", "start_timeout", "addresses",
-		"unicast", "unicast_peers", "track", "notify",
+		"unicast", "unicast_peers", "track", "notify", "heartbeat",
 	},
 	later: []string{
-		"sync_wait", "routes", "virtual_mac", "heartbeat", "group",
+		"sync_wait", "routes", "virtual_mac", "group",
 	},
 	hints: map[string]string{
 		"advert_int":        "keepalived's advert_int is \"advertisement_interval\"",
@@ -137,6 +140,9 @@ func (d *decoder) instance(f fields, files fileSystem, roster []nodeDef, s self)
 		d.instanceAddresses(n, i)
 	}
 	d.unicast(f, i, roster, s)
+	if n := f.own["heartbeat"]; n != nil {
+		d.heartbeat(n, i, roster, s)
+	}
 	if n := f.own["track"]; n != nil {
 		d.track(n, i)
 	}
