@@ -70,6 +70,10 @@ type MachineConfig struct {
 	Preempt      bool
 	PreemptDelay time.Duration
 	Local        netip.Addr // this node's source address; breaks ties
+	// Heartbeat is the interval of heartbeats between the nodes, 0 where there are
+	// none, and ID this node's own.
+	Heartbeat time.Duration
+	ID        NodeID
 }
 
 // A Machine is the state machine of one virtual router (RFC 3768, 6.4 and RFC
@@ -96,12 +100,16 @@ type Machine struct {
 	// for the reason of a takeover.
 	heard   Heard
 	heardAt time.Time
+	beats   beats
 	actions []Action
 }
 
 // NewMachine returns a Machine in state Initialize.
 func NewMachine(cfg MachineConfig) *Machine {
-	return &Machine{cfg: cfg, activeInterval: cfg.Interval, actions: make([]Action, 0, 8)}
+	return &Machine{
+		cfg: cfg, activeInterval: cfg.Interval, actions: make([]Action, 0, 8),
+		beats: beats{interval: cfg.Heartbeat, own: cfg.ID},
+	}
 }
 
 // State is the present state.
@@ -117,7 +125,12 @@ func (m *Machine) Held() bool { return m.held }
 func (m *Machine) Releasing() bool { return m.releasing }
 
 // Deadline is when Expire is due. False: no timer runs.
-func (m *Machine) Deadline() (time.Time, bool) { return m.deadline, !m.deadline.IsZero() }
+func (m *Machine) Deadline() (time.Time, bool) {
+	if at := m.silentAt(); !at.IsZero() && at.Before(m.deadline) {
+		return at, true
+	}
+	return m.deadline, !m.deadline.IsZero()
+}
 
 // Skew is Skew_Time: lower priorities wait longer (RFC 3768, 6.1; RFC 9568,
 // 6.1). It is exact to the nanosecond, also where the wire has centiseconds.
@@ -161,12 +174,14 @@ func (m *Machine) Startup(now time.Time, held bool) []Action {
 // Expire is the timer event. Before the deadline it does nothing.
 func (m *Machine) Expire(now time.Time) []Action {
 	m.begin()
-	if m.deadline.IsZero() || now.Before(m.deadline) {
+	if deadline, ok := m.Deadline(); !ok || now.Before(deadline) {
 		return m.actions
 	}
 	switch {
 	case m.releasing:
 		m.endRelease(netip.Addr{})
+	case m.state == Backup && now.Before(m.deadline):
+		m.activate(now, m.silenceReason())
 	case m.state == Backup:
 		m.activate(now, m.takeoverReason(now))
 	case m.state == Active:
@@ -197,7 +212,7 @@ func (m *Machine) receiveBackup(now time.Time, h Heard) {
 	m.heard, m.heardAt = h, now
 	if h.Priority == PriorityRelease {
 		// Not at once: of several Backups the best should come first.
-		m.deadline = now.Add(m.Skew())
+		m.deadline = now.Add(m.releaseSkew(now))
 		return
 	}
 	if m.held {
@@ -333,6 +348,7 @@ func (m *Machine) endRelease(peer netip.Addr) {
 func (m *Machine) activate(now time.Time, reason string) {
 	m.activeInterval = m.cfg.Interval
 	m.held = false
+	m.beats.peers = m.beats.peers[:0] // who is Active no more is heard anew
 	m.send(now)
 	m.do(Action{Kind: ActionAdd})
 	m.do(Action{Kind: ActionAnnounce})
@@ -343,6 +359,7 @@ func (m *Machine) activate(now time.Time, reason string) {
 
 // watch becomes Backup.
 func (m *Machine) watch(now time.Time, reason string) {
+	m.beats.keep(now) // silence from before is no news
 	m.enter(Backup, reason)
 	m.deadline = now.Add(m.ActiveDown())
 }

@@ -43,13 +43,15 @@ type simNode struct {
 	index   int
 	address netip.Addr
 	cfg     MachineConfig
-	machine *Machine // nil: it is dead, or was stopped
-	rate    float64  // of its clock
-	holds   bool     // the VIPs, also while it is dead
-	deaf    []bool   // whom it does not hear
+	machine *Machine       // nil: it is dead, or was stopped
+	rate    float64        // of its clock
+	holds   bool           // the VIPs, also while it is dead
+	deaf    []bool         // whom it does not hear
+	latest  map[NodeID]int // of each run, the last heartbeat that was taken
 	paused  bool
-	waiting []Heard // packets that came meanwhile
-	wake    int     // number of the wake-up that counts
+	waiting []func() // what came meanwhile
+	wake    int      // number of the wake-up that counts
+	runs    int      // how often it has started
 }
 
 type event struct {
@@ -108,6 +110,9 @@ func newSimulation(seed uint64) *simulation {
 	if s.IntN(3) == 0 {
 		s.cfg.PreemptDelay = s.upTo(5 * s.cfg.Interval)
 	}
+	if s.IntN(3) == 0 { // fast mode
+		s.cfg.Heartbeat = s.cfg.Interval / time.Duration(2+s.IntN(9))
+	}
 	count := 2 + s.IntN(4)
 	owner := -1
 	if s.IntN(8) == 0 {
@@ -116,7 +121,7 @@ func newSimulation(seed uint64) *simulation {
 	for i := range count {
 		n := &simNode{
 			sim: s, index: i, address: netip.AddrFrom4([4]byte{192, 0, 2, byte(1 + i)}),
-			cfg: s.cfg, rate: 1 + (s.Float64()-0.5)/500, deaf: make([]bool, count),
+			cfg: s.cfg, rate: 1 + (s.Float64()-0.5)/500, deaf: make([]bool, count), latest: map[NodeID]int{},
 		}
 		n.cfg.Local, n.cfg.Priority = n.address, uint8(1+s.IntN(254))
 		if i > 0 && i != owner && i-1 != owner && s.IntN(4) == 0 {
@@ -140,7 +145,12 @@ func (n *simNode) start() {
 	}
 	n.sim.note("node %d starts, priority %d, holds %v", n.index, n.cfg.Priority, n.holds)
 	n.paused, n.waiting = false, nil
+	n.runs++
+	n.cfg.ID = NodeID{byte(n.index), byte(n.runs >> 8), byte(n.runs)}
 	n.machine = NewMachine(n.cfg)
+	if n.cfg.Heartbeat > 0 {
+		n.sim.after(n.sim.upTo(n.cfg.Heartbeat), n.beater(n.machine))
+	}
 	n.perform(n.machine.Startup(n.clock(), n.holds))
 }
 
@@ -150,6 +160,9 @@ func (n *simNode) die(machine bool) {
 	n.sim.note("node %d dies, machine %v", n.index, machine)
 	n.machine = nil
 	n.wake++
+	if !machine {
+		n.close()
+	}
 	if machine {
 		n.holds = false
 	}
@@ -194,8 +207,14 @@ func (n *simNode) setTimer() {
 }
 
 func (n *simNode) send(priority uint8) {
-	s := n.sim
 	h := Heard{Source: n.address, Priority: priority, Interval: n.cfg.Interval}
+	n.spread(func(to *simNode) { to.perform(to.machine.Receive(to.clock(), h)) })
+}
+
+// spread has every other node that hears this one do something, as far as the
+// network brings it there.
+func (n *simNode) spread(do func(to *simNode)) {
+	s := n.sim
 	for _, to := range s.nodes {
 		copies := 1
 		if s.Float64() < s.trouble.double {
@@ -205,19 +224,72 @@ func (n *simNode) send(priority uint8) {
 			continue
 		}
 		for range copies {
-			s.after(s.upTo(s.trouble.delay)+1, func() { to.hear(h) })
+			s.after(s.upTo(s.trouble.delay)+1, func() { to.hear(do) })
 		}
 	}
 }
 
-func (n *simNode) hear(h Heard) {
+func (n *simNode) hear(do func(*simNode)) {
 	switch {
 	case n.machine == nil:
 	case n.paused:
-		n.waiting = append(n.waiting, h)
+		n.waiting = append(n.waiting, func() { do(n) })
 	default:
-		n.perform(n.machine.Receive(n.clock(), h))
+		do(n)
 	}
+}
+
+// beater sends a run's heartbeats: what the machine is at that moment. A node that
+// pauses sends none.
+func (n *simNode) beater(of *Machine) func() {
+	return func() {
+		if n.machine != of {
+			return
+		}
+		if !n.paused {
+			n.beat()
+		}
+		n.sim.after(time.Duration(float64(n.cfg.Heartbeat)/n.rate), n.beater(of))
+	}
+}
+
+func (n *simNode) beat() {
+	b := Beat{Node: n.cfg.ID, Source: n.address, State: n.machine.State(), Priority: n.machine.Priority()}
+	if n.machine.Releasing() {
+		b.Priority = PriorityRelease
+	}
+	s := n.sim
+	for _, to := range s.nodes {
+		// Of heartbeats none overtakes another: the older one is not taken.
+		if to == n || to.deaf[n.index] || s.Float64() < s.trouble.loss {
+			continue
+		}
+		at := s.now + s.upTo(s.trouble.delay) + 1
+		s.order++
+		order := s.order
+		s.after(at-s.now, func() {
+			to.hear(func(to *simNode) {
+				if order > to.latest[b.Node] {
+					to.latest[b.Node] = order
+					to.perform(to.machine.Beat(to.clock(), b))
+				}
+			})
+		})
+	}
+}
+
+// close is what the kernel does when a daemon has ended: its connections tell the
+// others, as far as they hear it.
+func (n *simNode) close() {
+	s, b := n.sim, Beat{Node: n.cfg.ID, Gone: true}
+	if n.cfg.Heartbeat == 0 || n.runs == 0 {
+		return
+	}
+	n.spread(func(to *simNode) {
+		s.order++
+		to.latest[b.Node] = s.order
+		to.perform(to.machine.Beat(to.clock(), b))
+	})
 }
 
 // pause is SIGSTOP, and SIGCONT after d: what has come meanwhile is read first, as
@@ -236,9 +308,9 @@ func (n *simNode) pause(d time.Duration) {
 		n.paused = false
 		waiting := n.waiting
 		n.waiting = nil
-		for _, h := range waiting {
+		for _, do := range waiting {
 			if n.machine != nil {
-				n.perform(n.machine.Receive(n.clock(), h))
+				do()
 			}
 		}
 		if n.machine != nil {

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vrrp
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+const beatInterval = 5 * time.Millisecond
+
+// beating is a machine with heartbeats, of priority 100.
+func beating(c *MachineConfig) {
+	c.Version, c.Interval = V3, 100*time.Millisecond
+	c.Heartbeat, c.ID = beatInterval, NodeID{0x80}
+}
+
+// beat is a heartbeat of the node whose id begins with a byte.
+func (r *rig) beat(node byte, s State, priority uint8) []string {
+	return describe(r.m.Beat(r.now, Beat{Node: NodeID{node}, Source: lower, State: s, Priority: priority}))
+}
+
+func (r *rig) gone(node byte) []string {
+	return describe(r.m.Beat(r.now, Beat{Node: NodeID{node}, Gone: true}))
+}
+
+func (r *rig) pass(d time.Duration) { r.now = r.now.Add(d) }
+
+// backupRig is a Backup in fast mode that has heard the Active node 1.
+func backupRig(t *testing.T) *rig {
+	r := newRig(t, beating)
+	r.m.Startup(r.now, false)
+	r.beat(1, Active, 200)
+	return r
+}
+
+func TestBackupTakesOverFromASilentNode(t *testing.T) {
+	const silent = silentBeats * beatInterval
+	down := newRig(t, beating).m.ActiveDown()
+	for _, tc := range []struct {
+		name string
+		do   func(r *rig)  // after the first heartbeat of an Active node
+		want time.Duration // until it takes over
+	}{
+		{"the heartbeats stop", func(r *rig) {}, silent},
+		{"each heartbeat counts", func(r *rig) {
+			for range 100 {
+				r.pass(silent - 1)
+				wantActions(t, append(describe(r.m.Expire(r.now)), r.beat(1, Active, 200)...))
+			}
+		}, silent},
+		{"an advertisement later: somebody is Active", func(r *rig) {
+			r.pass(2 * beatInterval)
+			r.hear(upper, 200)
+		}, silent},
+		{"the daemon has ended", func(r *rig) { r.gone(1) }, 0},
+		{"the daemon has ended, and an advertisement came after that", func(r *rig) {
+			r.gone(1)
+			r.pass(1)
+			r.hear(upper, 200)
+		}, silent},
+		{"one of two has ended, both were Active", func(r *rig) {
+			r.beat(2, Active, 150)
+			r.gone(1)
+		}, silent},
+		{"another daemon has ended", func(r *rig) {
+			r.beat(2, Backup, 50)
+			r.gone(2)
+		}, silent},
+		{"an unknown daemon has ended", func(r *rig) { r.gone(9) }, silent},
+		{"the active node has become Backup: VRRP's timer", func(r *rig) { r.beat(1, Backup, 200) }, down},
+		{"a better Backup comes first", func(r *rig) { r.beat(2, Backup, 101) }, silent + beatInterval},
+		{"so does one of the same priority and a greater id", func(r *rig) { r.beat(0x90, Backup, 100) }, silent + beatInterval},
+		{"one of the same priority and a lesser id does not", func(r *rig) { r.beat(0x70, Backup, 100) }, silent},
+		{"nor a worse one, nor one that is in Fault", func(r *rig) {
+			r.beat(2, Backup, 99)
+			r.beat(3, Fault, 250)
+			r.beat(4, Initialize, 250)
+		}, silent},
+		{"nor one that has ended", func(r *rig) {
+			r.beat(2, Backup, 150)
+			r.gone(2)
+		}, silent},
+		{"two better ones", func(r *rig) {
+			r.beat(2, Backup, 150)
+			r.beat(3, Backup, 151)
+		}, silent + 2*beatInterval},
+		{"its priority falls behind", func(r *rig) {
+			r.beat(2, Backup, 99)
+			r.m.SetPriority(98)
+		}, silent + beatInterval},
+		{"it gives up, in a heartbeat", func(r *rig) { r.beat(1, Active, PriorityRelease) }, 0},
+		{"it gives up, in heartbeats", func(r *rig) {
+			r.beat(2, Backup, 150)
+			r.beat(1, Active, PriorityRelease)
+			r.pass(2 * time.Millisecond)
+			r.beat(1, Active, PriorityRelease)
+		}, beatInterval - 2*time.Millisecond},
+		{"it gives up, in an advertisement", func(r *rig) { r.hear(lower, PriorityRelease) }, 0},
+		{"it is in Fault", func(r *rig) { r.beat(1, Fault, 200) }, 0},
+		{"it hands over, and ends", func(r *rig) {
+			r.beat(2, Backup, 150)
+			r.beat(1, Active, PriorityRelease)
+			r.gone(1)
+		}, beatInterval},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := backupRig(t)
+			tc.do(r)
+			r.wantState(Backup)
+			r.wantTimer(tc.want)
+			if tc.want > 0 {
+				r.pass(tc.want - 1)
+				wantActions(t, describe(r.m.Expire(r.now)))
+				r.pass(1)
+			}
+			wantActions(t, describe(r.m.Expire(r.now)), fmt.Sprint("send ", r.m.Priority()), "add", "announce", "backup to active")
+		})
+	}
+}
+
+func TestReasonOfAFastTakeover(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		do   func(r *rig)
+		want string
+	}{
+		{"silence", func(r *rig) { r.pass(silentBeats * beatInterval) }, "the heartbeats of 192.0.2.1 fell silent for 15ms"},
+		{"an end", func(r *rig) { r.gone(1) }, "the daemon of 192.0.2.1 has ended"},
+		{"a fault", func(r *rig) { r.beat(1, Fault, 200) }, "192.0.2.1 gave up"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := backupRig(t)
+			tc.do(r)
+			actions := r.m.Expire(r.now)
+			if len(actions) == 0 || actions[len(actions)-1].Reason != tc.want {
+				t.Errorf("got %+v, want the reason %q", actions, tc.want)
+			}
+		})
+	}
+}
+
+func TestHeartbeatsBesideVRRP(t *testing.T) {
+	t.Run("a lower one is preempted as ever", func(t *testing.T) {
+		r := newRig(t, beating)
+		r.m.Startup(r.now, false)
+		down := r.m.ActiveDown()
+		for waited := time.Duration(0); waited+beatInterval < down; waited += beatInterval {
+			r.pass(beatInterval)
+			r.beat(1, Active, 50)
+			wantActions(t, describe(r.m.Expire(r.now)))
+		}
+		r.now = epoch.Add(down)
+		wantActions(t, describe(r.m.Expire(r.now)), "send 100", "add", "announce", "backup to active")
+	})
+	t.Run("heartbeats hold a Backup while advertisements are lost", func(t *testing.T) {
+		r := backupRig(t)
+		for range 1000 {
+			r.pass(beatInterval)
+			r.beat(1, Active, 200)
+			wantActions(t, describe(r.m.Expire(r.now)))
+		}
+	})
+	t.Run("a higher active one wins over this one", func(t *testing.T) {
+		r := activeRig(t, beating)
+		wantActions(t, r.beat(1, Active, 101), "remove", "active to backup")
+	})
+	t.Run("an equal or lower one is left to advertisements", func(t *testing.T) {
+		r := activeRig(t, beating)
+		wantActions(t, r.beat(1, Active, 100))
+		wantActions(t, r.beat(1, Active, 99))
+	})
+	t.Run("a release ends with the heartbeat of who took over", func(t *testing.T) {
+		r := activeRig(t, beating)
+		r.m.Release(r.now)
+		wantActions(t, r.beat(1, Backup, 99))
+		wantActions(t, r.beat(1, Active, 99), "remove", "active to initialize", "released to 192.0.2.1")
+	})
+	t.Run("what was heard before a fault is forgotten", func(t *testing.T) {
+		r := backupRig(t)
+		r.m.Fault("link")
+		r.pass(time.Second)
+		wantActions(t, describe(r.m.Startup(r.now, false)), "fault to backup")
+		r.wantTimer(r.m.ActiveDown())
+	})
+	t.Run("where none was ever heard VRRP's timer counts", func(t *testing.T) {
+		r := newRig(t, beating)
+		r.m.Startup(r.now, false)
+		r.beat(2, Backup, 50)
+		r.hear(lower, 200)
+		r.wantTimer(r.m.ActiveDown())
+	})
+	t.Run("without heartbeats in the configuration they say nothing", func(t *testing.T) {
+		r := newRig(t, v3(100*time.Millisecond))
+		r.m.Startup(r.now, false)
+		r.beat(1, Active, 200)
+		r.wantTimer(r.m.ActiveDown())
+	})
+	t.Run("many nodes", func(t *testing.T) {
+		r := backupRig(t)
+		for n := range 3 * maxBeatPeers {
+			r.pass(time.Microsecond)
+			r.beat(1, Active, 200)
+			r.m.Beat(r.now, Beat{Node: NodeID{2, byte(n)}, State: Backup, Priority: 1})
+		}
+		if n := len(r.m.beats.peers); n > maxBeatPeers {
+			t.Errorf("%d nodes are remembered", n)
+		}
+		r.wantTimer(silentBeats * beatInterval)
+	})
+}
+
+func TestBeatsDoNotAllocate(t *testing.T) {
+	r := backupRig(t)
+	b := Beat{Node: NodeID{1}, Source: lower, State: Active, Priority: 200}
+	if n := testing.AllocsPerRun(100, func() {
+		r.pass(beatInterval)
+		r.m.Beat(r.now, b)
+		r.m.Deadline()
+		r.m.Expire(r.now)
+	}); n > 0 {
+		t.Errorf("a heartbeat allocates %v times", n)
+	}
+}
