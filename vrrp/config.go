@@ -59,6 +59,9 @@ type Config struct {
 	// starts to take over. An Active node that falls silent is never waited for.
 	PreemptDelay time.Duration
 	Checksum     ChecksumForm
+	// Heartbeat is the interval of heartbeats between nodes of this program (fast
+	// mode), 0: none. It goes with Deps.Heartbeats.
+	Heartbeat time.Duration
 	// AnnounceRefresh is the time between announcements while Active. 0: 60 s.
 	AnnounceRefresh time.Duration
 }
@@ -91,8 +94,8 @@ func (c *Config) Validate() error {
 	if strings.ContainsRune(c.Password, 0) {
 		bad("password holds a zero byte")
 	}
-	if c.PreemptDelay < 0 || c.AnnounceRefresh < 0 {
-		bad("preempt delay and announcement refresh must not be negative")
+	if c.PreemptDelay < 0 || c.AnnounceRefresh < 0 || c.Heartbeat < 0 {
+		bad("preempt delay, heartbeat interval and announcement refresh must not be negative")
 	}
 	if n := len(c.Addresses); n == 0 || n > maxAddresses {
 		bad("%d addresses: want 1 to %d", n, maxAddresses)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,8 +19,8 @@ const dscpCS6 = 0xc0
 // An ipv4Transport is a Transport over IPv4. Sending and receiving make system
 // calls directly on one raw socket, so that neither allocates.
 type ipv4Transport struct {
+	inbox
 	file         *os.File // owns the socket; gives it the runtime's poller
-	raw          syscall.RawConn
 	destinations []netip.Addr
 
 	// For the two functions, which are made once: a closure per call would be
@@ -51,17 +50,21 @@ func listenIPv4(link Link, peers []netip.Addr) (*ipv4Transport, error) {
 	if len(peers) == 0 {
 		t.destinations = []netip.Addr{groupIPv4}
 	}
-	if t.raw, err = t.file.SyscallConn(); err != nil {
+	raw, err := t.file.SyscallConn()
+	if err != nil {
 		t.file.Close()
 		return nil, fmt.Errorf("open vrrp socket on %s: %w", link.Name, err)
 	}
+	t.open(raw)
 	t.sendFn = func(fd uintptr) {
 		t.sendErr = unix.Sendto(int(fd), t.sendMsg, unix.MSG_DONTWAIT, &t.sendTo)
 	}
 	t.recvFn = func(fd uintptr) bool {
+		t.reads(false)
 		for {
 			t.recvN, t.recvErr = unix.Read(int(fd), t.recvBuf)
 			if t.recvErr != unix.EINTR {
+				t.reads(t.recvErr == unix.EAGAIN)
 				return t.recvErr != unix.EAGAIN
 			}
 		}

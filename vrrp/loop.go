@@ -47,14 +47,20 @@ type loop struct {
 	lastLog [numReasons]time.Time // of a dropped packet
 	sendLog time.Time             // of a failed advertisement
 
+	toldLast told // to heartbeats
+
 	changes changeQueue
 	done    bool
 }
 
-func (l *loop) prepare(cfg *Config) {
+func (l *loop) prepare(cfg *Config, h Heartbeats) {
+	var id NodeID
+	if h != nil {
+		id = h.ID()
+	}
 	l.machine = NewMachine(MachineConfig{
 		Version: cfg.Version, Priority: cfg.Priority, Interval: cfg.Interval,
-		Preempt: cfg.Preempt, PreemptDelay: cfg.PreemptDelay,
+		Preempt: cfg.Preempt, PreemptDelay: cfg.PreemptDelay, Heartbeat: cfg.Heartbeat, ID: id,
 	})
 	vips := cfg.vips()
 	l.filter = Filter{
@@ -105,6 +111,8 @@ func (r *Router) Run(ctx context.Context) error {
 			r.refresh(time.Now(), received)
 		case <-r.wake:
 			r.obey(time.Now())
+		case <-r.beats.wake:
+			r.hear(time.Now())
 		case p := <-received:
 			r.take(time.Now(), p)
 		case <-timer.C:
@@ -115,6 +123,7 @@ func (r *Router) Run(ctx context.Context) error {
 				r.take(time.Now(), p)
 			default:
 				now := time.Now()
+				r.hear(now)
 				if !r.tooLate(now) {
 					r.perform(now, r.machine.Expire(now))
 				}
@@ -130,7 +139,9 @@ func (r *Router) Run(ctx context.Context) error {
 				}
 			}
 		}
-		r.settle(time.Now())
+		now := time.Now()
+		r.settle(now)
+		r.tell(now)
 	}
 	return nil
 }
@@ -160,14 +171,21 @@ func (r *Router) next(recheck time.Time) time.Time {
 // it did not read meanwhile are there at once, and the timer may win.
 func (r *Router) tooLate(now time.Time) bool {
 	deadline, ok := r.machine.Deadline()
-	if !ok || r.machine.State() != Backup || now.Sub(deadline) < late {
+	if !ok || r.machine.State() != Backup || now.Before(deadline) {
 		r.grace = time.Time{}
 		return false
 	}
-	if r.grace.Before(deadline) {
+	if now.Sub(deadline) >= late && r.grace.Before(deadline) {
 		r.grace = now.Add(graceTime)
 	}
-	return now.Before(r.grace)
+	if now.Before(r.grace) {
+		return true
+	}
+	if now.Sub(deadline) < unreadTime && !r.quiet() {
+		r.grace = now.Add(lookAgain)
+		return true
+	}
+	return false
 }
 
 // obey carries out what callers asked for.
@@ -235,6 +253,9 @@ func (r *Router) held() (bool, error) {
 
 // perform carries out the machine's actions.
 func (r *Router) perform(now time.Time, actions []Action) {
+	if len(actions) > 0 {
+		r.tell(now) // before all that takes time
+	}
 	for _, a := range actions {
 		switch a.Kind {
 		case ActionSend:

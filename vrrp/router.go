@@ -21,6 +21,8 @@ type Deps struct {
 	// its own: however long it takes, the protocol goes on. If it falls more
 	// than 128 changes behind, the oldest are left out. Run waits for it.
 	OnChange func(Change)
+	// Heartbeats is needed where Config.Heartbeat is set.
+	Heartbeats Heartbeats
 }
 
 // A Change is a change of state.
@@ -52,6 +54,10 @@ const (
 	// socket graceTime to be read.
 	late      = 2 * time.Millisecond
 	graceTime = 5 * time.Millisecond
+	// While something that has arrived is not read yet, it looks again after
+	// lookAgain, for at most unreadTime.
+	lookAgain  = time.Millisecond / 2
+	unreadTime = 250 * time.Millisecond
 )
 
 // ErrNotRunning is returned by Release where Run has not begun or has ended, and
@@ -78,6 +84,8 @@ type Router struct {
 	released chan struct{} // closed when a release is over
 	handover Handover      // valid once released is closed
 
+	beats mailbox // heartbeats that the loop has not seen
+
 	loop
 }
 
@@ -94,6 +102,9 @@ func New(cfg Config, deps Deps) (*Router, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	if (cfg.Heartbeat > 0) != (deps.Heartbeats != nil) {
+		return nil, fmt.Errorf("virtual router %q: a heartbeat interval and what carries heartbeats go together", cfg.Name)
+	}
 	if cfg.AnnounceRefresh == 0 {
 		cfg.AnnounceRefresh = defaultAnnounceRefresh
 	}
@@ -102,6 +113,7 @@ func New(cfg Config, deps Deps) (*Router, error) {
 		deps:     deps,
 		log:      deps.Log.With("instance", cfg.Name),
 		wake:     make(chan struct{}, 1),
+		beats:    mailbox{wake: make(chan struct{}, 1)},
 		wanted:   wanted{priority: cfg.Priority},
 		ended:    make(chan struct{}),
 		released: make(chan struct{}),
@@ -110,7 +122,7 @@ func New(cfg Config, deps Deps) (*Router, error) {
 			Priority: cfg.Priority, Since: time.Now(), Reason: "not started",
 		},
 	}
-	r.prepare(&cfg)
+	r.prepare(&cfg, deps.Heartbeats)
 	return r, nil
 }
 
