@@ -22,6 +22,8 @@ type Beat struct {
 	State  State
 	// Priority is PriorityRelease where the node is Active and hands over.
 	Priority uint8
+	// Interval is the sender's. Where it is longer than this node's own it counts.
+	Interval time.Duration
 	// Gone says, in place of the rest, that this run of the daemon has ended.
 	Gone bool
 }
@@ -82,11 +84,11 @@ func (b *beats) forgetOldest() {
 
 // keep forgets the nodes that are silent or gone.
 func (b *beats) keep(now time.Time) {
-	b.peers = slices.DeleteFunc(b.peers, func(p beatPeer) bool { return p.Gone || now.Sub(p.last) >= b.down() })
+	b.peers = slices.DeleteFunc(b.peers, func(p beatPeer) bool { return p.Gone || now.Sub(p.last) >= b.down(&p) })
 }
 
-// down is how long an Active node may be silent.
-func (b *beats) down() time.Duration { return silentBeats * b.interval }
+// down is how long a node may be silent.
+func (b *beats) down(p *beatPeer) time.Duration { return silentBeats * max(b.interval, p.Interval) }
 
 // active reports whether a peer holds the VIPs and means to keep them.
 func (p *beatPeer) active() bool { return p.State == Active && p.Priority != PriorityRelease }
@@ -97,7 +99,7 @@ func (p *beatPeer) active() bool { return p.State == Active && p.Priority != Pri
 func (b *beats) rank(at time.Time, priority uint8) (n int) {
 	for i := range b.peers {
 		p := &b.peers[i]
-		if p.State != Backup || p.Gone || at.Sub(p.last) > 2*b.down() {
+		if p.State != Backup || p.Gone || at.Sub(p.last) > 2*b.down(p) {
 			continue
 		}
 		if p.Priority > priority || p.Priority == priority && bytes.Compare(p.Node[:], b.own[:]) > 0 {
@@ -121,7 +123,7 @@ func (b *beats) silentAt(heard time.Time, priority uint8) (at time.Time) {
 			if heard.After(end) {
 				end = heard
 			}
-			end = end.Add(b.down())
+			end = end.Add(b.down(p))
 		}
 		if end.After(at) {
 			at = end
@@ -188,7 +190,7 @@ func (m *Machine) gaveUp(now time.Time, h Heard) {
 // heartbeats tell who else is Backup, for those that are better only.
 func (m *Machine) releaseSkew(now time.Time) time.Duration {
 	for i := range m.beats.peers {
-		if p := &m.beats.peers[i]; now.Sub(p.last) <= m.beats.down() {
+		if p := &m.beats.peers[i]; now.Sub(p.last) <= m.beats.down(p) {
 			return time.Duration(m.beats.rank(now, m.cfg.Priority)) * m.beats.interval
 		}
 	}
@@ -212,7 +214,7 @@ func (m *Machine) silenceReason() string {
 		case p.Gone:
 			reason = fmt.Sprintf("the daemon of %v has ended", p.Source)
 		default:
-			return fmt.Sprintf("the heartbeats of %v fell silent for %v", p.Source, m.beats.down())
+			return fmt.Sprintf("the heartbeats of %v fell silent for %v", p.Source, m.beats.down(p))
 		}
 	}
 	return reason

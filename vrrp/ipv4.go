@@ -19,7 +19,7 @@ const dscpCS6 = 0xc0
 // An ipv4Transport is a Transport over IPv4. Sending and receiving make system
 // calls directly on one raw socket, so that neither allocates.
 type ipv4Transport struct {
-	inbox
+	Inbox
 	file         *os.File // owns the socket; gives it the runtime's poller
 	destinations []netip.Addr
 
@@ -55,16 +55,16 @@ func listenIPv4(link Link, peers []netip.Addr) (*ipv4Transport, error) {
 		t.file.Close()
 		return nil, fmt.Errorf("open vrrp socket on %s: %w", link.Name, err)
 	}
-	t.open(raw)
+	t.Open(raw)
 	t.sendFn = func(fd uintptr) {
 		t.sendErr = unix.Sendto(int(fd), t.sendMsg, unix.MSG_DONTWAIT, &t.sendTo)
 	}
 	t.recvFn = func(fd uintptr) bool {
-		t.reads(false)
+		t.Reads(false)
 		for {
 			t.recvN, t.recvErr = unix.Read(int(fd), t.recvBuf)
 			if t.recvErr != unix.EINTR {
-				t.reads(t.recvErr == unix.EAGAIN)
+				t.Reads(t.recvErr == unix.EAGAIN)
 				return t.recvErr != unix.EAGAIN
 			}
 		}

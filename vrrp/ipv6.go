@@ -20,7 +20,7 @@ var groupIPv6 = netip.AddrFrom16([16]byte{0: 0xff, 1: 0x02, 15: 0x12})
 // source with the packet. Neither way allocates: what the kernel reads and
 // writes is part of the transport.
 type ipv6Transport struct {
-	inbox
+	Inbox
 	file         *os.File // owns the socket; gives it the runtime's poller
 	index        uint32
 	destinations []netip.Addr
@@ -86,19 +86,19 @@ func listenIPv6(link Link, peers []netip.Addr) (*ipv6Transport, error) {
 		t.file.Close()
 		return nil, fmt.Errorf("open vrrp socket on %s: %w", link.Name, err)
 	}
-	t.open(raw)
+	t.Open(raw)
 	control := t.send.putSource(link)
 	t.sendFn = func(fd uintptr) {
 		t.send.header.SetControllen(control)
 		_, t.sendErr = t.send.call(unix.SYS_SENDMSG, fd, unix.MSG_DONTWAIT)
 	}
 	t.recvFn = func(fd uintptr) bool {
-		t.reads(false)
+		t.Reads(false)
 		for {
 			t.recv.header.SetControllen(len(t.recv.control)) // the last call has shortened it
 			t.recvN, t.recvErr = t.recv.call(unix.SYS_RECVMSG, fd, unix.MSG_DONTWAIT)
 			if t.recvErr != unix.EINTR {
-				t.reads(t.recvErr == unix.EAGAIN)
+				t.Reads(t.recvErr == unix.EAGAIN)
 				return t.recvErr != unix.EAGAIN
 			}
 		}

@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An inbox knows whether anything that has arrived at a socket is still to be
+// An Inbox knows whether anything that has arrived at a socket is still to be
 // handed on: in the socket, or in the hands of a reader that the kernel keeps
 // from running. A timer that is due in the same moment can be early by as much.
-type inbox struct {
+type Inbox struct {
 	raw  syscall.RawConn
 	idle atomic.Bool // the reader waits, and holds nothing
 
@@ -22,7 +22,8 @@ type inbox struct {
 	look   func(uintptr)
 }
 
-func (i *inbox) open(raw syscall.RawConn) {
+// Open sets the socket. It comes before all else.
+func (i *Inbox) Open(raw syscall.RawConn) {
 	i.raw = raw
 	i.look = func(fd uintptr) {
 		i.poll[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
@@ -30,13 +31,13 @@ func (i *inbox) open(raw syscall.RawConn) {
 	}
 }
 
-// reads is called by the reader around each attempt: before it with false, and
+// Reads is called by the reader around each attempt: before it with false, and
 // with true once it has found nothing.
-func (i *inbox) reads(nothing bool) { i.idle.Store(nothing) }
+func (i *Inbox) Reads(nothing bool) { i.idle.Store(nothing) }
 
-// Quiet implements quieter. The socket comes first: what the reader takes after
+// Quiet reports whether everything has been handed on. The socket comes first: what the reader takes after
 // that look makes it busy.
-func (i *inbox) Quiet() bool {
+func (i *Inbox) Quiet() bool {
 	if err := i.raw.Control(i.look); err != nil || i.looked != 0 {
 		return err != nil // closed: nothing more comes
 	}

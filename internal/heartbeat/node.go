@@ -1,0 +1,468 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package heartbeat tells the other nodes every few milliseconds how this node's
+// virtual routers stand, hears the same of them, and notices at once when another
+// node's daemon has ended.
+//
+// The messages are UDP, one to each address of another node, a path, and
+// authenticated with a key that the nodes share. Between two daemons there is a
+// connection as well, which carries nothing: the kernel closes it when one of them
+// ends, however it ends.
+//
+// A node trusts no run of another daemon before that has answered a challenge, and
+// takes from it only what is meant for its own run and newer than what it has
+// taken before.
+package heartbeat
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluice-lb/sluice/internal/key"
+	"github.com/sluice-lb/sluice/internal/pace"
+	"github.com/sluice-lb/sluice/vrrp"
+)
+
+// Timing of a Node.
+const (
+	keepEvery = 50 * time.Millisecond // looks at its paths
+	// lease is how long heartbeats go on when the daemon hangs.
+	lease      = time.Second
+	retryAfter = time.Second // after a socket could not be opened
+	logEvery   = time.Minute // how often one path's mistake is logged
+)
+
+// A Config is what a Node needs.
+type Config struct {
+	Name string // of this node
+	// Local is this node's address as the others have it, where there is a roster:
+	// heartbeats to the addresses in Roster come from it.
+	Local  netip.Addr
+	Roster []netip.Addr
+	Port   uint16
+	Keys   []key.Key // the first is its own, the others count as well
+	Pacer  *pace.Pacer
+	Log    *slog.Logger
+}
+
+// A Node is this daemon among others. Instances are added before Run.
+type Node struct {
+	cfg       Config
+	log       *slog.Logger
+	listenOn  string
+	instances []*Handle
+	paths     []*way
+
+	mu    sync.Mutex // guards all below, paths and instances
+	own   identity
+	links links
+	wake  chan struct{} // to the keeper
+}
+
+// A way is a path with its socket and its job.
+type way struct {
+	path
+	interval time.Duration
+	slot     *pace.Slot
+	socket   atomic.Pointer[socket] // nil while there is none
+	silent   bool                   // is logged
+	logged   time.Time
+	theirs   time.Duration // the peer's interval
+	problem  string        // why there is no socket
+}
+
+// New makes a Node.
+func New(cfg Config) *Node {
+	n := &Node{cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), listenOn: ":" + strconv.Itoa(int(cfg.Port))}
+	_, _ = rand.Read(n.own.epoch[:]) // never fails (crypto/rand)
+	n.own.name = cfg.Name
+	for _, k := range cfg.Keys {
+		n.own.keys = append(n.own.keys, newSigner(k))
+	}
+	n.links.init()
+	return n
+}
+
+// A Handle is one virtual router's part in heartbeats. It implements
+// vrrp.Heartbeats.
+type Handle struct {
+	node     *Node
+	id       Instance
+	peers    []netip.Addr
+	interval time.Duration
+	patience time.Duration
+	hear     func(vrrp.Beat)
+
+	state    vrrp.State
+	priority uint8
+	told     time.Time
+}
+
+// Digest identifies a set of addresses.
+func Digest(addresses []netip.Prefix) uint32 {
+	var all []netip.Addr
+	for _, p := range addresses {
+		all = append(all, p.Addr())
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	h := fnv.New32a()
+	for _, a := range all {
+		b := a.As16()
+		h.Write(b[:])
+	}
+	return h.Sum32()
+}
+
+// Add adds a virtual router, with the addresses of the other nodes that hear of it.
+// Where it has told nothing for as long as patience while Active, heartbeats call
+// it Active no more.
+func (n *Node) Add(id Instance, peers []netip.Addr, interval, patience time.Duration) *Handle {
+	h := &Handle{node: n, id: id, peers: peers, interval: interval, patience: patience, hear: func(vrrp.Beat) {}}
+	n.instances = append(n.instances, h)
+	for _, a := range peers {
+		w := n.wayTo(a)
+		if w == nil {
+			w = &way{path: path{address: a}, interval: interval, slot: n.cfg.Pacer.Slot("heartbeats to " + a.String())}
+			n.paths = append(n.paths, w)
+		}
+		w.interval = min(w.interval, interval)
+	}
+	return h
+}
+
+func (n *Node) wayTo(a netip.Addr) *way {
+	for _, w := range n.paths {
+		if w.address == a {
+			return w
+		}
+	}
+	return nil
+}
+
+// Deliver sets who hears what heartbeats say of this virtual router. It must not
+// wait for anything.
+func (h *Handle) Deliver(hear func(vrrp.Beat)) { h.hear = hear }
+
+// ID implements vrrp.Heartbeats.
+func (h *Handle) ID() vrrp.NodeID { return vrrp.NodeID(h.node.own.epoch) }
+
+// Tell implements vrrp.Heartbeats.
+func (h *Handle) Tell(s vrrp.State, priority uint8) {
+	h.node.mu.Lock()
+	defer h.node.mu.Unlock()
+	h.told = time.Now()
+	if h.state == s && h.priority == priority {
+		return
+	}
+	h.state, h.priority = s, priority
+	for _, w := range h.node.paths {
+		if slices.Contains(h.peers, w.address) {
+			h.node.point(w)
+		}
+	}
+}
+
+// Quiet implements vrrp.Heartbeats.
+func (h *Handle) Quiet() bool {
+	h.node.mu.Lock()
+	defer h.node.mu.Unlock()
+	for _, w := range h.node.paths {
+		if s := w.socket.Load(); s != nil && slices.Contains(h.peers, w.address) && !s.Quiet() {
+			return false
+		}
+	}
+	return true
+}
+
+// point makes the path's job say what is true now, at once.
+func (n *Node) point(w *way) {
+	s := w.socket.Load()
+	if s == nil || w.peer.isZero() {
+		w.slot.Clear()
+		return
+	}
+	var entries []entry
+	for _, h := range n.instances {
+		if slices.Contains(h.peers, w.address) {
+			entries = append(entries, entry{h.id, uint8(h.state), h.priority})
+		}
+	}
+	m := message{
+		kind: kindBeat, from: n.own.epoch, to: w.peer,
+		body: appendBeat(nil, uint32(w.interval.Microseconds()), entries),
+	}
+	w.slot.Set(s.raw, pace.Job{
+		Interval: w.interval, Lease: lease, Now: true,
+		Parcels: []pace.Parcel{{Payload: append(appendUnsigned(nil, m), make([]byte, tagLen)...)}},
+		Stamp:   &pace.Stamp{Key: n.cfg.Keys[w.key], At: counterAt},
+	})
+}
+
+// Run opens the paths and keeps them until ctx ends; then it says goodbye.
+func (n *Node) Run(ctx context.Context) {
+	var all sync.WaitGroup
+	for _, w := range n.paths {
+		all.Go(func() { n.serve(ctx, w) })
+	}
+	all.Go(func() { n.listen(ctx, &all) })
+	ticker := time.NewTicker(keepEvery)
+	defer ticker.Stop()
+	for ctx.Err() == nil {
+		n.keep(ctx, &all)
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+		case <-n.wake:
+		}
+	}
+	n.mu.Lock()
+	n.links.goodbye(&n.own)
+	n.mu.Unlock()
+	all.Wait()
+	for _, w := range n.paths {
+		w.slot.Clear()
+	}
+}
+
+// localFor is the address of this node that another one knows it by, where that is
+// certain.
+func (n *Node) localFor(peer netip.Addr) netip.Addr {
+	if slices.Contains(n.cfg.Roster, peer) && n.cfg.Local.IsValid() && n.cfg.Local.Is4() == peer.Is4() {
+		return n.cfg.Local
+	}
+	return netip.Addr{}
+}
+
+// serve reads what comes by a path.
+func (n *Node) serve(ctx context.Context, w *way) {
+	for ctx.Err() == nil {
+		s, err := dial(n.localFor(w.address), w.address, n.cfg.Port)
+		n.opened(w, s, err)
+		if err == nil {
+			stop := context.AfterFunc(ctx, s.close)
+			err = n.read(w, s)
+			stop()
+			n.mu.Lock()
+			w.socket.Store(nil)
+			w.slot.Clear()
+			n.mu.Unlock()
+			s.close()
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		n.failed(w, err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(retryAfter):
+		}
+	}
+}
+
+func (n *Node) opened(w *way, s *socket, err error) {
+	if err != nil {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	w.socket.Store(s)
+	w.problem, w.asked = "", time.Time{}
+	n.point(w)
+	n.poke()
+}
+
+func (n *Node) failed(w *way, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	w.problem = fmt.Sprint(err)
+	if time.Since(w.logged) >= logEvery {
+		w.logged = time.Now()
+		n.log.Warn("no heartbeats by this path", "peer", w.address, "error", err)
+	}
+}
+
+// poke makes the keeper look at once.
+func (n *Node) poke() {
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+// read takes messages until the socket is closed or fails.
+func (n *Node) read(w *way, s *socket) error {
+	buf := make([]byte, maxMessage+1) // a byte more shows what is too long
+	for {
+		k, err := s.read(buf)
+		if err != nil {
+			return fmt.Errorf("read heartbeats of %v: %w", w.address, err)
+		}
+		n.take(time.Now(), w, s, buf[:k])
+	}
+}
+
+// take takes one message. It waits for nothing and allocates nothing for a
+// heartbeat.
+func (n *Node) take(now time.Time, w *way, s *socket, b []byte) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	v := w.receive(now, b, &n.own)
+	if v.reply != nil {
+		_ = s.write(v.reply) // what is lost is asked again
+	}
+	if v.ask {
+		_ = s.write(w.challenge(now, &n.own))
+	}
+	if v.met {
+		n.log.Info("heartbeats: a peer has shown who it is", "peer", w.name, "address", w.address)
+		n.point(w)
+		if !v.left.isZero() && !n.trusts(v.left) {
+			n.gone(v.left)
+		}
+		n.poke() // for a connection
+	}
+	if v.beat != nil {
+		n.deliver(w, v.beat)
+	}
+}
+
+func (n *Node) trusts(e Epoch) bool {
+	return slices.ContainsFunc(n.paths, func(w *way) bool { return w.peer == e })
+}
+
+// deliver hands on what a heartbeat says.
+func (n *Node) deliver(w *way, body []byte) {
+	interval := beatInterval(body)
+	ok := eachEntry(body, func(e entry) {
+		if vrrp.State(e.state) > vrrp.Fault {
+			return
+		}
+		for _, h := range n.instances {
+			if h.id == e.Instance && slices.Contains(h.peers, w.address) {
+				h.hear(vrrp.Beat{
+					Node: vrrp.NodeID(w.peer), Source: w.address, Interval: interval,
+					State: vrrp.State(e.state), Priority: e.priority,
+				})
+			}
+		}
+	})
+	if !ok {
+		w.counts.Malformed++
+	}
+	w.theirs = interval
+}
+
+// gone is the end of a run of another node's daemon.
+func (n *Node) gone(e Epoch) {
+	for _, h := range n.instances {
+		h.hear(vrrp.Beat{Node: vrrp.NodeID(e), Gone: true})
+	}
+	for _, w := range n.paths {
+		if w.peer == e {
+			w.forget()
+			n.point(w)
+		}
+	}
+	n.poke()
+}
+
+// keep does what is due.
+func (n *Node) keep(ctx context.Context, all *sync.WaitGroup) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now := time.Now()
+	n.watchInstances(now)
+	for _, w := range n.paths {
+		s := w.socket.Load()
+		if s == nil {
+			continue
+		}
+		if w.due(now) {
+			_ = s.write(w.challenge(now, &n.own))
+		}
+		w.slot.Renew()
+		n.watch(now, w)
+		if n.links.wanted(now, w, &n.own) {
+			peer, from := w.peer, w.address
+			all.Go(func() { n.connect(ctx, peer, from) })
+		}
+	}
+}
+
+// watchInstances finds virtual routers that hang.
+func (n *Node) watchInstances(now time.Time) {
+	for _, h := range n.instances {
+		if h.state != vrrp.Active || now.Sub(h.told) < h.patience {
+			continue
+		}
+		n.log.Error("a virtual router hangs: heartbeats call it active no more", "virtual_router_id", h.id.VRID)
+		h.state = vrrp.Fault
+		for _, w := range n.paths {
+			n.point(w)
+		}
+	}
+}
+
+// watch logs what becomes of a path.
+func (n *Node) watch(now time.Time, w *way) {
+	silent := !w.heard.IsZero() && now.Sub(w.heard) > doubtAfter
+	if silent != w.silent {
+		w.silent = silent
+		if silent {
+			n.log.Warn("heartbeats: a path is silent", "peer", w.name, "address", w.address)
+		} else {
+			n.log.Info("heartbeats: a path is heard again", "peer", w.name, "address", w.address)
+		}
+	}
+	if text := w.mistake(now); text != "" && now.Sub(w.logged) >= logEvery {
+		w.logged = now
+		n.log.Error("heartbeats: " + text)
+	}
+}
+
+// mistake says what is wrong with a path, and what to change.
+func (w *way) mistake(now time.Time) string {
+	switch {
+	case w.wrongKey(now):
+		return fmt.Sprintf("what %v sends is signed with another key: give all nodes the same sync key_file", w.address)
+	case w.problem != "":
+		return w.problem
+	case w.theirs != 0 && w.theirs != w.interval:
+		return fmt.Sprintf("%v sends heartbeats every %v, this node every %v: set one heartbeat interval on all nodes", w.address, w.theirs, w.interval)
+	}
+	return ""
+}
+
+// A PathStatus is how a path stands.
+type PathStatus struct {
+	Address   netip.Addr
+	Node      string    // who is there; "": nobody has shown it
+	Heard     time.Time // the last message that counted; zero: none
+	Connected bool      // the end of the peer's daemon would be noticed at once
+	Mistake   string    // what to change; "": nothing
+	Counters
+}
+
+// Status returns how the paths stand.
+func (n *Node) Status() []PathStatus {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var all []PathStatus
+	for _, w := range n.paths {
+		s := PathStatus{Address: w.address, Heard: w.heard, Mistake: w.mistake(time.Now()), Counters: w.counts}
+		if !w.peer.isZero() {
+			s.Node, s.Connected = w.name, n.links.has(w.peer, w.address)
+		}
+		all = append(all, s)
+	}
+	return all
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package heartbeat
+
+import (
+	"crypto/rand"
+	"net/netip"
+	"time"
+)
+
+// Timing of a path's introductions.
+const (
+	// askEvery is the time between challenges while nobody answers.
+	askEvery = 250 * time.Millisecond
+	// askAgain bounds the challenges that messages of strangers cause: who replays
+	// what he has recorded must not make a flood.
+	askAgain = 20 * time.Millisecond
+	// doubtAfter is how long a path is silent before the peer is asked again.
+	doubtAfter = time.Second
+)
+
+// identity is what a node says of itself, and the keys that count for it.
+type identity struct {
+	epoch Epoch
+	name  string
+	keys  []*signer
+}
+
+// Counters are what has come by a path.
+type Counters struct {
+	Beats     uint64 // heartbeats that counted
+	Forged    uint64 // messages that none of the keys has signed
+	Replayed  uint64 // heartbeats that came before, or are of another run
+	Malformed uint64
+}
+
+// A path is an address of another node, and what is known of who answers there.
+// It is pure: messages and the time go in, messages come out.
+type path struct {
+	address netip.Addr
+
+	// peer is the run that is trusted: it has answered a challenge of this run, so
+	// it is there now. Zero: none is.
+	peer Epoch
+	name string
+	key  int    // which of the keys it has
+	last uint64 // the number of its last heartbeat
+
+	nonce   [nonceLen]byte
+	pending bool // nonce is not answered yet
+	asked   time.Time
+	tries   int
+
+	heard  time.Time // its last message that counted
+	forged time.Time // the last message that none of the keys has signed
+	counts Counters
+	buf    []byte
+}
+
+// A verdict is what a message has done.
+type verdict struct {
+	reply []byte // to be sent back; valid until the path's next call
+	// ask says that the path wants to send a challenge.
+	ask bool
+	// beat is the body of a heartbeat that counts; valid as long as the message.
+	beat []byte
+	// met says that peer is another one now; left is who it was before.
+	met  bool
+	left Epoch
+}
+
+// receive takes a message that has come from the path's address.
+func (p *path) receive(now time.Time, b []byte, own *identity) (v verdict) {
+	m, key, err := open(b, own.keys)
+	switch {
+	case err == errForged:
+		p.counts.Forged++
+		p.forged = now
+		return v
+	case err != nil:
+		p.counts.Malformed++
+		return v
+	case m.from == own.epoch:
+		p.counts.Replayed++ // this node's own, sent back
+		return v
+	}
+	switch m.kind {
+	case kindChallenge:
+		nonce, _, ok := introduction(m.body)
+		if !ok {
+			p.counts.Malformed++
+			return v
+		}
+		p.buf = appendIntroduction(p.buf[:0], nonce, own.name)
+		v.reply = own.keys[key].appendMessage(nil, message{kind: kindResponse, from: own.epoch, to: m.from, body: p.buf})
+		v.ask = m.from != p.peer && p.mayAsk(now)
+	case kindResponse:
+		return p.meet(now, m, key, own)
+	case kindBeat:
+		return p.hear(now, m, own)
+	default:
+		p.counts.Malformed++
+	}
+	return v
+}
+
+// meet takes an answer to a challenge.
+func (p *path) meet(now time.Time, m message, key int, own *identity) (v verdict) {
+	nonce, name, ok := introduction(m.body)
+	switch {
+	case !ok:
+		p.counts.Malformed++
+		return v
+	case m.to != own.epoch || !p.pending || nonce != p.nonce:
+		p.counts.Replayed++
+		return v
+	}
+	p.pending, p.tries, p.heard = false, 0, now
+	if m.from == p.peer && key == p.key {
+		return v
+	}
+	v.met, v.left = true, p.peer
+	if v.left == m.from {
+		v.left = Epoch{} // it has only changed its key
+	}
+	if m.from != p.peer {
+		p.last = 0
+	}
+	p.peer, p.key, p.name = m.from, key, string(name)
+	return v
+}
+
+// hear takes a heartbeat.
+func (p *path) hear(now time.Time, m message, own *identity) (v verdict) {
+	switch {
+	case m.from != p.peer:
+		// Perhaps the node has started again, perhaps this is from its past.
+		p.counts.Replayed++
+		v.ask = p.mayAsk(now)
+	case m.to != own.epoch || m.counter <= p.last:
+		p.counts.Replayed++
+	default:
+		p.last, p.heard = m.counter, now
+		p.counts.Beats++
+		v.beat = m.body
+	}
+	return v
+}
+
+// forget takes back the trust in a run that has ended.
+func (p *path) forget() {
+	p.peer, p.last, p.asked = Epoch{}, 0, time.Time{}
+}
+
+func (p *path) mayAsk(now time.Time) bool { return now.Sub(p.asked) >= askAgain }
+
+// due reports whether it is time to ask who is there.
+func (p *path) due(now time.Time) bool {
+	if !p.peer.isZero() && now.Sub(p.heard) < doubtAfter {
+		return false
+	}
+	return now.Sub(p.asked) >= askEvery
+}
+
+// challenge asks who is there. While nobody answers, the keys take turns: a node
+// may have one of them only.
+func (p *path) challenge(now time.Time, own *identity) []byte {
+	_, _ = rand.Read(p.nonce[:]) // never fails (crypto/rand)
+	p.pending, p.asked = true, now
+	k := own.keys[p.tries%len(own.keys)]
+	p.tries++
+	p.buf = appendIntroduction(p.buf[:0], p.nonce, own.name)
+	return k.appendMessage(nil, message{kind: kindChallenge, from: own.epoch, to: p.peer, body: p.buf})
+}
+
+// wrongKey reports whether what comes from this address is signed with another
+// key: not now and then, as when anybody forges it, but while nothing else counts.
+func (p *path) wrongKey(now time.Time) bool {
+	const lasts = 10 * time.Second
+	return !p.forged.IsZero() && now.Sub(p.forged) < lasts && (p.peer.isZero() || now.Sub(p.heard) > doubtAfter)
+}

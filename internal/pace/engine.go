@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pace
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"hash"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// An engine sends. It is one loop on one thread: it waits for requests and for the
+// next job that is due, in one system call, and allocates only for requests.
+type engine struct {
+	control int
+	began   time.Time
+	slots   map[uint16]*work
+	next    time.Duration // when the first job is due; never: none is
+	buf     []byte
+	oob     []byte
+}
+
+const never = time.Duration(1<<63 - 1)
+
+// work is a job under way. Times count from the engine's beginning.
+type work struct {
+	slot    uint16
+	job     Job
+	socket  int
+	due     time.Duration
+	expires time.Duration
+	mails   []mail
+	number  uint64
+	mac     hash.Hash // nil: no stamp
+	sum     [tagLen]byte
+
+	failed   report // since the last one
+	reported time.Duration
+}
+
+// mail is a parcel, as sendmsg takes it.
+type mail struct {
+	header  unix.Msghdr
+	vector  unix.Iovec
+	payload []byte
+}
+
+// reportEvery bounds how often a job's failures are told.
+const reportEvery = time.Second
+
+// Run is an engine: it does what is asked over a socket of a pair, until the other
+// end is closed.
+func Run(control int) error {
+	e := &engine{
+		control: control, began: time.Now(), slots: map[uint16]*work{}, next: never,
+		buf: make([]byte, maxRequest), oob: make([]byte, unix.CmsgSpace(4)),
+	}
+	defer e.close()
+	fds := []unix.PollFd{{Fd: int32(control), Events: unix.POLLIN}}
+	for {
+		var wait *unix.Timespec
+		if e.next != never {
+			left := unix.NsecToTimespec(int64(max(0, e.next-e.now())))
+			wait = &left
+		}
+		n, err := unix.Ppoll(fds, wait, nil)
+		if err != nil && err != unix.EINTR {
+			return fmt.Errorf("wait for requests: %w", err)
+		}
+		if n > 0 {
+			if end, err := e.serve(); end || err != nil {
+				return err
+			}
+		}
+		e.work()
+	}
+}
+
+func (e *engine) now() time.Duration { return time.Since(e.began) }
+
+func (e *engine) close() {
+	for _, w := range e.slots {
+		unix.Close(w.socket)
+	}
+}
+
+// serve reads one request. It reports whether there are no more.
+func (e *engine) serve() (end bool, err error) {
+	n, oobn, _, _, err := unix.Recvmsg(e.control, e.buf, e.oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+	switch {
+	case err == unix.EAGAIN || err == unix.EINTR:
+		return false, nil
+	case err == unix.ECONNRESET:
+		return true, nil
+	case err != nil:
+		return true, fmt.Errorf("read request: %w", err)
+	case n == 0:
+		return true, nil
+	}
+	socket := socketOf(e.oob[:oobn])
+	r, err := readRequest(e.buf[:n])
+	if err != nil || (r.op == opSet) != (socket >= 0) {
+		if socket >= 0 {
+			unix.Close(socket)
+		}
+		return true, errRequest
+	}
+	e.obey(r, socket)
+	return false, nil
+}
+
+// socketOf returns the socket that came with a request, or -1.
+func socketOf(oob []byte) int {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return -1
+	}
+	for i := range messages {
+		if fds, err := unix.ParseUnixRights(&messages[i]); err == nil && len(fds) == 1 {
+			return fds[0]
+		}
+	}
+	return -1
+}
+
+func (e *engine) obey(r request, socket int) {
+	w := e.slots[r.slot]
+	switch r.op {
+	case opRenew:
+		if w != nil {
+			e.renew(w)
+		}
+		return
+	case opClear, opSet:
+		if w != nil {
+			unix.Close(w.socket)
+			delete(e.slots, r.slot)
+		}
+	}
+	if r.op == opSet {
+		e.slots[r.slot] = e.begin(r, socket, w)
+	}
+	e.plan()
+}
+
+// renew extends a lease. A job whose lease was over goes on at once.
+func (e *engine) renew(w *work) {
+	now := e.now()
+	if w.expires <= now {
+		w.due = now
+	}
+	w.expires = now + w.job.Lease
+	e.plan()
+}
+
+// begin makes work of a job. One that only changes what is sent keeps the time.
+func (e *engine) begin(r request, socket int, before *work) *work {
+	now := e.now()
+	w := &work{slot: r.slot, job: r.job, socket: socket, due: now, expires: now + r.job.Lease, number: r.first, reported: -reportEvery}
+	if !r.job.Now {
+		w.due = now + r.job.Interval
+		if before != nil && before.expires > now {
+			w.due = min(w.due, before.due)
+		}
+	}
+	if s := r.job.Stamp; s != nil {
+		w.mac = hmac.New(sha256.New, s.Key[:])
+	}
+	w.mails = make([]mail, len(r.job.Parcels))
+	for i, p := range r.job.Parcels {
+		m := &w.mails[i]
+		m.payload = p.Payload
+		m.vector.Base = unsafe.SliceData(p.Payload)
+		m.vector.SetLen(len(p.Payload))
+		m.header.Iov = &m.vector
+		m.header.SetIovlen(1)
+		if len(p.Address) > 0 {
+			m.header.Name, m.header.Namelen = unsafe.SliceData(p.Address), uint32(len(p.Address))
+		}
+		if len(p.Control) > 0 {
+			m.header.Control = unsafe.SliceData(p.Control)
+			m.header.SetControllen(len(p.Control))
+		}
+	}
+	return w
+}
+
+// plan finds out what is due next.
+func (e *engine) plan() {
+	e.next = never
+	for _, w := range e.slots {
+		if w.due < w.expires {
+			e.next = min(e.next, w.due)
+		}
+	}
+}
+
+// work sends what is due.
+func (e *engine) work() {
+	now := e.now()
+	if now < e.next {
+		return
+	}
+	for _, w := range e.slots {
+		if w.due > now || w.due >= w.expires {
+			continue
+		}
+		w.send()
+		// From when it was due: lateness does not add up. After a long pause there is
+		// nothing to catch up with.
+		if w.due += w.job.Interval; w.due <= now {
+			w.due = now + w.job.Interval
+		}
+		e.tell(w, now)
+	}
+	e.plan()
+}
+
+func (w *work) send() {
+	for i := range w.mails {
+		m := &w.mails[i]
+		if w.mac != nil {
+			w.stamp(m.payload)
+		}
+		_, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(w.socket), uintptr(unsafe.Pointer(&m.header)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		// A connected socket tells that nobody listens there: no failure of this node.
+		if errno != 0 && errno != unix.ECONNREFUSED {
+			w.failed.count++
+			w.failed.errno = uint32(errno)
+		}
+	}
+}
+
+func (w *work) stamp(payload []byte) {
+	w.number++
+	binary.BigEndian.PutUint64(payload[w.job.Stamp.At:], w.number)
+	signed := payload[:len(payload)-tagLen]
+	w.mac.Reset()
+	w.mac.Write(signed)
+	copy(payload[len(signed):], w.mac.Sum(w.sum[:0]))
+}
+
+// tell reports failures. If nobody reads, they are told next time.
+func (e *engine) tell(w *work, now time.Duration) {
+	if w.failed.count == 0 || now-w.reported < reportEvery {
+		return
+	}
+	w.failed.slot, w.reported = w.slot, now
+	var buf [reportLen]byte
+	if unix.Send(e.control, w.failed.append(buf[:0]), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL) == nil {
+		w.failed = report{}
+	}
+}

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pace
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Start starts an engine that takes requests from a socket, which it closes. It
+// returns once the engine has begun; wait returns when it has ended.
+type Start func(control int) (wait func() error, err error)
+
+// Thread is a Start that runs the engine on a thread of this process.
+func Thread(control int) (func() error, error) {
+	ended := make(chan error, 1)
+	go func() {
+		err := onThread(func() error { return Run(control) })
+		ended <- errors.Join(err, unix.Close(control))
+	}()
+	return func() error { return <-ended }, nil
+}
+
+// restartAfter is the least time from one start of an engine to the next.
+const restartAfter = time.Second
+
+// A Pacer has an engine and keeps it running. Its methods, and those of its Slots,
+// are safe for concurrent use; none waits for the engine.
+type Pacer struct {
+	start Start
+	log   *slog.Logger
+	quit  chan struct{}
+	done  chan struct{}
+
+	mu     sync.Mutex
+	socket int // to the engine; -1: there is none
+	number uint64
+	slots  []*Slot
+	buf    []byte
+	closed bool
+}
+
+// New makes a Pacer and starts its engine. If that fails, it says so in the log
+// and goes on trying; meanwhile all Slots refuse their jobs.
+func New(start Start, log *slog.Logger) *Pacer {
+	p := &Pacer{start: start, log: log, quit: make(chan struct{}), done: make(chan struct{}), socket: -1}
+	engine, err := p.launch()
+	go p.keep(engine, err)
+	return p
+}
+
+// keep runs engines, one after the other.
+func (p *Pacer) keep(e *running, err error) {
+	defer close(p.done)
+	for {
+		began := time.Now()
+		if err != nil {
+			p.log.Error("packets that must be on time are sent by the daemon itself, and may be late", "error", err)
+		} else if err = p.follow(e); err != nil {
+			p.log.Error("the process that sends packets on time has ended; starting another", "error", err)
+		}
+		select {
+		case <-p.quit:
+			return
+		case <-time.After(restartAfter - time.Since(began)):
+		}
+		e, err = p.launch()
+	}
+}
+
+// A running is an engine.
+type running struct {
+	socket int
+	wait   func() error
+}
+
+// launch starts an engine and gives it all jobs that there are.
+func (p *Pacer) launch() (*running, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make socket pair: %w", err)
+	}
+	wait, err := p.start(pair[1])
+	if err != nil {
+		unix.Close(pair[0])
+		return nil, fmt.Errorf("start the sender: %w", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		unix.Close(pair[0])
+		return nil, errors.Join(errors.New("closed meanwhile"), wait())
+	}
+	p.socket = pair[0]
+	for _, s := range p.slots {
+		if s.conn != nil {
+			p.set(s)
+		}
+	}
+	return &running{pair[0], wait}, nil
+}
+
+// follow reads what an engine reports, until it has ended.
+func (p *Pacer) follow(e *running) error {
+	var buf [reportLen + 1]byte
+	for {
+		n, err := unix.Read(e.socket, buf[:])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			break
+		}
+		if r, ok := readReport(buf[:n]); ok {
+			p.report(r)
+		}
+	}
+	p.mu.Lock()
+	closed := p.closed
+	p.socket = -1
+	unix.Close(e.socket)
+	p.mu.Unlock()
+	err := e.wait()
+	if err == nil && !closed {
+		err = io.ErrUnexpectedEOF
+	}
+	if closed {
+		return nil
+	}
+	return err
+}
+
+func (p *Pacer) report(r report) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if int(r.slot) >= len(p.slots) {
+		return
+	}
+	s := p.slots[r.slot]
+	s.failed += uint64(r.count)
+	p.log.Warn("packets could not be sent", "what", s.name, "count", r.count, "error", unix.Errno(r.errno))
+}
+
+// Close ends the engine and waits for it.
+func (p *Pacer) Close() {
+	p.mu.Lock()
+	if !p.closed {
+		p.closed = true
+		close(p.quit)
+		if p.socket >= 0 {
+			// Not closed: follow reads it, and does that when the engine has ended.
+			_ = unix.Shutdown(p.socket, unix.SHUT_WR)
+		}
+	}
+	p.mu.Unlock()
+	<-p.done
+}
+
+// send hands a request to the engine.
+func (p *Pacer) send(r *request, socket int) error {
+	if p.socket < 0 {
+		return errors.New("no sender runs")
+	}
+	p.buf = r.append(p.buf[:0])
+	var rights []byte
+	if socket >= 0 {
+		rights = unix.UnixRights(socket)
+	}
+	return unix.Sendmsg(p.socket, p.buf, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+}
+
+// set gives a slot's job to the engine.
+func (p *Pacer) set(s *Slot) bool {
+	p.number++
+	r := request{op: opSet, slot: s.index, job: s.job, first: p.number << 40}
+	err := errRequest
+	if s.job.valid() {
+		if e := s.conn.Control(func(fd uintptr) { err = p.send(&r, int(fd)) }); e != nil {
+			err = e
+		}
+	}
+	s.set = err == nil
+	s.renewed = time.Now()
+	return s.set
+}
+
+// A Slot is the place of one job.
+type Slot struct {
+	pacer *Pacer
+	index uint16
+	name  string
+
+	// Under the Pacer's lock.
+	conn    syscall.RawConn // nil: there is no job
+	job     Job
+	set     bool // the engine has it
+	renewed time.Time
+	failed  uint64
+}
+
+// Slot makes a place for a job, for as long as the Pacer lives.
+func (p *Pacer) Slot(name string) *Slot {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := &Slot{pacer: p, index: uint16(len(p.slots)), name: name}
+	p.slots = append(p.slots, s)
+	return s
+}
+
+// Set makes a job the slot's, in the place of one before. The socket may be closed
+// once Clear or another Set has been called. False: no engine does it now.
+func (s *Slot) Set(conn syscall.RawConn, j Job) bool {
+	s.pacer.mu.Lock()
+	defer s.pacer.mu.Unlock()
+	s.conn, s.job = conn, j
+	return s.pacer.set(s)
+}
+
+// Renew extends the job's lease. False: no engine does the job now; the caller
+// has to send by itself. It does not allocate.
+func (s *Slot) Renew() bool {
+	s.pacer.mu.Lock()
+	defer s.pacer.mu.Unlock()
+	if s.conn == nil || !s.set || s.pacer.socket < 0 {
+		return false
+	}
+	now := time.Now()
+	if now.Sub(s.renewed) < s.job.Lease/8 {
+		return true
+	}
+	r := request{op: opRenew, slot: s.index}
+	if s.pacer.send(&r, -1) != nil {
+		// Its queue is full, so it does not run. If it died, follow says so soon.
+		return now.Sub(s.renewed) < s.job.Lease
+	}
+	s.renewed = now
+	return true
+}
+
+// Clear ends the job.
+func (s *Slot) Clear() {
+	s.pacer.mu.Lock()
+	defer s.pacer.mu.Unlock()
+	if s.conn == nil {
+		return
+	}
+	s.conn, s.set = nil, false
+	if s.pacer.socket >= 0 {
+		// A full queue would leave a job that must not go on: the engine has to be
+		// another one.
+		if err := s.pacer.send(&request{op: opClear, slot: s.index}, -1); err != nil {
+			_ = unix.Shutdown(s.pacer.socket, unix.SHUT_RDWR)
+		}
+	}
+}
+
+// Failed is how many packets of the slot could not be sent.
+func (s *Slot) Failed() uint64 {
+	s.pacer.mu.Lock()
+	defer s.pacer.mu.Unlock()
+	return s.failed
+}
