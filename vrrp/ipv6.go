@@ -24,6 +24,7 @@ type ipv6Transport struct {
 	file         *os.File // owns the socket; gives it the runtime's poller
 	index        uint32
 	destinations []netip.Addr
+	control      int // length of what is sent with each message
 
 	// For the two functions, which are made once: a closure per call would be
 	// garbage. Send has one caller, Receive has one.
@@ -87,9 +88,9 @@ func listenIPv6(link Link, peers []netip.Addr) (*ipv6Transport, error) {
 		return nil, fmt.Errorf("open vrrp socket on %s: %w", link.Name, err)
 	}
 	t.Open(raw)
-	control := t.send.putSource(link)
+	t.control = t.send.putSource(link)
 	t.sendFn = func(fd uintptr) {
-		t.send.header.SetControllen(control)
+		t.send.header.SetControllen(t.control)
 		_, t.sendErr = t.send.call(unix.SYS_SENDMSG, fd, unix.MSG_DONTWAIT)
 	}
 	t.recvFn = func(fd uintptr) bool {

@@ -149,6 +149,7 @@ func (r *Router) closeLink() {
 	if r.transport == nil {
 		return
 	}
+	r.stopRepeating()
 	r.transport.stop()
 	if err := r.announcer.Close(); err != nil {
 		r.log.Warn("close announcements", "error", err)

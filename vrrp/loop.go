@@ -47,7 +47,8 @@ type loop struct {
 	lastLog [numReasons]time.Time // of a dropped packet
 	sendLog time.Time             // of a failed advertisement
 
-	toldLast told // to heartbeats
+	toldLast told  // to heartbeats
+	paced    paced // by the Pacer
 
 	changes changeQueue
 	done    bool
@@ -262,8 +263,14 @@ func (r *Router) perform(now time.Time, actions []Action) {
 			if a.Priority == PriorityRelease {
 				// An announcement after the goodbye would fight the next node's.
 				r.schedule.stop()
+				r.stopRepeating()
+			}
+			if a.Timed && r.renewed(a.Priority) {
+				r.countSent(nil)
+				continue
 			}
 			r.send(now, a.Priority)
+			r.repeat(a.Priority)
 		case ActionAdd:
 			r.addVIPs(now)
 		case ActionRemove:
@@ -275,6 +282,7 @@ func (r *Router) perform(now time.Time, actions []Action) {
 		case ActionState:
 			if a.To != Active {
 				r.schedule.stop()
+				r.stopRepeating()
 			}
 			r.changed(now, a)
 		case ActionReleased:
@@ -311,16 +319,20 @@ func (r *Router) send(now time.Time, priority uint8) {
 			err = e // the others are to hear it all the same
 		}
 	}
+	r.countSent(err)
+	if err != nil && now.Sub(r.sendLog) >= logEvery {
+		r.sendLog = now
+		r.log.Warn("advertisement could not be sent", "error", err)
+	}
+}
+
+func (r *Router) countSent(err error) {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	if err == nil {
 		r.status.Sent++
 	} else {
 		r.status.Failed++
-	}
-	r.mu.Unlock()
-	if err != nil && now.Sub(r.sendLog) >= logEvery {
-		r.sendLog = now
-		r.log.Warn("advertisement could not be sent", "error", err)
 	}
 }
 

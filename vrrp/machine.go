@@ -50,6 +50,7 @@ const (
 type Action struct {
 	Kind     ActionKind
 	Priority uint8
+	Timed    bool // of ActionSend: it is sent because its time has come, and answers nothing
 	From, To State
 	Reason   string
 	Peer     netip.Addr
@@ -185,7 +186,7 @@ func (m *Machine) Expire(now time.Time) []Action {
 	case m.state == Backup:
 		m.activate(now, m.takeoverReason(now))
 	case m.state == Active:
-		m.do(Action{Kind: ActionSend, Priority: m.cfg.Priority})
+		m.do(Action{Kind: ActionSend, Priority: m.cfg.Priority, Timed: true})
 		// From the deadline, not from now: lateness does not add up. After a
 		// long pause there is nothing to catch up with.
 		m.deadline = m.deadline.Add(m.cfg.Interval)

@@ -23,6 +23,9 @@ type Deps struct {
 	OnChange func(Change)
 	// Heartbeats is needed where Config.Heartbeat is set.
 	Heartbeats Heartbeats
+	// Pacer, if it is set, sends the advertisements that are due; else the Router
+	// does.
+	Pacer Pacer
 }
 
 // A Change is a change of state.

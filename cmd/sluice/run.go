@@ -22,6 +22,7 @@ import (
 	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/internal/control"
 	"github.com/sluice-lb/sluice/internal/health"
+	"github.com/sluice-lb/sluice/internal/heartbeat"
 	"github.com/sluice-lb/sluice/internal/natlog"
 	"github.com/sluice-lb/sluice/internal/track"
 	"github.com/sluice-lb/sluice/loader"
@@ -66,7 +67,8 @@ type node struct {
 	fresh   bool    // nothing was pinned before tables was made
 	loop    *control.Loop
 	tracker *track.Tracker
-	natLog  *natlog.Log // nil where none is configured
+	natLog  *natlog.Log     // nil where none is configured
+	beats   *heartbeat.Node // nil where no instance has heartbeats
 	routers []*vrrp.Router
 	closers []func() error // what to close, in the order of opening
 }
@@ -363,16 +365,23 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 	if _, err := addresses.Forget(n.configured); err != nil {
 		return err
 	}
+	fast := n.makeFast()
 	for _, i := range n.cfg.VRRP {
+		deps := vrrp.Deps{Network: host, Addresses: addresses, Log: n.log, OnChange: n.hooks(i).Notify}
+		told := fast.join(i, &deps)
 		r, err := vrrp.New(vrrp.Config{
 			Name: i.Name, Interface: i.Interface, VRID: i.VRID, Version: vrrp.Version(i.Version),
 			Priority: i.Priority, Interval: i.Interval, Password: i.Password, Addresses: i.Addresses,
-			Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, Peers: i.Peers, Source: i.Source,
-		}, vrrp.Deps{Network: host, Addresses: addresses, Log: n.log, OnChange: n.hooks(i).Notify})
+			Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, Peers: i.Peers, Source: i.Source, Heartbeat: i.Heartbeat.Interval,
+		}, deps)
 		if err != nil {
 			return fmt.Errorf("vrrp instance %s: %w", i.Name, err)
 		}
+		told(r)
 		n.routers = append(n.routers, r)
+	}
+	if n.beats != nil {
+		goroutines.Go(func() { n.beats.Run(ctx) })
 	}
 	n.makeTracker()
 	changed, unwatch := host.Watch()

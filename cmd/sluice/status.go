@@ -43,6 +43,9 @@ func (n *node) status() control.Status {
 		instance.Tracking = control.NewTracking(n.tracker.Standing(i))
 		s.VRRP = append(s.VRRP, instance)
 	}
+	if n.beats != nil {
+		s.Heartbeats = control.Heartbeats(n.beats.Status())
+	}
 	if n.tables != nil {
 		stats, err := n.tables.datapath.Stats()
 		if err != nil {
@@ -193,6 +196,7 @@ func printStatus(w io.Writer, s control.Status) error {
 		}
 		t.Flush()
 	}
+	printHeartbeats(&b, s)
 	printChecks(&b, s)
 	for _, v := range s.Services {
 		fmt.Fprintf(&b, "\nservice %s: %s, %s %s %s\n", nameOf(v.Name), strings.ReplaceAll(v.State, "_", " "), v.Protocol, joinPorts(v.Addresses), v.Forward)

@@ -12,6 +12,9 @@ const (
 	maxHeartbeat = time.Second
 )
 
+// maxHeartbeats is how many instances a heartbeat has room for.
+const maxHeartbeats = 150
+
 // Heartbeat is the fast mode of an instance.
 type Heartbeat struct {
 	Interval time.Duration // 0: none
@@ -96,9 +99,13 @@ func (d *decoder) heartbeatPeers(n *node, i *instanceDef, s self) {
 // checkHeartbeats demands a key where an instance has heartbeats, and peers that
 // do not move.
 func (d *decoder) checkHeartbeats(sync *node, instances []*instanceDef, listed map[listing]*node) {
+	count := 0
 	for _, i := range instances {
 		if i.heartbeatAt == nil {
 			continue
+		}
+		if count++; count == maxHeartbeats+1 {
+			d.errorf(i.heartbeatAt, "more than %d instances have heartbeats: one message has no room for more", maxHeartbeats)
 		}
 		if sync == nil {
 			d.errorf(i.heartbeatAt, "heartbeat needs a key that the nodes share: write sync: {key_file: FILE} at the top, and make the file with `sluice keygen FILE`")

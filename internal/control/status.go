@@ -23,14 +23,16 @@ type Status struct {
 	Time    time.Time `json:"time"`
 	// Running is false where no daemon answered and the rest was read from what
 	// it left in the kernel.
-	Running    bool            `json:"running"`
-	PID        int             `json:"pid,omitempty"`
-	Started    *time.Time      `json:"started,omitempty"`
-	Forwarding bool            `json:"forwarding"` // the XDP program is on some interface
-	Problems   []string        `json:"problems"`
-	Interfaces []Interface     `json:"interfaces"`
-	VRRP       []Instance      `json:"vrrp"`
-	Checks     []CheckStatus   `json:"checks"`
+	Running    bool          `json:"running"`
+	PID        int           `json:"pid,omitempty"`
+	Started    *time.Time    `json:"started,omitempty"`
+	Forwarding bool          `json:"forwarding"` // the XDP program is on some interface
+	Problems   []string      `json:"problems"`
+	Interfaces []Interface   `json:"interfaces"`
+	VRRP       []Instance    `json:"vrrp"`
+	Checks     []CheckStatus `json:"checks"`
+	// Heartbeats are the paths to other nodes, where there are any.
+	Heartbeats []HeartbeatPath `json:"heartbeats,omitempty"`
 	Services   []ServiceStatus `json:"services"`
 	// Outcomes counts packets that were not forwarded.
 	Outcomes []loader.Outcome `json:"outcomes"`
@@ -277,6 +279,11 @@ func (s *Status) FindProblems() {
 		}
 		for _, a := range i.Alarms {
 			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s: %s", i.Name, a))
+		}
+	}
+	for _, h := range s.Heartbeats {
+		if h.Mistake != "" {
+			s.Problems = append(s.Problems, "heartbeats: "+h.Mistake)
 		}
 	}
 	for _, c := range s.Checks {

@@ -142,6 +142,10 @@ func (e *engine) obey(r request, socket int) {
 			delete(e.slots, r.slot)
 		}
 	}
+	if r.op == opClear {
+		// Nobody waits for it longer than a moment: it may get lost.
+		_ = unix.Send(e.control, binary.BigEndian.AppendUint16(nil, r.slot), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	}
 	if r.op == opSet {
 		e.slots[r.slot] = e.begin(r, socket, w)
 	}

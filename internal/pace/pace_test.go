@@ -162,7 +162,7 @@ func TestPacer(t *testing.T) {
 					t.Fatalf("got %q after the new message", got)
 				}
 			}
-			s.Clear()
+			s.Stop()
 			w.waitSilence(100 * time.Millisecond)
 			if s.Renew() {
 				t.Error("a slot is renewed that was cleared")
@@ -350,6 +350,29 @@ func TestRenewDoesNotAllocate(t *testing.T) {
 	s.Set(w.conn(), j)
 	if n := testing.AllocsPerRun(1000, func() { s.Renew() }); n > 0 {
 		t.Errorf("a renewal allocates %v times", n)
+	}
+}
+
+// What is sent by the caller after Stop is the last word.
+func TestNothingIsSentAfterStop(t *testing.T) {
+	w := newWire(t)
+	p, _ := newPacer(t, Thread)
+	s := p.Slot("hello")
+	j := hello("one")
+	j.Interval = time.Millisecond
+	for range 50 {
+		s.Set(w.conn(), j)
+		w.next()
+		began := time.Now()
+		s.Stop()
+		if time.Since(began) >= stopTime {
+			continue // the machine is busy: it has waited as long as it may
+		}
+		if _, err := w.sender.Write([]byte("goodbye")); err != nil {
+			t.Fatal(err)
+		}
+		testenv.Eventually(t, soon, "the goodbye", func() (bool, error) { return string(w.next()) == "goodbye", nil })
+		w.waitSilence(5 * time.Millisecond)
 	}
 }
 

@@ -3,6 +3,7 @@
 package pace
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -120,6 +121,8 @@ func (p *Pacer) follow(e *running) error {
 		}
 		if r, ok := readReport(buf[:n]); ok {
 			p.report(r)
+		} else if n == clearedLen {
+			p.cleared(binary.BigEndian.Uint16(buf[:]))
 		}
 	}
 	p.mu.Lock()
@@ -135,6 +138,20 @@ func (p *Pacer) follow(e *running) error {
 		return nil
 	}
 	return err
+}
+
+// clearedLen is the length of the word that a slot has been cleared: its number.
+const clearedLen = 2
+
+func (p *Pacer) cleared(slot uint16) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if int(slot) < len(p.slots) {
+		select {
+		case p.slots[slot].cleared <- struct{}{}:
+		default: // nobody waits
+		}
+	}
 }
 
 func (p *Pacer) report(r report) {
@@ -203,13 +220,15 @@ type Slot struct {
 	set     bool // the engine has it
 	renewed time.Time
 	failed  uint64
+
+	cleared chan struct{} // word from the engine
 }
 
 // Slot makes a place for a job, for as long as the Pacer lives.
 func (p *Pacer) Slot(name string) *Slot {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := &Slot{pacer: p, index: uint16(len(p.slots)), name: name}
+	s := &Slot{pacer: p, index: uint16(len(p.slots)), name: name, cleared: make(chan struct{}, 1)}
 	p.slots = append(p.slots, s)
 	return s
 }
@@ -244,7 +263,25 @@ func (s *Slot) Renew() bool {
 	return true
 }
 
-// Clear ends the job.
+// stopTime is how long Stop waits for the engine at most.
+const stopTime = 5 * time.Millisecond
+
+// Stop ends the job, and waits until nothing more of it is sent, a few
+// milliseconds at most.
+func (s *Slot) Stop() {
+	select {
+	case <-s.cleared: // of an earlier time
+	default:
+	}
+	s.Clear()
+	select {
+	case <-s.cleared:
+	case <-s.pacer.quit:
+	case <-time.After(stopTime):
+	}
+}
+
+// Clear ends the job. What the engine is sending at this moment it still sends.
 func (s *Slot) Clear() {
 	s.pacer.mu.Lock()
 	defer s.pacer.mu.Unlock()
