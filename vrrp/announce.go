@@ -7,16 +7,19 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"syscall"
 	"time"
 
 	"github.com/mdlayher/arp"
 	"github.com/mdlayher/ethernet"
-	"github.com/mdlayher/packet"
+	"golang.org/x/sys/unix"
 )
 
 // An Announcer tells the segment that the VIPs are at this node's MAC address.
 type Announcer interface {
-	// Announce sends one round for every VIP.
+	// Announce sends one round for every VIP. It does not allocate: the frames are
+	// there already.
 	Announce() error
 	Close() error
 }
@@ -28,12 +31,15 @@ const sendTimeout = 20 * time.Millisecond
 // A frameAnnouncer sends gratuitous ARP (RFC 5227, 3; RFC 9568, 8.1.2), or
 // neighbour advertisements.
 type frameAnnouncer struct {
-	conn   *packet.Conn
+	file   *os.File // owns the socket, which is bound to the interface
+	raw    syscall.RawConn
 	frames [][]byte // built beforehand: a takeover only sends
-}
 
-// broadcast says to the socket where to; the frames say it to the network.
-var broadcast = &packet.Addr{HardwareAddr: ethernet.Broadcast}
+	// For the function, which is made once: a closure per call would be garbage.
+	frame  []byte
+	err    error
+	sendFn func(uintptr) bool
+}
 
 // announce opens an Announcer on an Ethernet interface.
 func announce(link Link, vips []netip.Addr) (Announcer, error) {
@@ -48,11 +54,24 @@ func announce(link Link, vips []netip.Addr) (Announcer, error) {
 		return nil, fmt.Errorf("announce on %s: %w", link.Name, err)
 	}
 	// Protocol 0: the socket only sends, and receives nothing.
-	conn, err := packet.Listen(&net.Interface{Index: link.Index, Name: link.Name}, packet.Raw, 0, nil)
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open packet socket on %s: %w", link.Name, err)
 	}
-	return &frameAnnouncer{conn: conn, frames: frames}, nil
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: link.Index}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("open packet socket on %s: %w", link.Name, err)
+	}
+	a := &frameAnnouncer{file: os.NewFile(uintptr(fd), "announcements on "+link.Name), frames: frames}
+	if a.raw, err = a.file.SyscallConn(); err != nil {
+		a.file.Close()
+		return nil, fmt.Errorf("open packet socket on %s: %w", link.Name, err)
+	}
+	a.sendFn = func(fd uintptr) bool {
+		_, a.err = unix.Write(int(fd), a.frame)
+		return a.err != unix.EAGAIN
+	}
+	return a, nil
 }
 
 var errNoMAC = errors.New("interface has no ethernet address")
@@ -97,18 +116,22 @@ func gratuitousFrames(mac MAC, vips []netip.Addr) ([][]byte, error) {
 }
 
 func (a *frameAnnouncer) Announce() error {
-	if err := a.conn.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
+	if err := a.file.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
 		return fmt.Errorf("announce vips: %w", err)
 	}
-	for _, f := range a.frames {
-		if _, err := a.conn.WriteTo(f, broadcast); err != nil {
+	for _, a.frame = range a.frames {
+		err := a.raw.Write(a.sendFn)
+		if err == nil {
+			err = a.err
+		}
+		if err != nil {
 			return fmt.Errorf("announce vips: %w", err)
 		}
 	}
 	return nil
 }
 
-func (a *frameAnnouncer) Close() error { return a.conn.Close() }
+func (a *frameAnnouncer) Close() error { return a.file.Close() }
 
 // burst is when rounds of announcements follow the start of one: a switch or
 // host that misses the first gets another, and the late ones reach those whose

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/mdlayher/arp"
 	"github.com/mdlayher/ethernet"
+	"github.com/mdlayher/packet"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -370,7 +371,7 @@ func TestARPForTheVIP(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := wire.WriteTo(frame, broadcast); err != nil {
+			if _, err := wire.WriteTo(frame, &packet.Addr{HardwareAddr: ethernet.Broadcast}); err != nil {
 				t.Fatal(err)
 			}
 		}

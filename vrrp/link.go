@@ -117,6 +117,7 @@ func (r *Router) checkAddresses(now time.Time) {
 			r.schedule.begin(now)
 			r.announce(now)
 		}
+		r.noteAddresses()
 	case Backup, Fault:
 		if len(report.Present) > 0 && !r.machine.Held() {
 			r.removeVIPs()

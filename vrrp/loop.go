@@ -254,12 +254,11 @@ func (r *Router) held() (bool, error) {
 
 // perform carries out the machine's actions.
 func (r *Router) perform(now time.Time, actions []Action) {
-	if len(actions) > 0 {
-		r.tell(now) // before all that takes time
-	}
+	added := false
 	for _, a := range actions {
 		switch a.Kind {
 		case ActionSend:
+			r.tell(now) // what an advertisement says heartbeats may say, and not before
 			if a.Priority == PriorityRelease {
 				// An announcement after the goodbye would fight the next node's.
 				r.schedule.stop()
@@ -273,6 +272,7 @@ func (r *Router) perform(now time.Time, actions []Action) {
 			r.repeat(a.Priority)
 		case ActionAdd:
 			r.addVIPs(now)
+			added = true
 		case ActionRemove:
 			r.schedule.stop()
 			r.removeVIPs()
@@ -290,6 +290,9 @@ func (r *Router) perform(now time.Time, actions []Action) {
 			r.done = true
 			close(r.released)
 		}
+	}
+	if added { // after the announcement, which it would delay
+		r.noteAddresses()
 	}
 }
 
@@ -354,7 +357,6 @@ func (r *Router) addVIPs(now time.Time) {
 	case err != nil:
 		r.failAdd(now, err)
 	}
-	r.noteAddresses()
 }
 
 // oneLine is an error's text where several errors are joined.
