@@ -16,10 +16,18 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/sluice-lb/sluice/internal/pace"
 )
 
 // Most parallel tests wait for the clock, not for a processor.
 func TestMain(m *testing.M) {
+	if os.Getenv(actAsEngine) != "" {
+		if err := pace.Main(); err != nil {
+			panic(err)
+		}
+		os.Exit(0)
+	}
 	flag.Parse()
 	if err := flag.Set("test.parallel", "8"); err != nil {
 		panic(err)
@@ -31,7 +39,7 @@ const keepalivedPath = "/usr/sbin/keepalived"
 
 // A keepalived is a running one.
 type keepalived struct {
-	t    *testing.T
+	t    testing.TB
 	cmd  *exec.Cmd
 	done chan struct{}
 	once sync.Once

@@ -22,18 +22,18 @@ import (
 // A namespace is a network namespace of a test's own. It is gone when the test
 // and what it started in it have ended.
 type namespace struct {
-	t      *testing.T
+	t      testing.TB
 	handle netns.NsHandle
 }
 
-func needRoot(t *testing.T) {
+func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes network namespaces")
 	}
 }
 
-func newNamespace(t *testing.T) *namespace {
+func newNamespace(t testing.TB) *namespace {
 	t.Helper()
 	ns := &namespace{t: t, handle: netns.None()}
 	err := onThread(func() (err error) {
@@ -84,7 +84,7 @@ func (ns *namespace) do(f func() error) {
 
 // cable joins two new namespaces by a veth pair, eth0 on both sides, and gives
 // them 192.0.2.1/24 and 192.0.2.2/24.
-func cable(t *testing.T) (a, b *namespace) {
+func cable(t testing.TB) (a, b *namespace) {
 	t.Helper()
 	needRoot(t)
 	a, b = newNamespace(t), newNamespace(t)
@@ -194,13 +194,19 @@ func (ns *namespace) host() *Host {
 // start runs a Router in the namespace until the test or stop ends it.
 func (ns *namespace) start(cfg Config, dir string) (r *Router, stop func()) {
 	ns.t.Helper()
+	return ns.startPaced(cfg, dir, nil)
+}
+
+// startPaced is start, with a Pacer.
+func (ns *namespace) startPaced(cfg Config, dir string, pacer Pacer) (r *Router, stop func()) {
+	ns.t.Helper()
 	host := ns.host()
 	log := slog.New(testWriter{ns.t})
 	addresses, err := OpenAddresses(host, dir, log)
 	if err != nil {
 		ns.t.Fatal(err)
 	}
-	r, err = New(cfg, Deps{Network: host, Addresses: addresses, Log: log})
+	r, err = New(cfg, Deps{Network: host, Addresses: addresses, Log: log, Pacer: pacer})
 	if err != nil {
 		ns.t.Fatal(err)
 	}
@@ -254,7 +260,7 @@ func (ns *namespace) capture() *packet.Conn {
 }
 
 // nextFrame returns the next frame that match accepts.
-func nextFrame(t *testing.T, conn *packet.Conn, match func([]byte) bool) []byte {
+func nextFrame(t testing.TB, conn *packet.Conn, match func([]byte) bool) []byte {
 	t.Helper()
 	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
@@ -275,7 +281,7 @@ func nextFrame(t *testing.T, conn *packet.Conn, match func([]byte) bool) []byte 
 const patience = 20 * time.Second
 
 // eventually polls until cond is true.
-func eventually(t *testing.T, what string, cond func() bool) {
+func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
 	for !cond() {
@@ -287,7 +293,7 @@ func eventually(t *testing.T, what string, cond func() bool) {
 }
 
 // always checks that cond stays true for a while.
-func always(t *testing.T, what string, d time.Duration, cond func() bool) {
+func always(t testing.TB, what string, d time.Duration, cond func() bool) {
 	t.Helper()
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if !cond() {
@@ -297,7 +303,7 @@ func always(t *testing.T, what string, d time.Duration, cond func() bool) {
 }
 
 // testWriter is a log handler that writes to the test's own log.
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Enabled(context.Context, slog.Level) bool { return true }
 func (w testWriter) WithAttrs([]slog.Attr) slog.Handler       { return w }

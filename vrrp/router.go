@@ -58,9 +58,10 @@ const (
 	late      = 2 * time.Millisecond
 	graceTime = 5 * time.Millisecond
 	// While something that has arrived is not read yet, it looks again after
-	// lookAgain, for at most unreadTime.
+	// lookAgain, for at most unreadTime: on a machine that is busy beyond reason a
+	// reader may be late by a second.
 	lookAgain  = time.Millisecond / 2
-	unreadTime = 250 * time.Millisecond
+	unreadTime = 3 * time.Second
 )
 
 // ErrNotRunning is returned by Release where Run has not begun or has ended, and

@@ -35,8 +35,9 @@ import (
 // Timing of a Node.
 const (
 	keepEvery = 50 * time.Millisecond // looks at its paths
-	// lease is how long heartbeats go on when the daemon hangs.
-	lease      = time.Second
+	// lease is how long heartbeats go on when the daemon hangs. On a machine that is
+	// busy beyond reason it may be late by a second.
+	lease      = 3 * time.Second
 	retryAfter = time.Second // after a socket could not be opened
 	logEvery   = time.Minute // how often one path's mistake is logged
 )

@@ -8,22 +8,37 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash"
+	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// An engine sends. It is one loop on one thread: it waits for requests and for the
-// next job that is due, in one system call, and allocates only for requests.
+// An engine sends. A few threads, each on a processor of its own, do the same: wait
+// for requests and for the next job that is due, in one system call. Whoever wakes up
+// first does the work. So it is on time also where the kernel holds up one of the
+// processors, as it may for tens of milliseconds, whatever the priority of who waits.
+// It allocates only for requests.
 type engine struct {
 	control int
 	began   time.Time
-	slots   map[uint16]*work
-	next    time.Duration // when the first job is due; never: none is
-	buf     []byte
-	oob     []byte
+	next    atomic.Int64 // when the first job is due, as a time.Duration; never: none is
+	ended   atomic.Bool
+
+	mu    sync.Mutex // guards all below
+	err   error
+	slots map[uint16]*work
+	buf   []byte
+	oob   []byte
 }
+
+// maxHands is how many threads an engine has at most.
+const maxHands = 4
+
+// taken is how long a thread leaves the work to another one that is at it.
+const taken = 100 * time.Microsecond
 
 const never = time.Duration(1<<63 - 1)
 
@@ -56,38 +71,94 @@ const reportEvery = time.Second
 // Run is an engine: it does what is asked over a socket of a pair, until the other
 // end is closed.
 func Run(control int) error {
+	e := newEngine(control)
+	var hands sync.WaitGroup
+	for _, cpu := range processors() {
+		hands.Go(func() {
+			e.fail(onThread(func() error {
+				if cpu.Count() > 0 {
+					_ = unix.SchedSetaffinity(0, &cpu) // else it runs where it can
+				}
+				return e.hand()
+			}))
+		})
+	}
+	hands.Wait()
+	for _, w := range e.slots {
+		unix.Close(w.socket)
+	}
+	return e.err
+}
+
+func newEngine(control int) *engine {
 	e := &engine{
-		control: control, began: time.Now(), slots: map[uint16]*work{}, next: never,
+		control: control, began: time.Now(), slots: map[uint16]*work{},
 		buf: make([]byte, maxRequest), oob: make([]byte, unix.CmsgSpace(4)),
 	}
-	defer e.close()
-	fds := []unix.PollFd{{Fd: int32(control), Events: unix.POLLIN}}
-	for {
+	e.next.Store(int64(never))
+	return e
+}
+
+// processors are those that the threads of an engine are to run on, one for each
+// thread; of an empty set, any.
+func processors() (all []unix.CPUSet) {
+	var allowed unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
+		return make([]unix.CPUSet, 1)
+	}
+	for cpu := 0; len(all) < maxHands && cpu < 8*int(unsafe.Sizeof(allowed)); cpu++ {
+		if allowed.IsSet(cpu) {
+			all = append(all, unix.CPUSet{})
+			all[len(all)-1].Set(cpu)
+		}
+	}
+	return all
+}
+
+// fail ends the engine, because of an error or of its own accord.
+func (e *engine) fail(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ended.Store(true)
+	if e.err == nil {
+		e.err = err
+	}
+}
+
+// hand is what each thread does.
+func (e *engine) hand() error {
+	fds := []unix.PollFd{{Fd: int32(e.control), Events: unix.POLLIN}}
+	moment := unix.NsecToTimespec(int64(taken))
+	var left unix.Timespec
+	for !e.ended.Load() {
 		var wait *unix.Timespec
-		if e.next != never {
-			left := unix.NsecToTimespec(int64(max(0, e.next-e.now())))
+		if next := time.Duration(e.next.Load()); next != never {
+			left = unix.NsecToTimespec(int64(max(0, next-e.now())))
 			wait = &left
 		}
 		n, err := unix.Ppoll(fds, wait, nil)
 		if err != nil && err != unix.EINTR {
 			return fmt.Errorf("wait for requests: %w", err)
 		}
+		if !e.mu.TryLock() {
+			pause := moment // the kernel may write to it
+			_, _ = unix.Ppoll(nil, &pause, nil)
+			continue
+		}
+		end := false
 		if n > 0 {
-			if end, err := e.serve(); end || err != nil {
-				return err
-			}
+			end, err = e.serve()
 		}
 		e.work()
+		e.mu.Unlock()
+		if end {
+			return err
+		}
 	}
+	return nil
 }
 
 func (e *engine) now() time.Duration { return time.Since(e.began) }
-
-func (e *engine) close() {
-	for _, w := range e.slots {
-		unix.Close(w.socket)
-	}
-}
 
 // serve reads one request. It reports whether there are no more.
 func (e *engine) serve() (end bool, err error) {
@@ -196,18 +267,19 @@ func (e *engine) begin(r request, socket int, before *work) *work {
 
 // plan finds out what is due next.
 func (e *engine) plan() {
-	e.next = never
+	next := never
 	for _, w := range e.slots {
 		if w.due < w.expires {
-			e.next = min(e.next, w.due)
+			next = min(next, w.due)
 		}
 	}
+	e.next.Store(int64(next))
 }
 
 // work sends what is due.
 func (e *engine) work() {
 	now := e.now()
-	if now < e.next {
+	if int64(now) < e.next.Load() {
 		return
 	}
 	for _, w := range e.slots {

@@ -5,7 +5,7 @@
 //
 // A Pacer keeps a few jobs: messages that go out again and again at an interval. An
 // engine does the sending, a process of its own with real-time priority and a
-// small heap, or a thread where that can't be. It is given sockets and messages,
+// small heap, or threads of this one where that can't be. It is given sockets and messages,
 // and knows nothing of what they mean. It ends with the program that started it.
 // Each job has a lease: a program that hangs, and renews nothing, falls silent
 // after that time as a dead one does.

@@ -380,7 +380,7 @@ func TestNothingIsSentAfterStop(t *testing.T) {
 // garbage.
 func TestSendingDoesNotAllocate(t *testing.T) {
 	w := newWire(t)
-	e := &engine{began: time.Now(), slots: map[uint16]*work{}, next: never}
+	e := newEngine(-1)
 	j := hello(strings.Repeat("x", 80))
 	j.Stamp = &Stamp{}
 	err := w.conn().Control(func(fd uintptr) {

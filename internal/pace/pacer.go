@@ -19,12 +19,11 @@ import (
 // returns once the engine has begun; wait returns when it has ended.
 type Start func(control int) (wait func() error, err error)
 
-// Thread is a Start that runs the engine on a thread of this process.
+// Thread is a Start that runs the engine on threads of this process.
 func Thread(control int) (func() error, error) {
 	ended := make(chan error, 1)
 	go func() {
-		err := onThread(func() error { return Run(control) })
-		ended <- errors.Join(err, unix.Close(control))
+		ended <- errors.Join(Run(control), unix.Close(control))
 	}()
 	return func() error { return <-ended }, nil
 }
@@ -62,10 +61,13 @@ func (p *Pacer) keep(e *running, err error) {
 	defer close(p.done)
 	for {
 		began := time.Now()
-		if err != nil {
+		if err == nil {
+			err = p.follow(e)
+			if err != nil {
+				p.log.Error("the process that sends packets on time has ended; starting another", "error", err)
+			}
+		} else if !p.isClosed() {
 			p.log.Error("packets that must be on time are sent by the daemon itself, and may be late", "error", err)
-		} else if err = p.follow(e); err != nil {
-			p.log.Error("the process that sends packets on time has ended; starting another", "error", err)
 		}
 		select {
 		case <-p.quit:
@@ -74,6 +76,12 @@ func (p *Pacer) keep(e *running, err error) {
 		}
 		e, err = p.launch()
 	}
+}
+
+func (p *Pacer) isClosed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.closed
 }
 
 // A running is an engine.

@@ -35,7 +35,7 @@ func Process(command ...string) Start {
 		cmd := exec.Command(command[0], command[1:]...)
 		cmd.ExtraFiles = []*os.File{socket}
 		cmd.Stderr = os.Stderr
-		cmd.Env = append(os.Environ(), "GOMAXPROCS=2", "GOGC=off", fmt.Sprint("GOMEMLIMIT=", heapLimit))
+		cmd.Env = append(os.Environ(), fmt.Sprint("GOMAXPROCS=", 1+maxHands), "GOGC=off", fmt.Sprint("GOMEMLIMIT=", heapLimit))
 		// A signal for the daemon's group is not for it: it ends with the daemon.
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		ended := make(chan error, 1)
@@ -86,8 +86,7 @@ func Main() error {
 	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); err != nil && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.ENOMEM) {
 		return fmt.Errorf("lock memory: %w", err)
 	}
-	runtime.LockOSThread()
-	if err := realTime(); err != nil {
+	if err := onThread(realTime); err != nil {
 		fmt.Fprintf(os.Stderr, "no real-time priority (%v): under load, packets that must be on time may be late\n", err)
 	}
 	return Run(controlFD)
