@@ -42,6 +42,7 @@ type loop struct {
 	retry    time.Time         // when to try again what failed; zero: nothing did
 	addAfter time.Time         // when faultAdd is over
 	grace    time.Time         // a late takeover waits until then; zero: none is due
+	unread   time.Time         // since when a takeover waits for what has arrived to be read
 
 	alarms  alarms
 	lastLog [numReasons]time.Time // of a dropped packet
@@ -124,8 +125,9 @@ func (r *Router) Run(ctx context.Context) error {
 				r.take(time.Now(), p)
 			default:
 				now := time.Now()
-				r.hear(now)
 				if !r.tooLate(now) {
+					// Last, when all that had arrived has been handed on.
+					r.hear(now)
 					r.perform(now, r.machine.Expire(now))
 				}
 				r.announce(now)
@@ -182,11 +184,17 @@ func (r *Router) tooLate(now time.Time) bool {
 	if now.Before(r.grace) {
 		return true
 	}
-	if now.Sub(deadline) < unreadTime && !r.quiet() {
-		r.grace = now.Add(lookAgain)
-		return true
+	if r.quiet() {
+		return false
 	}
-	return false
+	if r.unread.Before(deadline) {
+		r.unread = now // not the deadline: this loop may be late, too
+	}
+	if now.Sub(r.unread) >= unreadTime {
+		return false
+	}
+	r.grace = now.Add(lookAgain)
+	return true
 }
 
 // obey carries out what callers asked for.

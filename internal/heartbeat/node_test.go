@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -19,7 +20,19 @@ import (
 	"github.com/sluice-lb/sluice/vrrp"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+// actAsEngine in the environment makes this test binary a process that sends on
+// time.
+const actAsEngine = "TEST_BINARY_IS_ENGINE"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(actAsEngine) != "" {
+		if err := pace.Main(); err != nil {
+			panic(err)
+		}
+		os.Exit(0)
+	}
+	testenv.Main(m)
+}
 
 const (
 	soon     = 15 * time.Second
