@@ -12,6 +12,8 @@
 //     time go in, actions come out. It does no I/O and starts no goroutine.
 //   - Network, Transport, Announcer and AddressStore are what a virtual router
 //     needs of its host. Host and Addresses are the real ones, for Linux.
+//   - Heartbeats bring, faster than advertisements, how other nodes of this
+//     program stand; a Pacer sends advertisements on time.
 //   - alarms name the mistakes that show in what other nodes send.
 //   - Router ties one instance together and runs it.
 //
