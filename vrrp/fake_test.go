@@ -58,7 +58,8 @@ type node struct {
 	router  *Router
 	stop    context.CancelFunc
 	ended   chan struct{}
-	cut     atomic.Bool // it is not heard any more
+	cut     atomic.Bool   // it is not heard any more
+	setUp   func(*Router) // before it runs; may be nil
 
 	mu       sync.Mutex
 	link     Link
@@ -92,6 +93,9 @@ func (n *node) run(change func(*Config)) {
 	}})
 	if err != nil {
 		n.t.Fatal(err)
+	}
+	if n.setUp != nil {
+		n.setUp(r)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan struct{})

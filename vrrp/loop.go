@@ -47,6 +47,9 @@ type loop struct {
 	lastLog [numReasons]time.Time // of a dropped packet
 	sendLog time.Time             // of a failed advertisement
 
+	request  *handoverRequest // who waits for the end of a handover; nil: nobody
+	standing standing
+
 	changes changeQueue
 	done    bool
 }
@@ -100,6 +103,7 @@ func (r *Router) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			r.perform(time.Now(), r.machine.Shutdown())
+			r.noteStanding()
 			return nil
 		case <-changed:
 			r.refresh(time.Now(), received)
@@ -131,6 +135,7 @@ func (r *Router) Run(ctx context.Context) error {
 			}
 		}
 		r.settle(time.Now())
+		r.noteStanding()
 	}
 	return nil
 }
@@ -174,22 +179,28 @@ func (r *Router) tooLate(now time.Time) bool {
 func (r *Router) obey(now time.Time) {
 	r.mu.Lock()
 	w := r.wanted
+	r.wanted.handover, r.wanted.unyield = nil, false
 	r.mu.Unlock()
 	if w.priority != r.machine.Priority() {
 		r.perform(now, r.machine.SetPriority(w.priority))
 		r.update(func(s *Status) { s.Priority = w.priority })
 	}
 	r.faults[faultOutside] = w.fault
+	if _, hold, _ := r.machine.StandsBack(); w.hold != hold || w.unyield {
+		r.perform(now, r.machine.SetHold(now, w.hold))
+	}
+	if w.handover != nil {
+		r.beginHandover(now, w.handover)
+	}
 	if w.release {
 		r.handover.WasActive = r.machine.State() == Active
 		r.perform(now, r.machine.Release(now))
-		r.update(func(s *Status) { s.Releasing = r.machine.Releasing() })
 	}
 }
 
 // settle brings the machine in line with the faults that there are.
 func (r *Router) settle(now time.Time) {
-	if r.done || r.machine.Releasing() {
+	if r.done || r.machine.Stopping() {
 		return
 	}
 	// Performing actions can find a new fault, at most one of each kind.
@@ -260,6 +271,9 @@ func (r *Router) perform(now time.Time, actions []Action) {
 			r.handover.Peer = a.Peer
 			r.done = true
 			close(r.released)
+			r.endHandover(a.Peer) // that had become a release
+		case ActionHandedOver:
+			r.endHandover(a.Peer)
 		}
 	}
 }
@@ -267,7 +281,7 @@ func (r *Router) perform(now time.Time, actions []Action) {
 func (r *Router) changed(now time.Time, a Action) {
 	r.log.Info("virtual router changed state", "from", a.From, "to", a.To, "reason", a.Reason)
 	r.update(func(s *Status) {
-		s.State, s.Since, s.Reason, s.Releasing = a.To, now, a.Reason, false
+		s.State, s.Since, s.Reason = a.To, now, a.Reason
 	})
 	r.changes.put(Change{Instance: r.cfg.Name, From: a.From, To: a.To, Reason: a.Reason, At: now})
 }

@@ -38,12 +38,13 @@ type ActionKind uint8
 
 // The actions.
 const (
-	ActionSend     ActionKind = iota // send one advertisement with Priority
-	ActionAdd                        // put the VIPs on the interface, where they are not there already
-	ActionRemove                     // take the VIPs that were added off the interface
-	ActionAnnounce                   // tell the segment where the VIPs are, now and a few times more
-	ActionState                      // the state went from From to To because of Reason
-	ActionReleased                   // a release is over; Peer is who took over, or invalid
+	ActionSend       ActionKind = iota // send one advertisement with Priority
+	ActionAdd                          // put the VIPs on the interface, where they are not there already
+	ActionRemove                       // take the VIPs that were added off the interface
+	ActionAnnounce                     // tell the segment where the VIPs are, now and a few times more
+	ActionState                        // the state went from From to To because of Reason
+	ActionReleased                     // a release is over; Peer is who took over, or invalid
+	ActionHandedOver                   // a handover is over; Peer is who took over, or invalid
 )
 
 // An Action is to be carried out, in the order given.
@@ -89,9 +90,13 @@ type Machine struct {
 	preemptAt time.Time
 	// held says that VIPs of an earlier run are still on the interface.
 	held bool
-	// releasing says that priority 0 was sent and the VIPs are kept until
-	// another Active node is heard.
-	releasing bool
+	// giving says that priority 0 was sent and the VIPs are kept until another
+	// Active node is heard, and what for.
+	giving giving
+	// yielded says that a handover has ended, and that this node leaves the VIPs
+	// to who took over. hold says that an operator wants it to be Backup. silent
+	// says that it is, though it hears no Active node.
+	yielded, hold, silent bool
 	// heard is the last advertisement since Backup began, and heardAt its time:
 	// for the reason of a takeover.
 	heard   Heard
@@ -113,8 +118,11 @@ func (m *Machine) Priority() uint8 { return m.cfg.Priority }
 // Held reports whether VIPs of an earlier run are left on the interface.
 func (m *Machine) Held() bool { return m.held }
 
-// Releasing reports whether a release is under way.
-func (m *Machine) Releasing() bool { return m.releasing }
+// Releasing reports whether a release or a handover is under way.
+func (m *Machine) Releasing() bool { return m.giving != keeping }
+
+// Stopping reports whether a release is under way.
+func (m *Machine) Stopping() bool { return m.giving == toStop }
 
 // Deadline is when Expire is due. False: no timer runs.
 func (m *Machine) Deadline() (time.Time, bool) { return m.deadline, !m.deadline.IsZero() }
@@ -145,7 +153,7 @@ func (m *Machine) Startup(now time.Time, held bool) []Action {
 	}
 	m.activeInterval = m.cfg.Interval
 	m.heard = Heard{}
-	if m.cfg.Priority == PriorityOwner {
+	if m.cfg.Priority == PriorityOwner && !m.standsBack() {
 		m.activate(now, "this node owns the addresses")
 		return m.actions
 	}
@@ -165,8 +173,10 @@ func (m *Machine) Expire(now time.Time) []Action {
 		return m.actions
 	}
 	switch {
-	case m.releasing:
-		m.endRelease(netip.Addr{})
+	case m.giving != keeping:
+		m.endGiving(now, Heard{})
+	case m.state == Backup && m.hold:
+		m.silent, m.deadline = true, time.Time{}
 	case m.state == Backup:
 		m.activate(now, m.takeoverReason(now))
 	case m.state == Active:
@@ -194,8 +204,9 @@ func (m *Machine) Receive(now time.Time, h Heard) []Action {
 }
 
 func (m *Machine) receiveBackup(now time.Time, h Heard) {
-	m.heard, m.heardAt = h, now
+	m.hearAsBackup(now, h)
 	if h.Priority == PriorityRelease {
+		m.yielded = false
 		// Not at once: of several Backups the best should come first.
 		m.deadline = now.Add(m.Skew())
 		return
@@ -217,6 +228,9 @@ func (m *Machine) receiveBackup(now time.Time, h Heard) {
 
 // preempts reports whether an advertisement of lower priority is ignored.
 func (m *Machine) preempts(now time.Time) bool {
+	if m.standsBack() {
+		return false
+	}
 	if m.cfg.Priority == PriorityOwner {
 		return true // an owner always does (RFC 9568, 6.1)
 	}
@@ -231,20 +245,15 @@ func (m *Machine) preempts(now time.Time) bool {
 
 func (m *Machine) receiveActive(now time.Time, h Heard) {
 	switch {
-	case m.releasing:
+	case m.giving != keeping:
 		// Whoever is Active now, of any priority, has taken over.
 		if h.Priority != PriorityRelease {
-			m.endRelease(h.Source)
+			m.endGiving(now, h)
 		}
 	case h.Priority == PriorityRelease:
 		m.send(now)
 	case h.Priority > m.cfg.Priority || h.Priority == m.cfg.Priority && h.Source.Compare(m.cfg.Local) > 0:
-		if m.cfg.Version == V3 {
-			m.activeInterval = h.Interval
-		}
-		m.do(Action{Kind: ActionRemove})
-		m.heard, m.heardAt = h, now
-		m.watch(now, fmt.Sprintf("%v is active with priority %d", h.Source, h.Priority))
+		m.giveWay(now, h, fmt.Sprintf("%v is active with priority %d", h.Source, h.Priority))
 	default:
 		// A split brain: this answer ends it, and the segment has to learn
 		// again where the VIPs are (RFC 9568, 6.4.3).
@@ -259,80 +268,18 @@ func (m *Machine) SetPriority(p uint8) []Action {
 	m.begin()
 	before := m.Skew()
 	m.cfg.Priority = p
-	if m.state == Backup {
+	if m.state == Backup && !m.deadline.IsZero() {
 		// Only the skew depends on it: the silence so far counts.
 		m.deadline = m.deadline.Add(m.Skew() - before)
 	}
 	return m.actions
 }
 
-// Fault says that the instance cannot run. An Active node tells the others. It
-// lasts until Startup. During a release it changes nothing: that ends soon, in
-// Initialize.
-func (m *Machine) Fault(reason string) []Action {
-	m.begin()
-	if m.state == Fault || m.releasing {
-		return m.actions
-	}
-	m.leave()
-	m.enter(Fault, reason)
-	return m.actions
-}
-
-// Shutdown stops at once: an Active node tells the others and removes the VIPs.
-// During a release it ends the wait; the VIPs stay.
-func (m *Machine) Shutdown() []Action {
-	m.begin()
-	switch {
-	case m.releasing:
-		m.endRelease(netip.Addr{})
-	case m.state != Initialize:
-		m.leave()
-		m.enter(Initialize, "stopped")
-	}
-	return m.actions
-}
-
-// minReleaseWait bounds the wait of a release from below: with short intervals
-// and many instances a peer that is busy needs longer than the protocol says, and
-// waiting costs nothing, since traffic goes on.
-const minReleaseWait = time.Second
-
-// Release is a planned stop. An Active node sends priority 0 and no more, but
-// keeps the VIPs until it hears who took over, at most Active_Down_Interval and
-// one interval (the advertisement may be lost), and at least a second. If nobody
-// did, the VIPs stay where they are. Any other state just stops. The end is ActionReleased.
-func (m *Machine) Release(now time.Time) []Action {
-	m.begin()
-	switch {
-	case m.releasing:
-	case m.state == Active:
-		m.releasing = true
-		m.do(Action{Kind: ActionSend, Priority: PriorityRelease})
-		m.deadline = now.Add(max(m.ActiveDown()+m.cfg.Interval, minReleaseWait))
-	default:
-		m.enter(Initialize, "released")
-		m.do(Action{Kind: ActionReleased})
-	}
-	return m.actions
-}
-
-func (m *Machine) endRelease(peer netip.Addr) {
-	m.releasing = false
-	reason := "released: no peer took over, the addresses stay"
-	if peer.IsValid() {
-		m.do(Action{Kind: ActionRemove})
-		reason = fmt.Sprintf("released: %v took over", peer)
-	}
-	m.enter(Initialize, reason)
-	m.do(Action{Kind: ActionReleased, Peer: peer})
-}
-
 // activate becomes Active. The order is the point: the advertisement silences
 // other candidates, then the VIPs, and only what answers is announced.
 func (m *Machine) activate(now time.Time, reason string) {
 	m.activeInterval = m.cfg.Interval
-	m.held = false
+	m.held, m.yielded = false, false
 	m.send(now)
 	m.do(Action{Kind: ActionAdd})
 	m.do(Action{Kind: ActionAnnounce})
@@ -361,6 +308,7 @@ func (m *Machine) enter(s State, reason string) {
 	m.state = s
 	m.deadline = time.Time{}
 	m.preemptAt = time.Time{}
+	m.silent = false
 }
 
 func (m *Machine) send(now time.Time) {

@@ -105,6 +105,8 @@ func describe(actions []Action) []string {
 			all = append(all, fmt.Sprintf("%v to %v", a.From, a.To))
 		case ActionReleased:
 			all = append(all, fmt.Sprint("released to ", a.Peer))
+		case ActionHandedOver:
+			all = append(all, fmt.Sprint("handed over to ", a.Peer))
 		}
 	}
 	return all

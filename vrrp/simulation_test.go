@@ -266,7 +266,7 @@ func (s *simulation) part(parts int) []int {
 // mischief does one thing that may happen in a data centre.
 func (s *simulation) mischief() {
 	n := s.nodes[s.IntN(len(s.nodes))]
-	switch s.IntN(12) {
+	switch s.IntN(13) {
 	case 0, 1:
 		n.die(s.IntN(2) == 0)
 	case 2, 3, 4:
@@ -289,6 +289,11 @@ func (s *simulation) mischief() {
 			n.cfg.Priority = uint8(1 + s.IntN(254))
 			s.note("node %d has priority %d", n.index, n.cfg.Priority)
 			n.perform(n.machine.SetPriority(n.cfg.Priority))
+		}
+	case 12:
+		if n.running() {
+			s.note("node %d hands over", n.index)
+			n.perform(n.machine.HandOver(n.clock()))
 		}
 	case 11:
 		if n.running() {
@@ -316,20 +321,23 @@ func (s *simulation) bound() time.Duration {
 	return max(wait+s.cfg.Interval, minReleaseWait) + s.cfg.PreemptDelay + 2*wait + 4*s.cfg.Interval
 }
 
-// check demands that every part with a daemon in it has one Active node, the best
-// where all preempt, that nobody else holds the VIPs, and that all of this stays.
+// check demands that every part with a daemon in it has one Active node, where all
+// preempt the best of those that have not handed over, that nobody else holds the VIPs, and that all of this stays.
 func (s *simulation) check(part []int) error {
 	var before string
 	for range 12 {
 		var states []string
 		for p := range len(s.nodes) {
 			var active, best *simNode
+			lives := false
 			for i, n := range s.nodes {
 				if part[i] != p || n.machine == nil {
 					continue
 				}
+				lives = true
 				states = append(states, fmt.Sprint(n.index, n.machine.State()))
-				if best == nil || n.better(best) {
+				// Who has handed over leaves the VIPs to whoever is Active.
+				if yielded, _, _ := n.machine.StandsBack(); !yielded && (best == nil || n.better(best)) {
 					best = n
 				}
 				if isActive := n.machine.State() == Active; isActive != n.holds {
@@ -341,7 +349,7 @@ func (s *simulation) check(part []int) error {
 				}
 			}
 			switch {
-			case best == nil:
+			case !lives:
 			case active == nil:
 				return fmt.Errorf("part %d has no Active node", p)
 			case active != best && s.cfg.Preempt:
