@@ -87,7 +87,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			&cli.StringFlag{Name: "state-dir", EnvVars: []string{"SLUICE_STATE_DIR"}, Value: "/var/lib/sluice",
 				Usage: "`DIR` for what outlives a reboot: operators' changes"},
 		},
-		Commands: []*cli.Command{runCommand(), checkCommand(), statusCommand(), dropsCommand(), explainCommand(), flowsCommand(), backendCommand(), detachCommand(), decapCommand(), versionCommand()},
+		Commands: []*cli.Command{runCommand(), checkCommand(), statusCommand(), dropsCommand(), explainCommand(), flowsCommand(), backendCommand(), handoverCommand(), detachCommand(), decapCommand(), versionCommand()},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return usage(c, fmt.Errorf("%q is no command", c.Args().First()), false)
@@ -98,7 +98,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 	for _, command := range app.Commands {
 		command.OnUsageError = usage
 		// The library gives commands a help command of their own later.
-		nested := len(command.Subcommands) > 0
+		nested := len(command.Subcommands) > 0 || command.ArgsUsage != ""
 		action := command.Action
 		command.Action = func(c *cli.Context) error {
 			if c.Args().Present() && !nested {

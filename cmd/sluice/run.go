@@ -68,6 +68,8 @@ type node struct {
 	tracker *track.Tracker
 	natLog  *natlog.Log // nil where none is configured
 	routers []*vrrp.Router
+	moves   *control.Handovers
+	holds   *control.Holds
 	closers []func() error // what to close, in the order of opening
 }
 
@@ -136,7 +138,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	if n.loop != nil {
 		goroutines.Go(func() { n.loop.Run(inside, n.patience()) })
 	}
-	admin, err := control.Listen(socket(n.cfg, n.runDir), daemonOf{n}, n.log)
+	admin, err := control.Listen(socket(n.cfg, n.runDir), daemonOf{n, inside}, n.log)
 	if err != nil {
 		return n.undo(err)
 	}
@@ -173,7 +175,10 @@ func (n *node) run(ctx context.Context) (err error) {
 }
 
 // daemonOf is a node as the admin socket knows it.
-type daemonOf struct{ *node }
+type daemonOf struct {
+	*node
+	ctx context.Context // ends with the daemon
+}
 
 func (d daemonOf) Status() control.Status { return d.status() }
 
@@ -182,6 +187,10 @@ func (d daemonOf) Change(c control.Change) (string, error) {
 		return "", errors.New("there is no service, so there is no backend to change")
 	}
 	return d.loop.Change(c)
+}
+
+func (d daemonOf) HandOver(o control.HandoverOrder) ([]control.HandoverResult, error) {
+	return d.moves.Do(d.ctx, o)
 }
 
 // undo takes away the data plane that a start has made before it failed, with
@@ -373,6 +382,9 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 			return fmt.Errorf("vrrp instance %s: %w", i.Name, err)
 		}
 		n.routers = append(n.routers, r)
+	}
+	if err := n.makeHandovers(); err != nil {
+		return err
 	}
 	n.makeTracker()
 	changed, unwatch := host.Watch()
