@@ -60,6 +60,7 @@ type node struct {
 	ended   chan struct{}
 	cut     atomic.Bool   // it is not heard any more
 	setUp   func(*Router) // before it runs; may be nil
+	group   *Group
 
 	mu       sync.Mutex
 	link     Link
@@ -86,7 +87,7 @@ func (n *node) run(change func(*Config)) {
 	if change != nil {
 		change(&cfg)
 	}
-	r, err := New(cfg, Deps{Network: n, Addresses: n, Log: slog.New(n.log), OnChange: func(c Change) {
+	r, err := New(cfg, Deps{Network: n, Addresses: n, Log: slog.New(n.log), Group: n.group, OnChange: func(c Change) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.changes = append(n.changes, c)

@@ -140,7 +140,7 @@ func (r *Router) endHandover(peer netip.Addr) {
 func (r *Router) noteStanding() {
 	var s standing
 	s.yielded, s.hold, s.silent = r.machine.StandsBack()
-	s.releasing = r.machine.Releasing()
+	s.releasing, s.waits = r.machine.Releasing(), r.waits
 	if s == r.standing {
 		return
 	}
@@ -148,8 +148,13 @@ func (r *Router) noteStanding() {
 		r.log.Warn("no active node is heard, and an operator holds this one back: the vips are nowhere")
 	}
 	r.standing = s
-	r.update(func(t *Status) { t.Yielded, t.Held, t.Silent, t.Releasing = s.yielded, s.hold, s.silent, s.releasing })
+	r.update(func(t *Status) {
+		t.Yielded, t.Held, t.Silent, t.Releasing, t.Waits = s.yielded, s.hold, s.silent, s.releasing, s.waits
+	})
 }
 
 // A standing is what noteStanding has noted.
-type standing struct{ yielded, hold, silent, releasing bool }
+type standing struct {
+	yielded, hold, silent, releasing bool
+	waits                            string
+}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -20,6 +21,7 @@ const (
 	faultAdd                        // a VIP could not be added
 	faultTransport                  // a socket could not be opened, or failed
 	faultOutside                    // Router.Fault
+	faultGroup                      // another instance of the group cannot run
 	numFaults
 )
 
@@ -49,6 +51,7 @@ type loop struct {
 
 	request  *handoverRequest // who waits for the end of a handover; nil: nobody
 	standing standing
+	waits    string // Status.Waits
 
 	changes changeQueue
 	done    bool
@@ -119,7 +122,7 @@ func (r *Router) Run(ctx context.Context) error {
 				r.take(time.Now(), p)
 			default:
 				now := time.Now()
-				if !r.tooLate(now) {
+				if !r.tooLate(now) && !r.putOff(now) {
 					r.perform(now, r.machine.Expire(now))
 				}
 				r.announce(now)
@@ -135,6 +138,7 @@ func (r *Router) Run(ctx context.Context) error {
 			}
 		}
 		r.settle(time.Now())
+		r.noteGroup()
 		r.noteStanding()
 	}
 	return nil
@@ -179,13 +183,15 @@ func (r *Router) tooLate(now time.Time) bool {
 func (r *Router) obey(now time.Time) {
 	r.mu.Lock()
 	w := r.wanted
-	r.wanted.handover, r.wanted.unyield = nil, false
+	r.wanted.handover, r.wanted.unyield, r.wanted.group = nil, false, wishNothing
 	r.mu.Unlock()
 	if w.priority != r.machine.Priority() {
 		r.perform(now, r.machine.SetPriority(w.priority))
 		r.update(func(s *Status) { s.Priority = w.priority })
 	}
 	r.faults[faultOutside] = w.fault
+	r.faults[faultGroup] = r.deps.Group.fault(r)
+	r.follow(now, w.group, w.groupBy)
 	if _, hold, _ := r.machine.StandsBack(); w.hold != hold || w.unyield {
 		r.perform(now, r.machine.SetHold(now, w.hold))
 	}
@@ -228,10 +234,11 @@ func (r *Router) settle(now time.Time) {
 	}
 }
 
-func (r *Router) faultReason() string {
+// faultReason says why the instance cannot run, but for some causes.
+func (r *Router) faultReason(but ...faultKind) string {
 	var all []string
-	for _, f := range r.faults {
-		if f != "" {
+	for k, f := range r.faults {
+		if f != "" && !slices.Contains(but, faultKind(k)) {
 			all = append(all, f)
 		}
 	}
@@ -283,6 +290,7 @@ func (r *Router) changed(now time.Time, a Action) {
 	r.update(func(s *Status) {
 		s.State, s.Since, s.Reason = a.To, now, a.Reason
 	})
+	r.deps.Group.changed(r, a.From, a.To)
 	r.changes.put(Change{Instance: r.cfg.Name, From: a.From, To: a.To, Reason: a.Reason, At: now})
 }
 

@@ -97,6 +97,8 @@ type Machine struct {
 	// to who took over. hold says that an operator wants it to be Backup. silent
 	// says that it is, though it hears no Active node.
 	yielded, hold, silent bool
+	// respects says that the last advertisement has put the takeover off.
+	respects bool
 	// heard is the last advertisement since Backup began, and heardAt its time:
 	// for the reason of a takeover.
 	heard   Heard
@@ -223,6 +225,7 @@ func (m *Machine) receiveBackup(now time.Time, h Heard) {
 	if m.cfg.Version == V3 {
 		m.activeInterval = h.Interval
 	}
+	m.respects = true
 	m.deadline = now.Add(m.ActiveDown())
 }
 
@@ -308,7 +311,7 @@ func (m *Machine) enter(s State, reason string) {
 	m.state = s
 	m.deadline = time.Time{}
 	m.preemptAt = time.Time{}
-	m.silent = false
+	m.silent, m.respects = false, false
 }
 
 func (m *Machine) send(now time.Time) {

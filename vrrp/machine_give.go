@@ -14,6 +14,7 @@ const (
 	keeping  giving = iota // it does not
 	toStop                 // a release: it stops, whoever takes over
 	toBackup               // a handover: it is Backup afterwards, if somebody takes over
+	toFollow               // its group has lost its VIPs: the same, but it does not stand back
 )
 
 // minReleaseWait bounds the wait of a release from below: with short intervals
@@ -91,7 +92,7 @@ func (m *Machine) hearAsBackup(now time.Time, h Heard) {
 		m.yielded = false
 	}
 	m.heard, m.heardAt = h, now
-	m.silent = false
+	m.silent, m.respects = false, false
 }
 
 func (m *Machine) give(now time.Time, what giving) {
@@ -115,8 +116,12 @@ func (m *Machine) endGiving(now time.Time, by Heard) {
 		m.enter(Initialize, reason)
 		m.do(Action{Kind: ActionReleased, Peer: by.Source})
 	case taken:
-		m.yielded = true
-		m.giveWay(now, by, fmt.Sprintf("handed over to %v", by.Source))
+		reason := fmt.Sprintf("handed over to %v", by.Source)
+		if what == toFollow {
+			reason = fmt.Sprintf("%v took over, as of the group", by.Source)
+		}
+		m.yielded = what == toBackup
+		m.giveWay(now, by, reason)
 		m.do(Action{Kind: ActionHandedOver, Peer: by.Source})
 	default:
 		// The VIPs have never left; who believed the goodbye hears otherwise.
@@ -134,6 +139,7 @@ func (m *Machine) giveWay(now time.Time, h Heard, reason string) {
 	m.do(Action{Kind: ActionRemove})
 	m.heard, m.heardAt = h, now
 	m.watch(now, reason)
+	m.respects = true
 }
 
 // Fault says that the instance cannot run. An Active node tells the others. It

@@ -20,6 +20,8 @@ type Deps struct {
 	// its own: however long it takes, the protocol goes on. If it falls more
 	// than 128 changes behind, the oldest are left out. Run waits for it.
 	OnChange func(Change)
+	// Group is what the Router moves together with; nil: it is alone.
+	Group *Group
 }
 
 // A Change is a change of state.
@@ -77,6 +79,8 @@ type wanted struct {
 	hold     bool
 	unyield  bool             // taken by the loop
 	handover *handoverRequest // taken by the loop
+	group    wish             // taken by the loop
+	groupBy  string           // the member that the group follows
 }
 
 // New returns a Router for a valid configuration. It opens nothing; Run does.
@@ -101,6 +105,7 @@ func New(cfg Config, deps Deps) (*Router, error) {
 		},
 	}
 	r.prepare(&cfg)
+	deps.Group.join(r)
 	return r, nil
 }
 
@@ -155,7 +160,10 @@ type Status struct {
 	// to. Held: an operator keeps it from becoming Active. Silent: it is, and
 	// no Active node is heard.
 	Yielded, Held, Silent bool
-	Priority              uint8
+	// Waits names the instance of the group that hears an Active node, where this
+	// one does not become Active for that.
+	Waits    string
+	Priority uint8
 	// Source is the address that this node sends from; invalid while its
 	// interface cannot be used.
 	Source netip.Addr
