@@ -25,7 +25,7 @@ func (n *node) makeHandovers() (err error) {
 	for k, i := range n.cfg.VRRP {
 		r := n.routers[k]
 		all = append(all, control.Movable{
-			Name: i.Name, Router: r, Others: len(i.Peers) > 0 || len(n.cfg.Nodes) > 1,
+			Name: i.Name, Group: i.Group, Router: r, Others: len(i.Peers) > 0 || len(n.cfg.Nodes) > 1,
 			Own: func() bool { return i.Priority == vrrp.PriorityOwner && len(r.Status().Addresses) < len(i.Addresses) },
 		})
 	}

@@ -146,7 +146,7 @@ func (n *node) run(ctx context.Context) (err error) {
 
 	goroutines.Go(func() { n.tracker.Run(inside) })
 	for i, r := range n.routers {
-		goroutines.Go(func() { n.runRouter(ctx, inside, r, ready, n.tracker.Ready(i)) })
+		goroutines.Go(func() { n.runRouter(ctx, inside, r, append(n.readiness(i), ready)...) })
 	}
 	goroutines.Go(func() {
 		for {
@@ -372,12 +372,16 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 	if _, err := addresses.Forget(n.configured); err != nil {
 		return err
 	}
+	groups := map[string]*vrrp.Group{}
 	for _, i := range n.cfg.VRRP {
+		if i.Group != "" && groups[i.Group] == nil {
+			groups[i.Group] = vrrp.NewGroup(i.Group)
+		}
 		r, err := vrrp.New(vrrp.Config{
 			Name: i.Name, Interface: i.Interface, VRID: i.VRID, Version: vrrp.Version(i.Version),
 			Priority: i.Priority, Interval: i.Interval, Password: i.Password, Addresses: i.Addresses,
 			Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, Peers: i.Peers, Source: i.Source,
-		}, vrrp.Deps{Network: host, Addresses: addresses, Log: n.log, OnChange: n.hooks(i).Notify})
+		}, vrrp.Deps{Network: host, Addresses: addresses, Log: n.log, OnChange: n.hooks(i).Notify, Group: groups[i.Group]})
 		if err != nil {
 			return fmt.Errorf("vrrp instance %s: %w", i.Name, err)
 		}
@@ -403,6 +407,18 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 		}
 	})
 	return nil
+}
+
+// readiness are the channels that are closed when an instance, and all of its
+// group, know what they track.
+func (n *node) readiness(i int) (all []<-chan struct{}) {
+	group := n.cfg.VRRP[i].Group
+	for k, other := range n.cfg.VRRP {
+		if k == i || group != "" && other.Group == group {
+			all = append(all, n.tracker.Ready(k))
+		}
+	}
+	return all
 }
 
 // runRouter runs an instance once the data plane holds the services: a node

@@ -118,6 +118,9 @@ type Instance struct {
 	// and it is of the family of Addresses; else invalid.
 	Source netip.Addr
 	Track  []lb.Tracked // what it depends on; each names a check or service that is there
+	// Group is the name that it has in common with those it moves together with; "":
+	// it moves by itself.
+	Group  string
 	Notify Notify
 }
 

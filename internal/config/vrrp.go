@@ -22,10 +22,10 @@ var instanceSchema = schema{
 	keys: []string{
 		"name", "interface", "virtual_router_id", "priority", "version", "advertisement_interval",
 		"authentication", "preempt", "preempt_delay", "start_timeout", "addresses",
-		"unicast", "unicast_peers", "track", "notify",
+		"unicast", "unicast_peers", "track", "group", "notify",
 	},
 	later: []string{
-		"sync_wait", "routes", "virtual_mac", "heartbeat", "group",
+		"sync_wait", "routes", "virtual_mac", "heartbeat",
 	},
 	hints: map[string]string{
 		"advert_int":        "keepalived's advert_int is \"advertisement_interval\"",
@@ -42,6 +42,7 @@ var instanceSchema = schema{
 		"unicast_peer":      "keepalived's unicast_peer is \"unicast_peers\"",
 		"unicast_src_ip":    "the node's address in nodes is its source",
 		"vrrp_version":      "did you mean \"version\"?",
+		"vrrp_sync_group":   "write group: NAME in each of its instances",
 	},
 }
 
@@ -139,6 +140,9 @@ func (d *decoder) instance(f fields, files fileSystem, roster []nodeDef, s self)
 	d.unicast(f, i, roster, s)
 	if n := f.own["track"]; n != nil {
 		d.track(n, i)
+	}
+	if n := f.own["group"]; n != nil {
+		i.Group, _ = d.name(n, "group")
 	}
 	if n := f.own["notify"]; n != nil {
 		i.Notify = d.notify(n)

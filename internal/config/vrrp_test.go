@@ -74,6 +74,10 @@ func instance(keys string) string {
 }
 
 var vrrpMistakes = []mistakeCase{
+	{"a group without a name", instance(`addresses: [192.0.2.100], group: ""`), []string{`2:82: group is empty`}},
+	{"keepalived's word for a group", instance(`addresses: [192.0.2.100], vrrp_sync_group: x`), []string{
+		`2:75: unknown key "vrrp_sync_group" in a VRRP instance; write group: NAME in each of its instances`,
+	}},
 	{"families in one instance", instance(`addresses: [192.0.2.100, "2001:db8::100"]`), []string{
 		`2:74: VIP 2001:db8::100 is IPv6 and 192.0.2.100 is IPv4: an instance has one family, make two instances`,
 	}},

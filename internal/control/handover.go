@@ -15,7 +15,7 @@ import (
 
 // A HandoverOrder is an operator's wish to move VIPs between nodes.
 type HandoverOrder struct {
-	// Instance is whose VIPs; "": those of all that are Active, or with Release of
+	// Instance is whose VIPs, with those of its group; "": those of all that are Active, or with Release of
 	// all that are held back.
 	Instance string `json:"instance"`
 	Hold     bool   `json:"hold"`    // stay Backup until Release
@@ -42,6 +42,7 @@ type MovableRouter interface {
 // A Movable is an instance whose VIPs an operator may move.
 type Movable struct {
 	Name   string
+	Group  string // what it moves together with; "": nothing
 	Router MovableRouter
 	// Others: the configuration names another node.
 	Others bool
@@ -84,50 +85,83 @@ func (h *Handovers) Do(ctx context.Context, o HandoverOrder) ([]HandoverResult, 
 			if o.Release {
 				results[i] = h.release(m)
 			} else {
-				results[i] = h.move(ctx, m, o.Hold)
+				results[i] = h.move(ctx, m, o)
 			}
-			h.log.Info("an operator's handover", "instance", m.Name, "done", results[i].Done, "result", results[i].Text)
 		})
 	}
 	all.Wait()
+	if !o.Release {
+		h.keepTogether(chosen, results)
+	}
+	for i, m := range chosen {
+		if o.Hold && results[i].Done {
+			h.hold(m, &results[i])
+		}
+		h.log.Info("an operator's handover", "instance", m.Name, "done", results[i].Done, "result", results[i].Text)
+	}
 	return results, nil
+}
+
+// keepTogether takes the VIPs of a group back of which some have stayed here.
+func (h *Handovers) keepTogether(chosen []Movable, results []HandoverResult) {
+	stayed := map[string]string{} // by group, who has
+	for i, m := range chosen {
+		if !results[i].Done {
+			stayed[m.Group] = m.Name
+		}
+	}
+	for i, m := range chosen {
+		if by := stayed[m.Group]; by != "" && m.Group != "" && results[i].Done {
+			m.Router.Hold(false)
+			results[i].Done = false
+			results[i].Text = fmt.Sprintf("%s, but %s of the same group has stayed here: taking it back", results[i].taken(), by)
+		}
+	}
 }
 
 // choose finds whom an order is for, and refuses what cannot be done.
 func (h *Handovers) choose(o HandoverOrder) ([]Movable, error) {
-	var chosen []Movable
 	var names []string
+	wanted := map[string]bool{} // names
+	groups := map[string]bool{} // that those are of
 	for _, m := range h.all {
 		names = append(names, m.Name)
-		s := m.Router.Status()
-		fits := s.State == vrrp.Active
-		if o.Release {
-			fits = s.Held || s.Yielded
-		}
-		switch {
-		case o.Instance == m.Name:
-			if err := refuse(m, s, o); err != nil {
-				return nil, err
-			}
-			return []Movable{m}, nil
-		case o.Instance == "" && fits:
-			if err := refuse(m, s, o); err != nil {
-				return nil, err
-			}
-			chosen = append(chosen, m)
+		if o.Instance == m.Name || o.Instance == "" && fits(m, o) {
+			wanted[m.Name] = true
+			groups[m.Group] = m.Group != ""
 		}
 	}
 	switch {
 	case len(names) == 0:
 		return nil, errors.New("the configuration has no VRRP instance")
-	case o.Instance != "":
+	case o.Instance != "" && len(wanted) == 0:
 		return nil, fmt.Errorf("there is no instance %q: there are %q", o.Instance, names)
-	case len(chosen) == 0 && o.Release:
+	case len(wanted) == 0 && o.Release:
 		return nil, errors.New("no instance is held back")
-	case len(chosen) == 0:
+	case len(wanted) == 0:
 		return nil, errors.New("no instance is active here: there is nothing to hand over")
 	}
+	var chosen []Movable
+	for _, m := range h.all {
+		along := groups[m.Group] && (fits(m, o) || o.Hold)
+		if !wanted[m.Name] && !along {
+			continue
+		}
+		if err := refuse(m, m.Router.Status(), o); err != nil {
+			return nil, err
+		}
+		chosen = append(chosen, m)
+	}
 	return chosen, nil
+}
+
+// fits tells whether an order that names no instance is for this one.
+func fits(m Movable, o HandoverOrder) bool {
+	s := m.Router.Status()
+	if o.Release {
+		return s.Held || s.Yielded
+	}
+	return s.State == vrrp.Active
 }
 
 // refuse tells why an order makes no sense for an instance.
@@ -154,38 +188,42 @@ func refuse(m Movable, s vrrp.Status, o HandoverOrder) error {
 }
 
 // move hands the VIPs of an instance over, where it is Active.
-func (h *Handovers) move(ctx context.Context, m Movable, hold bool) HandoverResult {
+func (h *Handovers) move(ctx context.Context, m Movable, o HandoverOrder) HandoverResult {
 	r := HandoverResult{Instance: m.Name}
 	began := time.Now()
 	got, err := m.Router.HandOver(ctx)
 	switch {
 	case err != nil:
 		r.Text = err.Error()
-		return r
-	case got.WasActive && !got.TookOver():
+	case got.TookOver():
+		r.Done, r.Peer = true, got.Peer.String()
+		r.Text = r.taken() + "; this node stays backup while that one is active"
+	case got.WasActive:
 		r.Text = fmt.Sprintf("no peer has taken over within %v: this node holds the addresses as before, nothing was interrupted", time.Since(began).Round(100*time.Millisecond))
-		return r
-	case !got.WasActive && !hold:
+	case o.Hold:
+		r.Done = true
+	default:
 		r.Text = "it was not active any more: there was nothing to hand over"
-		return r
 	}
-	r.Done = true
-	said := "it is not active"
-	if got.TookOver() {
-		r.Peer = got.Peer.String()
-		said = r.Peer + " has taken over"
+	return r
+}
+
+// taken says in whose hands the VIPs are.
+func (r HandoverResult) taken() string {
+	if r.Peer == "" {
+		return "it is not active"
 	}
-	if !hold {
-		r.Text = said + "; this node stays backup while that one is active"
-		return r
-	}
+	return r.Peer + " has taken over"
+}
+
+// hold holds an instance back that is not Active any more.
+func (h *Handovers) hold(m Movable, r *HandoverResult) {
 	m.Router.Hold(true)
-	r.Text = said + fmt.Sprintf("; this node stays backup until `sluice handover %s --release`", m.Name)
+	r.Text = fmt.Sprintf("%s; this node stays backup until `sluice handover %s --release`", r.taken(), m.Name)
 	if err := h.holds.Set(m.Name, true, time.Now()); err != nil {
 		r.Done = false
 		r.Text += fmt.Sprintf(", or until the daemon restarts: %v", err)
 	}
-	return r
 }
 
 // release lets an instance take part in the election as ever.
@@ -218,6 +256,9 @@ func heldBack(s vrrp.Status) string {
 	}
 	if s.Yielded {
 		why = append(why, "the addresses were handed over, and who took them is active")
+	}
+	if s.Waits != "" {
+		why = append(why, fmt.Sprintf("%s of its group hears an active node", s.Waits))
 	}
 	return strings.Join(why, "; ")
 }

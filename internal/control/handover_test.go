@@ -138,6 +138,62 @@ func TestHandoverOfSeveral(t *testing.T) {
 	}
 }
 
+// A group moves together, or stays.
+func TestHandoverOfAGroup(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		order HandoverOrder
+		back  netip.Addr // who takes the back side over
+		done  map[string]bool
+		holds map[string][]bool // calls of Hold
+		text  string            // of the front side
+	}{
+		{"by one of its instances", HandoverOrder{Instance: "front"}, lb2, map[string]bool{"front": true, "back": true},
+			map[string][]bool{}, "192.0.2.2 has taken over; this node stays backup while"},
+		{"with hold", HandoverOrder{Hold: true}, lb2, map[string]bool{"front": true, "back": true, "other": true},
+			map[string][]bool{"front": {true}, "back": {true}, "other": {true}}, "until `sluice handover front --release`"},
+		{"one stays", HandoverOrder{Instance: "back", Hold: true}, netip.Addr{}, map[string]bool{"front": false, "back": false},
+			map[string][]bool{"front": {false}}, "192.0.2.2 has taken over, but back of the same group has stayed here: taking it back"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			routers := map[string]*fakeRouter{}
+			var all []Movable
+			for _, name := range []string{"front", "back", "other"} {
+				routers[name] = routerIn(vrrp.Active)
+				group := "pair"
+				if name == "other" {
+					group = ""
+				}
+				all = append(all, Movable{Name: name, Group: group, Router: routers[name], Others: true, Own: func() bool { return false }})
+			}
+			routers["back"].peer = tt.back
+			h := NewHandovers(openHolds(t, filepath.Join(t.TempDir(), "holds.json")), all, slog.New(slog.DiscardHandler))
+			results, err := h.Do(t.Context(), tt.order)
+			if err != nil {
+				t.Fatal(err)
+			}
+			done, holds := map[string]bool{}, map[string][]bool{}
+			for _, r := range results {
+				done[r.Instance] = r.Done
+				if r.Instance == "front" && !strings.Contains(r.Text, tt.text) {
+					t.Errorf("got %q, want %q", r.Text, tt.text)
+				}
+			}
+			for name, r := range routers {
+				if r.held != nil {
+					holds[name] = r.held
+				}
+			}
+			if diff := cmp.Diff(tt.done, done); diff != "" {
+				t.Errorf("what was done (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tt.holds, holds); diff != "" {
+				t.Errorf("calls of Hold (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 // A hold outlives the daemon, until it is released.
 func TestHoldIsKept(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state", "holds.json")
