@@ -64,7 +64,7 @@ func TestHandOver(t *testing.T) {
 		r := over(t, nil)
 		wantActions(t, r.hear(lower, PriorityRelease))
 		r.wantTimer(609375 * time.Microsecond)
-		wantActions(t, r.expire(), "send 100", "add", "announce", "backup to active")
+		wantActions(t, r.expire(), "add", "send 100", "announce", "backup to active")
 	})
 	t.Run("preempts a third node that came after the peer's death", func(t *testing.T) {
 		r := over(t, nil)

@@ -156,7 +156,7 @@ func (m *Machine) Startup(now time.Time, held bool) []Action {
 	m.activeInterval = m.cfg.Interval
 	m.heard = Heard{}
 	if m.cfg.Priority == PriorityOwner && !m.standsBack() {
-		m.activate(now, "this node owns the addresses")
+		m.activate(now, "this node owns the addresses", true)
 		return m.actions
 	}
 	m.held = held
@@ -180,7 +180,7 @@ func (m *Machine) Expire(now time.Time) []Action {
 	case m.state == Backup && m.hold:
 		m.silent, m.deadline = true, time.Time{}
 	case m.state == Backup:
-		m.activate(now, m.takeoverReason(now))
+		m.activate(now, m.takeoverReason(now), m.invited() || m.preempting(now))
 	case m.state == Active:
 		m.do(Action{Kind: ActionSend, Priority: m.cfg.Priority})
 		// From the deadline, not from now: lateness does not add up. After a
@@ -279,12 +279,19 @@ func (m *Machine) SetPriority(p uint8) []Action {
 }
 
 // activate becomes Active. The order is the point: the advertisement silences
-// other candidates, then the VIPs, and only what answers is announced.
-func (m *Machine) activate(now time.Time, reason string) {
+// other candidates, then the VIPs, and only what answers is announced. Where
+// another node has the VIPs until it hears the advertisement, that comes second, so
+// that somebody answers at any moment.
+func (m *Machine) activate(now time.Time, reason string, planned bool) {
 	m.activeInterval = m.cfg.Interval
 	m.held, m.yielded = false, false
-	m.send(now)
-	m.do(Action{Kind: ActionAdd})
+	if planned {
+		m.do(Action{Kind: ActionAdd})
+		m.send(now)
+	} else {
+		m.send(now)
+		m.do(Action{Kind: ActionAdd})
+	}
 	m.do(Action{Kind: ActionAnnounce})
 	deadline := m.deadline
 	m.enter(Active, reason)
@@ -324,12 +331,22 @@ func (m *Machine) takeoverReason(now time.Time) string {
 	switch {
 	case !h.Source.IsValid():
 		return fmt.Sprintf("no active node heard for %v", m.ActiveDown())
-	case h.Priority == PriorityRelease:
+	case m.invited():
 		return fmt.Sprintf("%v gave up", h.Source)
-	case h.Priority < m.cfg.Priority && now.Sub(m.heardAt) < 2*m.activeInterval:
+	case m.preempting(now):
 		return fmt.Sprintf("preempting %v with priority %d", h.Source, h.Priority)
 	}
 	return fmt.Sprintf("%v fell silent for %v", h.Source, m.ActiveDown())
+}
+
+// invited reports whether a takeover is one that the Active node has asked for.
+func (m *Machine) invited() bool {
+	return m.heard.Source.IsValid() && m.heard.Priority == PriorityRelease
+}
+
+// preempting reports whether a takeover is one from a worse node that lives.
+func (m *Machine) preempting(now time.Time) bool {
+	return m.heard.Source.IsValid() && m.heard.Priority < m.cfg.Priority && now.Sub(m.heardAt) < 2*m.activeInterval
 }
 
 func (m *Machine) begin() { m.actions = m.actions[:0] }

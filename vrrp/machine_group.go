@@ -11,7 +11,7 @@ import "time"
 func (m *Machine) Follow(now time.Time, reason string) []Action {
 	m.begin()
 	if m.state == Backup && !m.hold {
-		m.activate(now, reason)
+		m.activate(now, reason, true)
 	}
 	return m.actions
 }
