@@ -13,7 +13,7 @@ import (
 	"github.com/sluice-lb/sluice/internal/testenv"
 )
 
-// A moveWatch probes both services while VIPs move.
+// A moveWatch probes services while VIPs move.
 type moveWatch struct {
 	r       *rig
 	names   []string
@@ -23,10 +23,11 @@ type moveWatch struct {
 
 // watchMoves begins to probe, every millisecond. A connection whose packet is lost
 // would go on when that is sent again, after a second: it counts as lost.
-func (r *rig) watchMoves() *moveWatch {
+func (r *rig) watchMoves(names ...string) *moveWatch {
 	r.Helper()
-	w := &moveWatch{r: r, names: []string{"dsr", "nat"}}
-	for _, service := range []netip.AddrPort{dsrService, natService} {
+	w := &moveWatch{r: r, names: names}
+	for _, name := range names {
+		service := map[string]netip.AddrPort{"dsr": dsrService, "nat": natService}[name]
 		p, err := r.host("client").StartProber(testenv.ProbeConfig{Target: service, Interval: time.Millisecond, Timeout: 900 * time.Millisecond})
 		if err != nil {
 			r.Fatal(err)
@@ -98,7 +99,7 @@ func TestPlannedMoves(t *testing.T) {
 	r := webRig(t, 3)
 	file := r.usual()
 	daemons := r.startPair(file)
-	w := r.watchMoves()
+	w := r.watchMoves("dsr", "nat")
 
 	w.move("handover", func() {
 		got := r.wantRun(0, "lb1", "handover")
@@ -186,5 +187,37 @@ func TestHandoverIsRefused(t *testing.T) {
 	}
 	if i := r.mustStatus("lb1").VRRP[0]; i.State != "active" || !slices.Contains(i.Present, prefix("192.0.2.100/24")) {
 		t.Errorf("instance is %s with %v", i.State, i.Present)
+	}
+}
+
+// The same with keepalived for a peer, which serves the VIP by itself: what sluice
+// hands over arrives, and does not come back.
+func TestPlannedMovesToKeepalived(t *testing.T) {
+	testenv.RequireProgram(t, "keepalived")
+	r := webRig(t, 3)
+	r.serve("lb2", r.host("lb2").NameHandler())
+	file := r.file("sluice.yaml", roster, webPool, services(dsr), vrrps(
+		`{name: VI_1, interface: eth0, virtual_router_id: 51, advertisement_interval: 200ms, addresses: [192.0.2.100/24]}`))
+	daemon := r.start("lb1", file)
+	r.waitReady("lb1")
+	r.waitTakesPart("lb2", r.startKeepalived("lb2", dialects[1], 99))
+	r.waitVIP(soon, vip, "lb1", "lb2")
+	w := r.watchMoves("dsr")
+	w.move("handover", func() {
+		r.wantRun(0, "lb1", "handover")
+		r.waitVIP(soon, vip, "lb2", "lb1")
+	})
+	r.wantOnOneNode("lb2", 3*takeover)
+	w.move("hand-back", func() {
+		r.wantRun(0, "lb1", "handover", "--release")
+		r.waitVIP(soon, vip, "lb1", "lb2")
+	})
+	w.move("stop", func() {
+		r.stop(daemon)
+		r.waitVIP(soon, vip, "lb2", "lb1")
+	})
+	w.stop()
+	if got := names(r.answers("client", dsrService, burst)); !slices.Equal(got, []string{"lb2"}) {
+		t.Errorf("the VIP is served by %v, want keepalived's node", got)
 	}
 }

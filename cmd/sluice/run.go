@@ -169,7 +169,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	n.log.Info("running", "node", n.cfg.Node, "services", len(n.cfg.Services), "vrrp", len(n.cfg.VRRP))
 	<-ctx.Done()
 
-	notify(n.log, daemon.SdNotifyStopping)
+	notify(n.log, stopping(n.stopWait()))
 	n.release(inside)
 	return nil
 }
