@@ -50,6 +50,19 @@ func TestGroup(t *testing.T) {
 		lb1, lb2, _, _ := gateways(t)
 		lb1.back.cut.Store(true)
 		lb1.back.change(func() { lb1.back.link.Up = false })
+		lb1.back.wantState(Fault)
+		lb1.front.wantState(Active)
+		if !lb1.front.router.Status().Releasing {
+			t.Error("the front side does not give its VIP away")
+		}
+		sleep(time.Second)
+		// The other front side has heard the goodbye. It waits for the back side,
+		// which hears nothing.
+		lb2.wantBoth(t, Backup)
+		if got := lb2.front.router.Status().Waits; got != "back" {
+			t.Errorf("it waits for %q, want back", got)
+		}
+		sleep(3 * time.Second)
 		lb1.wantBoth(t, Fault)
 		if got, want := lb1.front.router.Status().Reason, "back of group pair is in fault: interface eth0 is down"; got != want {
 			t.Errorf("got reason %q, want %q", got, want)
@@ -57,14 +70,6 @@ func TestGroup(t *testing.T) {
 		if got, want := lb1.back.router.Status().Reason, "interface eth0 is down"; got != want {
 			t.Errorf("got reason %q, want %q", got, want)
 		}
-		sleep(time.Second)
-		// The front side has heard the goodbye. It waits for the back side, which
-		// hears nothing.
-		lb2.wantBoth(t, Backup)
-		if got := lb2.front.router.Status().Waits; got != "back" {
-			t.Errorf("it waits for %q, want back", got)
-		}
-		sleep(3 * time.Second)
 		lb2.wantBoth(t, Active)
 		if got := lb2.front.router.Status().Waits; got != "" {
 			t.Errorf("it waits for %q still", got)

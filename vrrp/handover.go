@@ -136,11 +136,12 @@ func (r *Router) endHandover(peer netip.Addr) {
 	}
 }
 
-// noteStanding keeps the status in line with why a Backup does not take the VIPs.
+// noteStanding keeps the status in line with how the machine stands in the election.
 func (r *Router) noteStanding() {
 	var s standing
 	s.yielded, s.hold, s.silent = r.machine.StandsBack()
 	s.releasing, s.waits = r.machine.Releasing(), r.waits
+	s.priority, s.lastResort = r.machine.Advertised(), r.machine.LastResort()
 	if s == r.standing {
 		return
 	}
@@ -150,6 +151,7 @@ func (r *Router) noteStanding() {
 	r.standing = s
 	r.update(func(t *Status) {
 		t.Yielded, t.Held, t.Silent, t.Releasing, t.Waits = s.yielded, s.hold, s.silent, s.releasing, s.waits
+		t.Priority, t.LastResort = s.priority, s.lastResort
 	})
 }
 
@@ -157,4 +159,6 @@ func (r *Router) noteStanding() {
 type standing struct {
 	yielded, hold, silent, releasing bool
 	waits                            string
+	priority                         uint8
+	lastResort                       bool
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -169,7 +170,7 @@ func (r *Router) next(recheck time.Time) time.Time {
 // it did not read meanwhile are there at once, and the timer may win.
 func (r *Router) tooLate(now time.Time) bool {
 	deadline, ok := r.machine.Deadline()
-	if !ok || r.machine.State() != Backup || now.Sub(deadline) < late {
+	if !ok || r.machine.State() == Active || now.Sub(deadline) < late {
 		r.grace = time.Time{}
 		return false
 	}
@@ -187,7 +188,6 @@ func (r *Router) obey(now time.Time) {
 	r.mu.Unlock()
 	if w.priority != r.machine.Priority() {
 		r.perform(now, r.machine.SetPriority(w.priority))
-		r.update(func(s *Status) { s.Priority = w.priority })
 	}
 	r.faults[faultOutside] = w.fault
 	r.faults[faultGroup] = r.deps.Group.fault(r)
@@ -211,26 +211,31 @@ func (r *Router) settle(now time.Time) {
 	}
 	// Performing actions can find a new fault, at most one of each kind.
 	for range numFaults {
-		reason := r.faultReason()
-		switch state := r.machine.State(); {
-		case reason == "" && (state == Initialize || state == Fault):
+		reason, hard := r.faultReason(), r.hardFault()
+		state, unfit := r.machine.State(), r.machine.IsUnfit() || r.machine.Impaired()
+		switch {
+		case hard != "" && (state != Fault || unfit):
+			r.perform(now, r.machine.Fault(reason))
+		case hard == "" && ((reason != "") != unfit || reason == "" && (state == Initialize || state == Fault)):
 			held, err := r.held()
-			if err != nil {
+			switch {
+			case err != nil:
 				r.failAdd(now, err)
 				continue
+			case reason == "":
+				r.perform(now, r.machine.Startup(now, held))
+			default:
+				r.perform(now, r.machine.Unfit(now, reason, held))
 			}
-			r.perform(now, r.machine.Startup(now, held))
-		case reason != "" && state != Fault:
-			r.reason = reason
-			r.perform(now, r.machine.Fault(reason))
-		default:
-			if state == Fault && reason != r.reason {
-				r.log.Info("virtual router has another fault", "reason", reason)
-				r.update(func(s *Status) { s.Reason = reason })
-			}
-			r.reason = reason
+		case reason == r.reason:
 			return
+		case reason != "" && state == Active: // it is impaired
+			r.perform(now, r.machine.Unfit(now, reason, false))
+		case reason != "":
+			r.log.Info("virtual router has another fault", "reason", reason)
+			r.update(func(s *Status) { s.Reason = reason })
 		}
+		r.reason = reason
 	}
 }
 
@@ -244,6 +249,10 @@ func (r *Router) faultReason(but ...faultKind) string {
 	}
 	return strings.Join(all, "; ")
 }
+
+// hardFault says why the instance cannot be Active at all; other faults say that
+// it should not be.
+func (r *Router) hardFault() string { return r.faultReason(faultOutside, faultGroup) }
 
 // held reports whether an earlier run left VIPs on the interface.
 func (r *Router) held() (bool, error) {
@@ -281,6 +290,13 @@ func (r *Router) perform(now time.Time, actions []Action) {
 			r.endHandover(a.Peer) // that had become a release
 		case ActionHandedOver:
 			r.endHandover(a.Peer)
+		case ActionReason:
+			level := slog.LevelInfo
+			if r.machine.LastResort() {
+				level = slog.LevelWarn
+			}
+			r.log.Log(context.Background(), level, "virtual router stays as it is", "state", r.machine.State(), "reason", a.Reason)
+			r.update(func(s *Status) { s.Reason = a.Reason })
 		}
 	}
 }

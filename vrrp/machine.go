@@ -45,6 +45,7 @@ const (
 	ActionState                        // the state went from From to To because of Reason
 	ActionReleased                     // a release is over; Peer is who took over, or invalid
 	ActionHandedOver                   // a handover is over; Peer is who took over, or invalid
+	ActionReason                       // the state stays, because of Reason now
 )
 
 // An Action is to be carried out, in the order given.
@@ -99,6 +100,10 @@ type Machine struct {
 	yielded, hold, silent bool
 	// respects says that the last advertisement has put the takeover off.
 	respects bool
+	// unfit says that Fault is one of Unfit, lastResort that the node is Active
+	// all the same. unfitReason is why.
+	unfit, lastResort bool
+	unfitReason       string
 	// heard is the last advertisement since Backup began, and heardAt its time:
 	// for the reason of a takeover.
 	heard   Heard
@@ -114,8 +119,16 @@ func NewMachine(cfg MachineConfig) *Machine {
 // State is the present state.
 func (m *Machine) State() State { return m.state }
 
-// Priority is the priority that this node advertises.
+// Priority is the priority that this node has in the election, as set.
 func (m *Machine) Priority() uint8 { return m.cfg.Priority }
+
+// Advertised is the priority that this node advertises while it is Active.
+func (m *Machine) Advertised() uint8 {
+	if m.lastResort {
+		return PriorityLastResort
+	}
+	return m.cfg.Priority
+}
 
 // Held reports whether VIPs of an earlier run are left on the interface.
 func (m *Machine) Held() bool { return m.held }
@@ -131,12 +144,14 @@ func (m *Machine) Deadline() (time.Time, bool) { return m.deadline, !m.deadline.
 
 // Skew is Skew_Time: lower priorities wait longer (RFC 3768, 6.1; RFC 9568,
 // 6.1). It is exact to the nanosecond, also where the wire has centiseconds.
-func (m *Machine) Skew() time.Duration {
+func (m *Machine) Skew() time.Duration { return m.skewOf(m.cfg.Priority) }
+
+func (m *Machine) skewOf(priority uint8) time.Duration {
 	unit := time.Second
 	if m.cfg.Version == V3 {
 		unit = m.activeInterval
 	}
-	return time.Duration(256-int(m.cfg.Priority)) * unit / 256
+	return time.Duration(256-int(priority)) * unit / 256
 }
 
 // ActiveDown is Active_Down_Interval: how long the Active node may be silent.
@@ -145,16 +160,21 @@ func (m *Machine) ActiveDown() time.Duration { return 3*m.activeInterval + m.Ske
 // SetLocal changes this node's source address.
 func (m *Machine) SetLocal(a netip.Addr) { m.cfg.Local = a }
 
-// Startup begins to take part, from Initialize or Fault. Held says that an
+// Startup begins to take part, from Initialize or Fault, or ends what Unfit has
+// begun on an Active node. Held says that an
 // earlier run left VIPs on the interface: a Backup keeps them until it hears an
 // Active node, so that a restart interrupts nobody.
 func (m *Machine) Startup(now time.Time, held bool) []Action {
 	m.begin()
+	if m.Impaired() {
+		m.recover(now)
+		return m.actions
+	}
 	if m.state != Initialize && m.state != Fault {
 		return m.actions
 	}
 	m.activeInterval = m.cfg.Interval
-	m.heard = Heard{}
+	m.heard, m.unfit = Heard{}, false
 	if m.cfg.Priority == PriorityOwner && !m.standsBack() {
 		m.activate(now, "this node owns the addresses", true)
 		return m.actions
@@ -177,12 +197,14 @@ func (m *Machine) Expire(now time.Time) []Action {
 	switch {
 	case m.giving != keeping:
 		m.endGiving(now, Heard{})
-	case m.state == Backup && m.hold:
+	case m.state != Active && m.hold:
 		m.silent, m.deadline = true, time.Time{}
 	case m.state == Backup:
 		m.activate(now, m.takeoverReason(now), m.invited() || m.preempting(now))
+	case m.state == Fault:
+		m.activate(now, m.lastResortReason(), false)
 	case m.state == Active:
-		m.do(Action{Kind: ActionSend, Priority: m.cfg.Priority})
+		m.do(Action{Kind: ActionSend, Priority: m.Advertised()})
 		// From the deadline, not from now: lateness does not add up. After a
 		// long pause there is nothing to catch up with.
 		m.deadline = m.deadline.Add(m.cfg.Interval)
@@ -201,6 +223,10 @@ func (m *Machine) Receive(now time.Time, h Heard) []Action {
 		m.receiveBackup(now, h)
 	case Active:
 		m.receiveActive(now, h)
+	case Fault:
+		if m.unfit {
+			m.receiveUnfit(now, h)
+		}
 	}
 	return m.actions
 }
@@ -216,6 +242,14 @@ func (m *Machine) receiveBackup(now time.Time, h Heard) {
 	if m.held {
 		m.held = false
 		m.do(Action{Kind: ActionRemove})
+	}
+	if h.Priority == PriorityLastResort && m.cfg.Priority > h.Priority && !m.hold {
+		// As if it had said goodbye: it only waits for somebody.
+		m.yielded = false
+		if soon := now.Add(m.Skew()); soon.Before(m.deadline) {
+			m.deadline = soon
+		}
+		return
 	}
 	if h.Priority >= m.cfg.Priority {
 		m.preemptAt = time.Time{}
@@ -255,13 +289,15 @@ func (m *Machine) receiveActive(now time.Time, h Heard) {
 		}
 	case h.Priority == PriorityRelease:
 		m.send(now)
-	case h.Priority > m.cfg.Priority || h.Priority == m.cfg.Priority && h.Source.Compare(m.cfg.Local) > 0:
-		m.giveWay(now, h, fmt.Sprintf("%v is active with priority %d", h.Source, h.Priority))
-	default:
+	case h.Priority < m.Advertised() || h.Priority == m.Advertised() && h.Source.Compare(m.cfg.Local) <= 0:
 		// A split brain: this answer ends it, and the segment has to learn
 		// again where the VIPs are (RFC 9568, 6.4.3).
 		m.send(now)
 		m.do(Action{Kind: ActionAnnounce})
+	case m.lastResort:
+		m.giveWayUnfit(now, h)
+	default:
+		m.giveWay(now, h, fmt.Sprintf("%v is active with priority %d", h.Source, h.Priority))
 	}
 }
 
@@ -285,6 +321,7 @@ func (m *Machine) SetPriority(p uint8) []Action {
 func (m *Machine) activate(now time.Time, reason string, planned bool) {
 	m.activeInterval = m.cfg.Interval
 	m.held, m.yielded = false, false
+	m.lastResort = m.unfit
 	if planned {
 		m.do(Action{Kind: ActionAdd})
 		m.send(now)
@@ -318,11 +355,14 @@ func (m *Machine) enter(s State, reason string) {
 	m.state = s
 	m.deadline = time.Time{}
 	m.preemptAt = time.Time{}
-	m.silent, m.respects = false, false
+	m.silent, m.respects, m.unfit = false, false, false
+	if s != Active {
+		m.lastResort = false
+	}
 }
 
 func (m *Machine) send(now time.Time) {
-	m.do(Action{Kind: ActionSend, Priority: m.cfg.Priority})
+	m.do(Action{Kind: ActionSend, Priority: m.Advertised()})
 	m.deadline = now.Add(m.cfg.Interval)
 }
 

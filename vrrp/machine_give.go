@@ -14,6 +14,7 @@ const (
 	keeping  giving = iota // it does not
 	toStop                 // a release: it stops, whoever takes over
 	toBackup               // a handover: it is Backup afterwards, if somebody takes over
+	toFault                // it is unfit: Fault afterwards, if somebody takes over, else the last resort
 	toFollow               // its group has lost its VIPs: the same, but it does not stand back
 )
 
@@ -55,7 +56,11 @@ func (m *Machine) Release(now time.Time) []Action {
 func (m *Machine) HandOver(now time.Time) []Action {
 	m.begin()
 	if m.state == Active && m.giving == keeping {
-		m.give(now, toBackup)
+		what := toBackup
+		if m.lastResort {
+			what = toFault
+		}
+		m.give(now, what)
 	}
 	return m.actions
 }
@@ -115,6 +120,9 @@ func (m *Machine) endGiving(now time.Time, by Heard) {
 		}
 		m.enter(Initialize, reason)
 		m.do(Action{Kind: ActionReleased, Peer: by.Source})
+	case taken && what == toFault:
+		m.giveWayUnfit(now, by)
+		m.do(Action{Kind: ActionHandedOver, Peer: by.Source})
 	case taken:
 		reason := fmt.Sprintf("handed over to %v", by.Source)
 		if what == toFollow {
@@ -124,6 +132,10 @@ func (m *Machine) endGiving(now time.Time, by Heard) {
 		m.giveWay(now, by, reason)
 		m.do(Action{Kind: ActionHandedOver, Peer: by.Source})
 	default:
+		if what == toFault {
+			m.lastResort = true
+			m.do(Action{Kind: ActionReason, Reason: m.lastResortReason()})
+		}
 		// The VIPs have never left; who believed the goodbye hears otherwise.
 		m.send(now)
 		m.do(Action{Kind: ActionAnnounce})
@@ -147,7 +159,18 @@ func (m *Machine) giveWay(now time.Time, h Heard, reason string) {
 // Initialize. A handover it cuts short.
 func (m *Machine) Fault(reason string) []Action {
 	m.begin()
-	if m.state == Fault || m.giving == toStop {
+	switch {
+	case m.giving == toStop:
+		return m.actions
+	case m.state == Fault && !m.unfit:
+		return m.actions
+	case m.state == Fault:
+		m.unfit, m.deadline = false, time.Time{}
+		if m.held {
+			m.held = false
+			m.do(Action{Kind: ActionRemove})
+		}
+		m.do(Action{Kind: ActionReason, Reason: reason})
 		return m.actions
 	}
 	m.cutShort()

@@ -20,7 +20,7 @@ func (m *Machine) Follow(now time.Time, reason string) []Action {
 // own: as HandOver does, but this node goes on taking part in the election.
 func (m *Machine) StepDown(now time.Time) []Action {
 	m.begin()
-	if m.state == Active && m.giving == keeping {
+	if m.state == Active && m.giving == keeping && !m.lastResort {
 		m.give(now, toFollow)
 	}
 	return m.actions

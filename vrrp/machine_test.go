@@ -103,6 +103,8 @@ func describe(actions []Action) []string {
 			all = append(all, "announce")
 		case ActionState:
 			all = append(all, fmt.Sprintf("%v to %v", a.From, a.To))
+		case ActionReason:
+			all = append(all, "reason")
 		case ActionReleased:
 			all = append(all, fmt.Sprint("released to ", a.Peer))
 		case ActionHandedOver:

@@ -162,8 +162,11 @@ type Status struct {
 	Yielded, Held, Silent bool
 	// Waits names the instance of the group that hears an Active node, where this
 	// one does not become Active for that.
-	Waits    string
-	Priority uint8
+	Waits string
+	// LastResort: it is Active though Router.Fault says that it should not be, since
+	// no other node is.
+	LastResort bool
+	Priority   uint8
 	// Source is the address that this node sends from; invalid while its
 	// interface cannot be used.
 	Source netip.Addr

@@ -46,6 +46,7 @@ type simNode struct {
 	machine *Machine // nil: it is dead, or was stopped
 	rate    float64  // of its clock
 	holds   bool     // the VIPs, also while it is dead
+	unfit   bool     // what it depends on fails
 	deaf    []bool   // whom it does not hear
 	paused  bool
 	waiting []Heard // packets that came meanwhile
@@ -141,7 +142,24 @@ func (n *simNode) start() {
 	n.sim.note("node %d starts, priority %d, holds %v", n.index, n.cfg.Priority, n.holds)
 	n.paused, n.waiting = false, nil
 	n.machine = NewMachine(n.cfg)
-	n.perform(n.machine.Startup(n.clock(), n.holds))
+	n.takePart()
+}
+
+// takePart has the daemon take part in the election as well as it can.
+func (n *simNode) takePart() {
+	if n.unfit {
+		n.perform(n.machine.Unfit(n.clock(), "unfit", n.holds))
+	} else {
+		n.perform(n.machine.Startup(n.clock(), n.holds))
+	}
+}
+
+// priority is what it has in the election.
+func (n *simNode) priority() uint8 {
+	if n.unfit {
+		return PriorityLastResort
+	}
+	return n.cfg.Priority
 }
 
 // die ends the daemon. What it has put on the interface stays, but not if the
@@ -266,7 +284,7 @@ func (s *simulation) part(parts int) []int {
 // mischief does one thing that may happen in a data centre.
 func (s *simulation) mischief() {
 	n := s.nodes[s.IntN(len(s.nodes))]
-	switch s.IntN(13) {
+	switch s.IntN(15) {
 	case 0, 1:
 		n.die(s.IntN(2) == 0)
 	case 2, 3, 4:
@@ -290,6 +308,15 @@ func (s *simulation) mischief() {
 			s.note("node %d has priority %d", n.index, n.cfg.Priority)
 			n.perform(n.machine.SetPriority(n.cfg.Priority))
 		}
+	case 13, 14:
+		if n.machine != nil && n.paused {
+			break
+		}
+		n.unfit = s.IntN(3) > 0
+		s.note("node %d is unfit: %v", n.index, n.unfit)
+		if n.running() {
+			n.takePart()
+		}
 	case 12:
 		if n.running() {
 			s.note("node %d hands over", n.index)
@@ -301,7 +328,7 @@ func (s *simulation) mischief() {
 			machine := n.machine
 			s.after(s.upTo(4*s.cfg.Interval), func() {
 				if n.machine == machine && n.machine != nil {
-					n.perform(n.machine.Startup(n.clock(), n.holds))
+					n.takePart()
 				}
 			})
 		}
@@ -352,6 +379,8 @@ func (s *simulation) check(part []int) error {
 			case !lives:
 			case active == nil:
 				return fmt.Errorf("part %d has no Active node", p)
+			case active != best && active.unfit && !best.unfit && best.cfg.Priority > PriorityLastResort:
+				return fmt.Errorf("node %d is Active in part %d as the last resort, and node %d is fit", active.index, p, best.index)
 			case active != best && s.cfg.Preempt:
 				return fmt.Errorf("node %d is Active in part %d, and node %d is better", active.index, p, best.index)
 			}
@@ -368,8 +397,8 @@ func (s *simulation) check(part []int) error {
 
 // better tells whether n wins against o: by priority, then by address.
 func (n *simNode) better(o *simNode) bool {
-	if n.cfg.Priority != o.cfg.Priority {
-		return n.cfg.Priority > o.cfg.Priority
+	if n.priority() != o.priority() {
+		return n.priority() > o.priority()
 	}
 	// A Backup of equal priority does not preempt: whoever is Active stays.
 	if n.machine.State() != o.machine.State() {
