@@ -59,9 +59,12 @@ type Instance struct {
 	// HeldBack says why it leaves the VIPs to others, whatever its priority.
 	HeldBack string `json:"held_back,omitempty"`
 	// Silent: it is held back by an operator, and no Active node is heard.
-	Silent    bool           `json:"silent,omitempty"`
-	Priority  uint8          `json:"priority"`
-	Addresses []netip.Prefix `json:"addresses"`
+	Silent bool `json:"silent,omitempty"`
+	// LastResort: it is Active though what it tracks is a fault, since no other
+	// node is.
+	LastResort bool           `json:"last_resort,omitempty"`
+	Priority   uint8          `json:"priority"`
+	Addresses  []netip.Prefix `json:"addresses"`
 	// Present are those of Addresses that sluice has put on the interface.
 	Present  []netip.Prefix    `json:"present"`
 	Source   string            `json:"source,omitempty"`
@@ -162,7 +165,7 @@ func NewInstance(s vrrp.Status, addresses []netip.Prefix) Instance {
 		State: s.State.String(), Since: s.Since, Reason: s.Reason, Releasing: s.Releasing,
 		Priority: s.Priority, Addresses: addresses, Present: orEmpty(s.Addresses),
 		Sent: s.Sent, Received: s.Received, Failed: s.Failed, Dropped: map[string]uint64{},
-		Alarms: []string{}, HeldBack: heldBack(s), Silent: s.Silent,
+		Alarms: []string{}, HeldBack: heldBack(s), Silent: s.Silent, LastResort: s.LastResort,
 	}
 	for _, a := range s.Alarms {
 		i.Alarms = append(i.Alarms, a.Text)
@@ -278,6 +281,9 @@ func (s *Status) FindProblems() {
 	for _, i := range s.VRRP {
 		if i.State == vrrp.Fault.String() {
 			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s cannot run: %s", i.Name, i.Reason))
+		}
+		if i.LastResort {
+			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s is active as the %s", i.Name, i.Reason))
 		}
 		if i.Silent {
 			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s is held back by an operator, and no active node is heard: its addresses are nowhere: `sluice handover %s --release`", i.Name, i.Name))
