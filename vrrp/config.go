@@ -59,6 +59,8 @@ type Config struct {
 	// starts to take over. An Active node that falls silent is never waited for.
 	PreemptDelay time.Duration
 	Checksum     ChecksumForm
+	// Extra is there while this node is Active, in the tables of Deps.Routes.
+	Extra RouteSet
 	// AnnounceRefresh is the time between announcements while Active. 0: 60 s.
 	AnnounceRefresh time.Duration
 }

@@ -61,6 +61,7 @@ type node struct {
 	cut     atomic.Bool   // it is not heard any more
 	setUp   func(*Router) // before it runs; may be nil
 	group   *Group
+	routes  RouteStore
 
 	mu       sync.Mutex
 	link     Link
@@ -87,7 +88,7 @@ func (n *node) run(change func(*Config)) {
 	if change != nil {
 		change(&cfg)
 	}
-	r, err := New(cfg, Deps{Network: n, Addresses: n, Log: slog.New(n.log), Group: n.group, OnChange: func(c Change) {
+	r, err := New(cfg, Deps{Network: n, Addresses: n, Log: slog.New(n.log), Group: n.group, Routes: n.routes, OnChange: func(c Change) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.changes = append(n.changes, c)

@@ -108,6 +108,9 @@ func (r *Router) checkAddresses(now time.Time) {
 	r.update(func(s *Status) { s.Addresses = report.Present })
 	switch r.machine.State() {
 	case Active:
+		if r.hardFault() == "" {
+			defer r.addRoutes() // what somebody has removed, or went with a VIP
+		}
 		if len(report.Missing) == 0 || r.hardFault() != "" {
 			return
 		}
@@ -120,6 +123,9 @@ func (r *Router) checkAddresses(now time.Time) {
 	case Backup, Fault:
 		if len(report.Present) > 0 && !r.machine.Held() {
 			r.removeVIPs()
+		}
+		if !r.machine.Held() {
+			r.removeRoutes()
 		}
 	}
 }

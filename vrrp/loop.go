@@ -52,7 +52,9 @@ type loop struct {
 
 	request  *handoverRequest // who waits for the end of a handover; nil: nobody
 	standing standing
-	waits    string // Status.Waits
+	// routeProblem is Status.RouteProblem.
+	routeProblem string
+	waits        string // Status.Waits
 
 	changes changeQueue
 	done    bool
@@ -275,6 +277,7 @@ func (r *Router) perform(now time.Time, actions []Action) {
 		case ActionRemove:
 			r.schedule.stop()
 			r.removeVIPs()
+			r.removeRoutes()
 		case ActionAnnounce:
 			r.schedule.begin(now)
 			r.announce(now)
@@ -306,6 +309,9 @@ func (r *Router) changed(now time.Time, a Action) {
 	r.update(func(s *Status) {
 		s.State, s.Since, s.Reason = a.To, now, a.Reason
 	})
+	if a.To == Active {
+		r.addRoutes() // last: nobody waits for it
+	}
 	r.deps.Group.changed(r, a.From, a.To)
 	r.changes.put(Change{Instance: r.cfg.Name, From: a.From, To: a.To, Reason: a.Reason, At: now})
 }

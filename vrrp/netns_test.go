@@ -200,7 +200,11 @@ func (ns *namespace) start(cfg Config, dir string) (r *Router, stop func()) {
 	if err != nil {
 		ns.t.Fatal(err)
 	}
-	r, err = New(cfg, Deps{Network: host, Addresses: addresses, Log: log})
+	routes, err := OpenRoutes(host, dir, log)
+	if err != nil {
+		ns.t.Fatal(err)
+	}
+	r, err = New(cfg, Deps{Network: host, Addresses: addresses, Routes: routes, Log: log})
 	if err != nil {
 		ns.t.Fatal(err)
 	}

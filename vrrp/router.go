@@ -20,6 +20,8 @@ type Deps struct {
 	// its own: however long it takes, the protocol goes on. If it falls more
 	// than 128 changes behind, the oldest are left out. Run waits for it.
 	OnChange func(Change)
+	// Routes is needed where Config.Extra is not empty.
+	Routes RouteStore
 	// Group is what the Router moves together with; nil: it is alone.
 	Group *Group
 }
@@ -166,7 +168,9 @@ type Status struct {
 	// LastResort: it is Active though Router.Fault says that it should not be, since
 	// no other node is.
 	LastResort bool
-	Priority   uint8
+	// RouteProblem says which routes or rules are not as they should be; "": none.
+	RouteProblem string
+	Priority     uint8
 	// Source is the address that this node sends from; invalid while its
 	// interface cannot be used.
 	Source netip.Addr
