@@ -372,6 +372,10 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 	if _, err := addresses.Forget(n.configured); err != nil {
 		return err
 	}
+	routes, err := n.openRoutes(host)
+	if err != nil {
+		return err
+	}
 	groups := map[string]*vrrp.Group{}
 	for _, i := range n.cfg.VRRP {
 		if i.Group != "" && groups[i.Group] == nil {
@@ -380,8 +384,8 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 		r, err := vrrp.New(vrrp.Config{
 			Name: i.Name, Interface: i.Interface, VRID: i.VRID, Version: vrrp.Version(i.Version),
 			Priority: i.Priority, Interval: i.Interval, Password: i.Password, Addresses: i.Addresses,
-			Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, Peers: i.Peers, Source: i.Source,
-		}, vrrp.Deps{Network: host, Addresses: addresses, Log: n.log, OnChange: n.hooks(i).Notify, Group: groups[i.Group]})
+			Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, Peers: i.Peers, Source: i.Source, Extra: extra(i),
+		}, vrrp.Deps{Network: host, Addresses: addresses, Routes: routes, Log: n.log, OnChange: n.hooks(i).Notify, Group: groups[i.Group]})
 		if err != nil {
 			return fmt.Errorf("vrrp instance %s: %w", i.Name, err)
 		}

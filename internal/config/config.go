@@ -122,6 +122,9 @@ type Instance struct {
 	// it moves by itself.
 	Group  string
 	Notify Notify
+	// Routes and Rules are there while the instance is Active.
+	Routes []Route
+	Rules  []Rule
 }
 
 // Admin is how commands reach the daemon.

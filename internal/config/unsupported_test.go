@@ -85,7 +85,7 @@ func TestDesign(t *testing.T) {
 	}
 	want := map[string]bool{}
 	for _, key := range []string{
-		"sync_wait", "routes", "virtual_mac", "heartbeat", "sync", "http", "dns", "listen",
+		"sync_wait", "virtual_mac", "heartbeat", "sync", "http", "dns", "listen",
 	} {
 		want[key] = true
 	}

@@ -60,6 +60,8 @@ type Instance struct {
 	HeldBack string `json:"held_back,omitempty"`
 	// Silent: it is held back by an operator, and no Active node is heard.
 	Silent bool `json:"silent,omitempty"`
+	// RouteProblem says which routes or rules are not as configured.
+	RouteProblem string `json:"route_problem,omitempty"`
 	// LastResort: it is Active though what it tracks is a fault, since no other
 	// node is.
 	LastResort bool           `json:"last_resort,omitempty"`
@@ -165,7 +167,7 @@ func NewInstance(s vrrp.Status, addresses []netip.Prefix) Instance {
 		State: s.State.String(), Since: s.Since, Reason: s.Reason, Releasing: s.Releasing,
 		Priority: s.Priority, Addresses: addresses, Present: orEmpty(s.Addresses),
 		Sent: s.Sent, Received: s.Received, Failed: s.Failed, Dropped: map[string]uint64{},
-		Alarms: []string{}, HeldBack: heldBack(s), Silent: s.Silent, LastResort: s.LastResort,
+		Alarms: []string{}, HeldBack: heldBack(s), Silent: s.Silent, LastResort: s.LastResort, RouteProblem: s.RouteProblem,
 	}
 	for _, a := range s.Alarms {
 		i.Alarms = append(i.Alarms, a.Text)
@@ -281,6 +283,9 @@ func (s *Status) FindProblems() {
 	for _, i := range s.VRRP {
 		if i.State == vrrp.Fault.String() {
 			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s cannot run: %s", i.Name, i.Reason))
+		}
+		if i.RouteProblem != "" {
+			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s: routes are not as configured: %s", i.Name, i.RouteProblem))
 		}
 		if i.LastResort {
 			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s is active as the %s", i.Name, i.Reason))
