@@ -53,6 +53,9 @@ func TestGroupMovesTogether(t *testing.T) {
 	}
 	both("lb1", "lb2")
 
+	if text := r.wantRun(0, "lb1", "status").stdout; strings.Count(text, "moves with group pair") != 2 {
+		t.Errorf("status does not tell of the group:\n%s", text)
+	}
 	got := r.wantRun(0, "lb1", "handover", "front")
 	if !strings.Contains(got.stdout, "front: 192.0.2.2 has taken over") || !strings.Contains(got.stdout, "back: 198.51.100.2 has taken over") {
 		t.Errorf("handover says %q", got.stdout)

@@ -40,6 +40,7 @@ func (n *node) status() control.Status {
 	}
 	for i, r := range n.routers {
 		instance := control.NewInstance(r.Status(), n.cfg.VRRP[i].Addresses)
+		instance.Group = n.cfg.VRRP[i].Group
 		instance.Tracking = control.NewTracking(n.tracker.Standing(i))
 		s.VRRP = append(s.VRRP, instance)
 	}
@@ -184,6 +185,9 @@ func printStatus(w io.Writer, s control.Status) error {
 	}
 	for _, i := range s.VRRP {
 		fmt.Fprintf(&b, "\nvrrp %s: %s for %s (%s)\n", i.Name, strings.ToUpper(i.State), age(s.Time, i.Since), i.Reason)
+		if i.Group != "" {
+			fmt.Fprintf(&b, "  moves with group %s\n", i.Group)
+		}
 		if i.HeldBack != "" {
 			fmt.Fprintf(&b, "  held back: %s\n", i.HeldBack)
 		}

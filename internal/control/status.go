@@ -56,6 +56,7 @@ type Instance struct {
 	Since           time.Time `json:"since"`
 	Reason          string    `json:"reason"`
 	Releasing       bool      `json:"releasing"`
+	Group           string    `json:"group,omitempty"` // what it moves together with
 	// HeldBack says why it leaves the VIPs to others, whatever its priority.
 	HeldBack string `json:"held_back,omitempty"`
 	// Silent: it is held back by an operator, and no Active node is heard.
