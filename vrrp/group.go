@@ -18,6 +18,8 @@ import (
 //   - One that loses its VIPs to a better node takes the others along: they give
 //     theirs away as in a handover, each until it hears who has taken over. One
 //     that nobody takes over from stays Active.
+//   - One that leaves its VIPs to whom it has handed them over does so no more
+//     while another one stays Active.
 //   - One whose takeover is due waits while another one hears an Active node that
 //     it has to respect. So neither a network that is cut on one side nor a
 //     priority that differs on one side makes all of them change to and fro.
@@ -35,6 +37,7 @@ type member struct {
 	router   *Router
 	fault    string    // its own
 	respects time.Time // Machine.Respects
+	keeps    bool      // it is Active, and does not give its VIPs away
 }
 
 // A wish is what a group wants of a member.
@@ -64,11 +67,8 @@ func (g *Group) others(r *Router) []*member {
 	return slices.DeleteFunc(slices.Clone(g.members), func(m *member) bool { return m.router == r })
 }
 
-// note notes how a member stands. The others are told of another fault.
-func (g *Group) note(r *Router, fault string, respects time.Time) {
-	if g == nil {
-		return
-	}
+// note notes how a member stands. The others look again where that matters to them.
+func (g *Group) note(r *Router, fault string, respects time.Time, keeps bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, m := range g.members {
@@ -76,10 +76,10 @@ func (g *Group) note(r *Router, fault string, respects time.Time) {
 			continue
 		}
 		m.respects = respects
-		if m.fault == fault {
+		if m.fault == fault && m.keeps == keeps {
 			return
 		}
-		m.fault = fault
+		m.fault, m.keeps = fault, keeps
 	}
 	for _, m := range g.others(r) {
 		m.router.ask(func(*wanted) {})
@@ -121,6 +121,13 @@ func (g *Group) changed(r *Router, from, to State) {
 	for _, m := range g.others(r) {
 		m.router.ask(func(all *wanted) { all.group, all.groupBy = w, r.cfg.Name })
 	}
+}
+
+// kept reports whether another member stays Active.
+func (g *Group) kept(r *Router) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.ContainsFunc(g.members, func(m *member) bool { return m.router != r && m.keeps })
 }
 
 // against names the member that has an Active node to respect, and so is against
@@ -171,5 +178,8 @@ func (r *Router) noteGroup() {
 	if r.machine.State() != Backup || r.machine.Respects().After(time.Now()) {
 		r.waits = ""
 	}
-	r.deps.Group.note(r, r.faultReason(faultGroup), r.machine.Respects())
+	if yielded, _, _ := r.machine.StandsBack(); yielded && r.deps.Group.kept(r) {
+		r.machine.Unyield()
+	}
+	r.deps.Group.note(r, r.faultReason(faultGroup), r.machine.Respects(), r.machine.State() == Active && !r.machine.Releasing())
 }

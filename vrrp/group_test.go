@@ -197,6 +197,28 @@ func TestGroup(t *testing.T) {
 			t.Errorf("got status %+v", s)
 		}
 	})
+	virtual(t, "a handover of which one side stays comes back", func(t *testing.T) {
+		lb1, lb2, _, _ := gateways(t)
+		lb1.back.cut.Store(true) // its goodbye is not heard, nor what it says later
+		lb2.back.cut.Store(true)
+		for _, n := range []*node{lb1.front, lb1.back} {
+			go func() { _, _ = n.router.HandOver(t.Context()) }() // whatever comes of it
+		}
+		sleep(4200 * time.Millisecond)
+		lb1.front.wantState(Backup)
+		lb1.back.wantState(Active)
+		if !lb1.front.router.Status().Yielded {
+			t.Error("the front side does not leave its VIP to who took over")
+		}
+		sleep(time.Second)
+		if s := lb1.back.router.Status(); s.State != Active || s.Releasing || lb1.front.router.Status().Yielded {
+			t.Errorf("the back side has stayed (%v, giving %v), and the front side leaves its VIP to others still", s.State, s.Releasing)
+		}
+		lb1.back.cut.Store(false)
+		lb2.back.cut.Store(false)
+		sleep(10 * time.Second)
+		lb1.wantBoth(t, Active)
+	})
 	virtual(t, "one that is held does not follow", func(t *testing.T) {
 		lb1, lb2, _, _ := gateways(t)
 		lb2.back.router.Hold(true)

@@ -35,6 +35,9 @@ func (m *Machine) Respects() time.Time {
 	return time.Time{}
 }
 
+// Unyield ends what a handover has left.
+func (m *Machine) Unyield() { m.yielded = false }
+
 // PutOff puts a takeover that is due off for one interval.
 func (m *Machine) PutOff(now time.Time) {
 	if m.state == Backup {
