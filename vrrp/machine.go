@@ -82,7 +82,8 @@ type Machine struct {
 	cfg   MachineConfig
 	state State
 	// deadline is that of the one timer that runs: Active_Down_Timer in Backup,
-	// Adver_Timer in Active, the end of the wait while releasing.
+	// Adver_Timer in Active, the end of the wait while releasing, or in Fault that
+	// of an unfit node for a fit one.
 	deadline time.Time
 	// activeInterval is Active_Adver_Interval: how often the Active node sends.
 	activeInterval time.Duration

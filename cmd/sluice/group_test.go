@@ -13,6 +13,7 @@ import (
 // Two sides of a gateway move together: when the link of one fails, when it is
 // back, and by an operator's order for one of them.
 func TestGroupMovesTogether(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	spec := testenv.Spec{Hosts: testenv.Default(0).Hosts[1:3]}
 	for i := range spec.Hosts {
 		spec.Hosts[i].Interfaces = append(spec.Hosts[i].Interfaces, testenv.InterfaceSpec{

@@ -160,6 +160,7 @@ func TestPlannedMoves(t *testing.T) {
 
 // What makes no sense is refused, with the reason.
 func TestHandoverIsRefused(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	r := newRig(t, lab1())
 	if got := r.wantRun(exitFailed, "lb1", "handover"); !strings.Contains(got.stderr, "not running") {
 		t.Errorf("without a daemon: %q", got.stderr)

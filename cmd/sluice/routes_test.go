@@ -12,6 +12,7 @@ import (
 // Routes and rules come and go with the VIP; what a killed daemon has left goes when
 // the next one starts with a file that does not name it.
 func TestRoutesComeAndGoWithTheVIP(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	r := newRig(t, lab1())
 	const instance = `name: VI_1
     interface: eth0
