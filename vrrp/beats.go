@@ -171,7 +171,7 @@ func (m *Machine) beatOfActive(now time.Time, h Heard) {
 	switch {
 	case m.state == Backup:
 		m.receiveBackup(now, h)
-	case m.state == Active && (m.releasing || h.Priority > m.cfg.Priority):
+	case m.state == Active && (m.giving != keeping || h.Priority > m.Advertised()):
 		m.receiveActive(now, h)
 	}
 }

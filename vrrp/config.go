@@ -62,6 +62,8 @@ type Config struct {
 	// Heartbeat is the interval of heartbeats between nodes of this program (fast
 	// mode), 0: none. It goes with Deps.Heartbeats.
 	Heartbeat time.Duration
+	// Extra is there while this node is Active, in the tables of Deps.Routes.
+	Extra RouteSet
 	// AnnounceRefresh is the time between announcements while Active. 0: 60 s.
 	AnnounceRefresh time.Duration
 }

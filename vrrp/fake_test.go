@@ -58,7 +58,10 @@ type node struct {
 	router  *Router
 	stop    context.CancelFunc
 	ended   chan struct{}
-	cut     atomic.Bool // it is not heard any more
+	cut     atomic.Bool   // it is not heard any more
+	setUp   func(*Router) // before it runs; may be nil
+	group   *Group
+	routes  RouteStore
 
 	mu       sync.Mutex
 	link     Link
@@ -85,13 +88,16 @@ func (n *node) run(change func(*Config)) {
 	if change != nil {
 		change(&cfg)
 	}
-	r, err := New(cfg, Deps{Network: n, Addresses: n, Log: slog.New(n.log), OnChange: func(c Change) {
+	r, err := New(cfg, Deps{Network: n, Addresses: n, Log: slog.New(n.log), Group: n.group, Routes: n.routes, OnChange: func(c Change) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.changes = append(n.changes, c)
 	}})
 	if err != nil {
 		n.t.Fatal(err)
+	}
+	if n.setUp != nil {
+		n.setUp(r)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan struct{})

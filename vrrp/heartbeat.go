@@ -79,7 +79,7 @@ func (r *Router) tell(now time.Time) {
 	if r.deps.Heartbeats == nil {
 		return
 	}
-	t := told{r.machine.State(), r.machine.Priority(), r.toldLast.at}
+	t := told{r.machine.State(), r.machine.Advertised(), r.toldLast.at}
 	if r.machine.Releasing() {
 		t.priority = PriorityRelease
 	}

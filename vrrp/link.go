@@ -39,7 +39,7 @@ func (r *Router) refresh(now time.Time, into chan<- *received) {
 		r.faults[faultTransport] = ""
 		if err := r.openLink(link, into); err != nil {
 			r.failTransport(now, err)
-		} else if r.machine.State() == Active && !r.machine.Releasing() && r.faultReason() == "" {
+		} else if r.machine.State() == Active && !r.machine.Releasing() && r.hardFault() == "" {
 			// The interface may have another MAC address than it was announced with.
 			r.schedule.begin(now)
 			r.announce(now)
@@ -108,7 +108,10 @@ func (r *Router) checkAddresses(now time.Time) {
 	r.update(func(s *Status) { s.Addresses = report.Present })
 	switch r.machine.State() {
 	case Active:
-		if len(report.Missing) == 0 || r.faultReason() != "" {
+		if r.hardFault() == "" {
+			defer r.addRoutes() // what somebody has removed, or went with a VIP
+		}
+		if len(report.Missing) == 0 || r.hardFault() != "" {
 			return
 		}
 		r.log.Warn("vip was removed by somebody else; putting it back", "addresses", report.Missing)
@@ -121,6 +124,9 @@ func (r *Router) checkAddresses(now time.Time) {
 	case Backup, Fault:
 		if len(report.Present) > 0 && !r.machine.Held() {
 			r.removeVIPs()
+		}
+		if !r.machine.Held() {
+			r.removeRoutes()
 		}
 	}
 }

@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -20,6 +22,7 @@ const (
 	faultAdd                        // a VIP could not be added
 	faultTransport                  // a socket could not be opened, or failed
 	faultOutside                    // Router.Fault
+	faultGroup                      // another instance of the group cannot run
 	numFaults
 )
 
@@ -47,6 +50,12 @@ type loop struct {
 	alarms  alarms
 	lastLog [numReasons]time.Time // of a dropped packet
 	sendLog time.Time             // of a failed advertisement
+
+	request  *handoverRequest // who waits for the end of a handover; nil: nobody
+	standing standing
+	// routeProblem is Status.RouteProblem.
+	routeProblem string
+	waits        string // Status.Waits
 
 	toldLast told  // to heartbeats
 	paced    paced // by the Pacer
@@ -108,6 +117,7 @@ func (r *Router) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			r.perform(time.Now(), r.machine.Shutdown())
+			r.noteStanding()
 			return nil
 		case <-changed:
 			r.refresh(time.Now(), received)
@@ -125,9 +135,12 @@ func (r *Router) Run(ctx context.Context) error {
 				r.take(time.Now(), p)
 			default:
 				now := time.Now()
-				if !r.tooLate(now) {
-					// Last, when all that had arrived has been handed on.
+				// Last, when all that had arrived has been handed on.
+				due := !r.tooLate(now)
+				if due {
 					r.hear(now)
+				}
+				if due && !r.putOff(now) {
 					r.perform(now, r.machine.Expire(now))
 				}
 				r.announce(now)
@@ -144,6 +157,8 @@ func (r *Router) Run(ctx context.Context) error {
 		}
 		now := time.Now()
 		r.settle(now)
+		r.noteGroup()
+		r.noteStanding()
 		r.tell(now)
 	}
 	return nil
@@ -174,7 +189,7 @@ func (r *Router) next(recheck time.Time) time.Time {
 // it did not read meanwhile are there at once, and the timer may win.
 func (r *Router) tooLate(now time.Time) bool {
 	deadline, ok := r.machine.Deadline()
-	if !ok || r.machine.State() != Backup || now.Before(deadline) {
+	if !ok || r.machine.State() == Active || now.Before(deadline) {
 		r.grace = time.Time{}
 		return false
 	}
@@ -201,58 +216,75 @@ func (r *Router) tooLate(now time.Time) bool {
 func (r *Router) obey(now time.Time) {
 	r.mu.Lock()
 	w := r.wanted
+	r.wanted.handover, r.wanted.unyield, r.wanted.group = nil, false, wishNothing
 	r.mu.Unlock()
 	if w.priority != r.machine.Priority() {
 		r.perform(now, r.machine.SetPriority(w.priority))
-		r.update(func(s *Status) { s.Priority = w.priority })
 	}
 	r.faults[faultOutside] = w.fault
+	r.faults[faultGroup] = r.deps.Group.fault(r)
+	r.follow(now, w.group, w.groupBy)
+	if _, hold, _ := r.machine.StandsBack(); w.hold != hold || w.unyield {
+		r.perform(now, r.machine.SetHold(now, w.hold))
+	}
+	if w.handover != nil {
+		r.beginHandover(now, w.handover)
+	}
 	if w.release {
 		r.handover.WasActive = r.machine.State() == Active
 		r.perform(now, r.machine.Release(now))
-		r.update(func(s *Status) { s.Releasing = r.machine.Releasing() })
 	}
 }
 
 // settle brings the machine in line with the faults that there are.
 func (r *Router) settle(now time.Time) {
-	if r.done || r.machine.Releasing() {
+	if r.done || r.machine.Stopping() {
 		return
 	}
 	// Performing actions can find a new fault, at most one of each kind.
 	for range numFaults {
-		reason := r.faultReason()
-		switch state := r.machine.State(); {
-		case reason == "" && (state == Initialize || state == Fault):
+		reason, hard := r.faultReason(), r.hardFault()
+		state, unfit := r.machine.State(), r.machine.IsUnfit() || r.machine.Impaired()
+		switch {
+		case hard != "" && (state != Fault || unfit):
+			r.perform(now, r.machine.Fault(reason))
+		case hard == "" && ((reason != "") != unfit || reason == "" && (state == Initialize || state == Fault)):
 			held, err := r.held()
-			if err != nil {
+			switch {
+			case err != nil:
 				r.failAdd(now, err)
 				continue
+			case reason == "":
+				r.perform(now, r.machine.Startup(now, held))
+			default:
+				r.perform(now, r.machine.Unfit(now, reason, held))
 			}
-			r.perform(now, r.machine.Startup(now, held))
-		case reason != "" && state != Fault:
-			r.reason = reason
-			r.perform(now, r.machine.Fault(reason))
-		default:
-			if state == Fault && reason != r.reason {
-				r.log.Info("virtual router has another fault", "reason", reason)
-				r.update(func(s *Status) { s.Reason = reason })
-			}
-			r.reason = reason
+		case reason == r.reason:
 			return
+		case reason != "" && state == Active: // it is impaired
+			r.perform(now, r.machine.Unfit(now, reason, false))
+		case reason != "":
+			r.log.Info("virtual router has another fault", "reason", reason)
+			r.update(func(s *Status) { s.Reason = reason })
 		}
+		r.reason = reason
 	}
 }
 
-func (r *Router) faultReason() string {
+// faultReason says why the instance cannot run, but for some causes.
+func (r *Router) faultReason(but ...faultKind) string {
 	var all []string
-	for _, f := range r.faults {
-		if f != "" {
+	for k, f := range r.faults {
+		if f != "" && !slices.Contains(but, faultKind(k)) {
 			all = append(all, f)
 		}
 	}
 	return strings.Join(all, "; ")
 }
+
+// hardFault says why the instance cannot be Active at all; other faults say that
+// it should not be.
+func (r *Router) hardFault() string { return r.faultReason(faultOutside, faultGroup) }
 
 // held reports whether an earlier run left VIPs on the interface.
 func (r *Router) held() (bool, error) {
@@ -284,6 +316,7 @@ func (r *Router) perform(now time.Time, actions []Action) {
 		case ActionRemove:
 			r.schedule.stop()
 			r.removeVIPs()
+			r.removeRoutes()
 		case ActionAnnounce:
 			r.schedule.begin(now)
 			r.announce(now)
@@ -297,6 +330,16 @@ func (r *Router) perform(now time.Time, actions []Action) {
 			r.handover.Peer = a.Peer
 			r.done = true
 			close(r.released)
+			r.endHandover(a.Peer) // that had become a release
+		case ActionHandedOver:
+			r.endHandover(a.Peer)
+		case ActionReason:
+			level := slog.LevelInfo
+			if r.machine.LastResort() {
+				level = slog.LevelWarn
+			}
+			r.log.Log(context.Background(), level, "virtual router stays as it is", "state", r.machine.State(), "reason", a.Reason)
+			r.update(func(s *Status) { s.Reason = a.Reason })
 		}
 	}
 	if added { // after the announcement, which it would delay
@@ -307,8 +350,12 @@ func (r *Router) perform(now time.Time, actions []Action) {
 func (r *Router) changed(now time.Time, a Action) {
 	r.log.Info("virtual router changed state", "from", a.From, "to", a.To, "reason", a.Reason)
 	r.update(func(s *Status) {
-		s.State, s.Since, s.Reason, s.Releasing = a.To, now, a.Reason, false
+		s.State, s.Since, s.Reason = a.To, now, a.Reason
 	})
+	if a.To == Active {
+		r.addRoutes() // last: nobody waits for it
+	}
+	r.deps.Group.changed(r, a.From, a.To)
 	r.changes.put(Change{Instance: r.cfg.Name, From: a.From, To: a.To, Reason: a.Reason, At: now})
 }
 

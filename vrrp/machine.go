@@ -38,12 +38,14 @@ type ActionKind uint8
 
 // The actions.
 const (
-	ActionSend     ActionKind = iota // send one advertisement with Priority
-	ActionAdd                        // put the VIPs on the interface, where they are not there already
-	ActionRemove                     // take the VIPs that were added off the interface
-	ActionAnnounce                   // tell the segment where the VIPs are, now and a few times more
-	ActionState                      // the state went from From to To because of Reason
-	ActionReleased                   // a release is over; Peer is who took over, or invalid
+	ActionSend       ActionKind = iota // send one advertisement with Priority
+	ActionAdd                          // put the VIPs on the interface, where they are not there already
+	ActionRemove                       // take the VIPs that were added off the interface
+	ActionAnnounce                     // tell the segment where the VIPs are, now and a few times more
+	ActionState                        // the state went from From to To because of Reason
+	ActionReleased                     // a release is over; Peer is who took over, or invalid
+	ActionHandedOver                   // a handover is over; Peer is who took over, or invalid
+	ActionReason                       // the state stays, because of Reason now
 )
 
 // An Action is to be carried out, in the order given.
@@ -85,7 +87,8 @@ type Machine struct {
 	cfg   MachineConfig
 	state State
 	// deadline is that of the one timer that runs: Active_Down_Timer in Backup,
-	// Adver_Timer in Active, the end of the wait while releasing.
+	// Adver_Timer in Active, the end of the wait while releasing, or in Fault that
+	// of an unfit node for a fit one.
 	deadline time.Time
 	// activeInterval is Active_Adver_Interval: how often the Active node sends.
 	activeInterval time.Duration
@@ -94,9 +97,19 @@ type Machine struct {
 	preemptAt time.Time
 	// held says that VIPs of an earlier run are still on the interface.
 	held bool
-	// releasing says that priority 0 was sent and the VIPs are kept until
-	// another Active node is heard.
-	releasing bool
+	// giving says that priority 0 was sent and the VIPs are kept until another
+	// Active node is heard, and what for.
+	giving giving
+	// yielded says that a handover has ended, and that this node leaves the VIPs
+	// to who took over. hold says that an operator wants it to be Backup. silent
+	// says that it is, though it hears no Active node.
+	yielded, hold, silent bool
+	// respects says that the last advertisement has put the takeover off.
+	respects bool
+	// unfit says that Fault is one of Unfit, lastResort that the node is Active
+	// all the same. unfitReason is why.
+	unfit, lastResort bool
+	unfitReason       string
 	// heard is the last advertisement since Backup began, and heardAt its time:
 	// for the reason of a takeover.
 	heard   Heard
@@ -116,14 +129,25 @@ func NewMachine(cfg MachineConfig) *Machine {
 // State is the present state.
 func (m *Machine) State() State { return m.state }
 
-// Priority is the priority that this node advertises.
+// Priority is the priority that this node has in the election, as set.
 func (m *Machine) Priority() uint8 { return m.cfg.Priority }
+
+// Advertised is the priority that this node advertises while it is Active.
+func (m *Machine) Advertised() uint8 {
+	if m.lastResort {
+		return PriorityLastResort
+	}
+	return m.cfg.Priority
+}
 
 // Held reports whether VIPs of an earlier run are left on the interface.
 func (m *Machine) Held() bool { return m.held }
 
-// Releasing reports whether a release is under way.
-func (m *Machine) Releasing() bool { return m.releasing }
+// Releasing reports whether a release or a handover is under way.
+func (m *Machine) Releasing() bool { return m.giving != keeping }
+
+// Stopping reports whether a release is under way.
+func (m *Machine) Stopping() bool { return m.giving == toStop }
 
 // Deadline is when Expire is due. False: no timer runs.
 func (m *Machine) Deadline() (time.Time, bool) {
@@ -135,12 +159,14 @@ func (m *Machine) Deadline() (time.Time, bool) {
 
 // Skew is Skew_Time: lower priorities wait longer (RFC 3768, 6.1; RFC 9568,
 // 6.1). It is exact to the nanosecond, also where the wire has centiseconds.
-func (m *Machine) Skew() time.Duration {
+func (m *Machine) Skew() time.Duration { return m.skewOf(m.cfg.Priority) }
+
+func (m *Machine) skewOf(priority uint8) time.Duration {
 	unit := time.Second
 	if m.cfg.Version == V3 {
 		unit = m.activeInterval
 	}
-	return time.Duration(256-int(m.cfg.Priority)) * unit / 256
+	return time.Duration(256-int(priority)) * unit / 256
 }
 
 // ActiveDown is Active_Down_Interval: how long the Active node may be silent.
@@ -149,18 +175,23 @@ func (m *Machine) ActiveDown() time.Duration { return 3*m.activeInterval + m.Ske
 // SetLocal changes this node's source address.
 func (m *Machine) SetLocal(a netip.Addr) { m.cfg.Local = a }
 
-// Startup begins to take part, from Initialize or Fault. Held says that an
+// Startup begins to take part, from Initialize or Fault, or ends what Unfit has
+// begun on an Active node. Held says that an
 // earlier run left VIPs on the interface: a Backup keeps them until it hears an
 // Active node, so that a restart interrupts nobody.
 func (m *Machine) Startup(now time.Time, held bool) []Action {
 	m.begin()
+	if m.Impaired() {
+		m.recover(now)
+		return m.actions
+	}
 	if m.state != Initialize && m.state != Fault {
 		return m.actions
 	}
 	m.activeInterval = m.cfg.Interval
-	m.heard = Heard{}
-	if m.cfg.Priority == PriorityOwner {
-		m.activate(now, "this node owns the addresses")
+	m.heard, m.unfit = Heard{}, false
+	if m.cfg.Priority == PriorityOwner && !m.standsBack() {
+		m.activate(now, "this node owns the addresses", true)
 		return m.actions
 	}
 	m.held = held
@@ -179,14 +210,18 @@ func (m *Machine) Expire(now time.Time) []Action {
 		return m.actions
 	}
 	switch {
-	case m.releasing:
-		m.endRelease(netip.Addr{})
+	case m.giving != keeping:
+		m.endGiving(now, Heard{})
+	case m.state != Active && m.hold:
+		m.silent, m.deadline = true, time.Time{}
 	case m.state == Backup && now.Before(m.deadline):
-		m.activate(now, m.silenceReason())
+		m.activate(now, m.silenceReason(), false)
 	case m.state == Backup:
-		m.activate(now, m.takeoverReason(now))
+		m.activate(now, m.takeoverReason(now), m.invited() || m.preempting(now))
+	case m.state == Fault:
+		m.activate(now, m.lastResortReason(), false)
 	case m.state == Active:
-		m.do(Action{Kind: ActionSend, Priority: m.cfg.Priority, Timed: true})
+		m.do(Action{Kind: ActionSend, Priority: m.Advertised(), Timed: true})
 		// From the deadline, not from now: lateness does not add up. After a
 		// long pause there is nothing to catch up with.
 		m.deadline = m.deadline.Add(m.cfg.Interval)
@@ -205,13 +240,18 @@ func (m *Machine) Receive(now time.Time, h Heard) []Action {
 		m.receiveBackup(now, h)
 	case Active:
 		m.receiveActive(now, h)
+	case Fault:
+		if m.unfit {
+			m.receiveUnfit(now, h)
+		}
 	}
 	return m.actions
 }
 
 func (m *Machine) receiveBackup(now time.Time, h Heard) {
-	m.heard, m.heardAt = h, now
+	m.hearAsBackup(now, h)
 	if h.Priority == PriorityRelease {
+		m.yielded = false
 		// Not at once: of several Backups the best should come first.
 		m.deadline = now.Add(m.releaseSkew(now))
 		return
@@ -219,6 +259,14 @@ func (m *Machine) receiveBackup(now time.Time, h Heard) {
 	if m.held {
 		m.held = false
 		m.do(Action{Kind: ActionRemove})
+	}
+	if h.Priority == PriorityLastResort && m.cfg.Priority > h.Priority && !m.hold {
+		// As if it had said goodbye: it only waits for somebody.
+		m.yielded = false
+		if soon := now.Add(m.Skew()); soon.Before(m.deadline) {
+			m.deadline = soon
+		}
+		return
 	}
 	if h.Priority >= m.cfg.Priority {
 		m.preemptAt = time.Time{}
@@ -228,11 +276,15 @@ func (m *Machine) receiveBackup(now time.Time, h Heard) {
 	if m.cfg.Version == V3 {
 		m.activeInterval = h.Interval
 	}
+	m.respects = true
 	m.deadline = now.Add(m.ActiveDown())
 }
 
 // preempts reports whether an advertisement of lower priority is ignored.
 func (m *Machine) preempts(now time.Time) bool {
+	if m.standsBack() {
+		return false
+	}
 	if m.cfg.Priority == PriorityOwner {
 		return true // an owner always does (RFC 9568, 6.1)
 	}
@@ -247,25 +299,22 @@ func (m *Machine) preempts(now time.Time) bool {
 
 func (m *Machine) receiveActive(now time.Time, h Heard) {
 	switch {
-	case m.releasing:
+	case m.giving != keeping:
 		// Whoever is Active now, of any priority, has taken over.
 		if h.Priority != PriorityRelease {
-			m.endRelease(h.Source)
+			m.endGiving(now, h)
 		}
 	case h.Priority == PriorityRelease:
 		m.send(now)
-	case h.Priority > m.cfg.Priority || h.Priority == m.cfg.Priority && h.Source.Compare(m.cfg.Local) > 0:
-		if m.cfg.Version == V3 {
-			m.activeInterval = h.Interval
-		}
-		m.do(Action{Kind: ActionRemove})
-		m.heard, m.heardAt = h, now
-		m.watch(now, fmt.Sprintf("%v is active with priority %d", h.Source, h.Priority))
-	default:
+	case h.Priority < m.Advertised() || h.Priority == m.Advertised() && h.Source.Compare(m.cfg.Local) <= 0:
 		// A split brain: this answer ends it, and the segment has to learn
 		// again where the VIPs are (RFC 9568, 6.4.3).
 		m.send(now)
 		m.do(Action{Kind: ActionAnnounce})
+	case m.lastResort:
+		m.giveWayUnfit(now, h)
+	default:
+		m.giveWay(now, h, fmt.Sprintf("%v is active with priority %d", h.Source, h.Priority))
 	}
 }
 
@@ -275,83 +324,29 @@ func (m *Machine) SetPriority(p uint8) []Action {
 	m.begin()
 	before := m.Skew()
 	m.cfg.Priority = p
-	if m.state == Backup {
+	if m.state == Backup && !m.deadline.IsZero() {
 		// Only the skew depends on it: the silence so far counts.
 		m.deadline = m.deadline.Add(m.Skew() - before)
 	}
 	return m.actions
 }
 
-// Fault says that the instance cannot run. An Active node tells the others. It
-// lasts until Startup. During a release it changes nothing: that ends soon, in
-// Initialize.
-func (m *Machine) Fault(reason string) []Action {
-	m.begin()
-	if m.state == Fault || m.releasing {
-		return m.actions
-	}
-	m.leave()
-	m.enter(Fault, reason)
-	return m.actions
-}
-
-// Shutdown stops at once: an Active node tells the others and removes the VIPs.
-// During a release it ends the wait; the VIPs stay.
-func (m *Machine) Shutdown() []Action {
-	m.begin()
-	switch {
-	case m.releasing:
-		m.endRelease(netip.Addr{})
-	case m.state != Initialize:
-		m.leave()
-		m.enter(Initialize, "stopped")
-	}
-	return m.actions
-}
-
-// minReleaseWait bounds the wait of a release from below: with short intervals
-// and many instances a peer that is busy needs longer than the protocol says, and
-// waiting costs nothing, since traffic goes on.
-const minReleaseWait = time.Second
-
-// Release is a planned stop. An Active node sends priority 0 and no more, but
-// keeps the VIPs until it hears who took over, at most Active_Down_Interval and
-// one interval (the advertisement may be lost), and at least a second. If nobody
-// did, the VIPs stay where they are. Any other state just stops. The end is ActionReleased.
-func (m *Machine) Release(now time.Time) []Action {
-	m.begin()
-	switch {
-	case m.releasing:
-	case m.state == Active:
-		m.releasing = true
-		m.do(Action{Kind: ActionSend, Priority: PriorityRelease})
-		m.deadline = now.Add(max(m.ActiveDown()+m.cfg.Interval, minReleaseWait))
-	default:
-		m.enter(Initialize, "released")
-		m.do(Action{Kind: ActionReleased})
-	}
-	return m.actions
-}
-
-func (m *Machine) endRelease(peer netip.Addr) {
-	m.releasing = false
-	reason := "released: no peer took over, the addresses stay"
-	if peer.IsValid() {
-		m.do(Action{Kind: ActionRemove})
-		reason = fmt.Sprintf("released: %v took over", peer)
-	}
-	m.enter(Initialize, reason)
-	m.do(Action{Kind: ActionReleased, Peer: peer})
-}
-
 // activate becomes Active. The order is the point: the advertisement silences
-// other candidates, then the VIPs, and only what answers is announced.
-func (m *Machine) activate(now time.Time, reason string) {
+// other candidates, then the VIPs, and only what answers is announced. Where
+// another node has the VIPs until it hears the advertisement, that comes second, so
+// that somebody answers at any moment.
+func (m *Machine) activate(now time.Time, reason string, planned bool) {
 	m.activeInterval = m.cfg.Interval
-	m.held = false
+	m.held, m.yielded = false, false
+	m.lastResort = m.unfit
 	m.beats.peers = m.beats.peers[:0] // who is Active no more is heard anew
-	m.send(now)
-	m.do(Action{Kind: ActionAdd})
+	if planned {
+		m.do(Action{Kind: ActionAdd})
+		m.send(now)
+	} else {
+		m.send(now)
+		m.do(Action{Kind: ActionAdd})
+	}
 	m.do(Action{Kind: ActionAnnounce})
 	deadline := m.deadline
 	m.enter(Active, reason)
@@ -379,10 +374,14 @@ func (m *Machine) enter(s State, reason string) {
 	m.state = s
 	m.deadline = time.Time{}
 	m.preemptAt = time.Time{}
+	m.silent, m.respects, m.unfit = false, false, false
+	if s != Active {
+		m.lastResort = false
+	}
 }
 
 func (m *Machine) send(now time.Time) {
-	m.do(Action{Kind: ActionSend, Priority: m.cfg.Priority})
+	m.do(Action{Kind: ActionSend, Priority: m.Advertised()})
 	m.deadline = now.Add(m.cfg.Interval)
 }
 
@@ -391,12 +390,22 @@ func (m *Machine) takeoverReason(now time.Time) string {
 	switch {
 	case !h.Source.IsValid():
 		return fmt.Sprintf("no active node heard for %v", m.ActiveDown())
-	case h.Priority == PriorityRelease:
+	case m.invited():
 		return fmt.Sprintf("%v gave up", h.Source)
-	case h.Priority < m.cfg.Priority && now.Sub(m.heardAt) < 2*m.activeInterval:
+	case m.preempting(now):
 		return fmt.Sprintf("preempting %v with priority %d", h.Source, h.Priority)
 	}
 	return fmt.Sprintf("%v fell silent for %v", h.Source, m.ActiveDown())
+}
+
+// invited reports whether a takeover is one that the Active node has asked for.
+func (m *Machine) invited() bool {
+	return m.heard.Source.IsValid() && m.heard.Priority == PriorityRelease
+}
+
+// preempting reports whether a takeover is one from a worse node that lives.
+func (m *Machine) preempting(now time.Time) bool {
+	return m.heard.Source.IsValid() && m.heard.Priority < m.cfg.Priority && now.Sub(m.heardAt) < 2*m.activeInterval
 }
 
 func (m *Machine) begin() { m.actions = m.actions[:0] }

@@ -24,7 +24,7 @@ func TestHeldVIP(t *testing.T) {
 	t.Run("stays when the active node gives up", func(t *testing.T) {
 		r := start(t)
 		wantActions(t, r.hear(lower, PriorityRelease))
-		wantActions(t, r.expire(), "send 100", "add", "announce", "backup to active")
+		wantActions(t, r.expire(), "add", "send 100", "announce", "backup to active")
 	})
 	t.Run("stays when this node becomes active", func(t *testing.T) {
 		r := start(t)
@@ -67,7 +67,7 @@ func TestFault(t *testing.T) {
 	t.Run("owner becomes active afterwards", func(t *testing.T) {
 		r := activeRig(t, func(c *MachineConfig) { c.Priority = PriorityOwner })
 		r.m.Fault("x")
-		wantActions(t, describe(r.m.Startup(r.now, false)), "send 255", "add", "announce", "fault to active")
+		wantActions(t, describe(r.m.Startup(r.now, false)), "add", "send 255", "announce", "fault to active")
 	})
 }
 

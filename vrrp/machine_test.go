@@ -103,8 +103,12 @@ func describe(actions []Action) []string {
 			all = append(all, "announce")
 		case ActionState:
 			all = append(all, fmt.Sprintf("%v to %v", a.From, a.To))
+		case ActionReason:
+			all = append(all, "reason")
 		case ActionReleased:
 			all = append(all, fmt.Sprint("released to ", a.Peer))
+		case ActionHandedOver:
+			all = append(all, fmt.Sprint("handed over to ", a.Peer))
 		}
 	}
 	return all
@@ -160,13 +164,38 @@ func TestIntervalIsLearntInV3Only(t *testing.T) {
 	r.wantTimer(3609375 * time.Microsecond)
 }
 
+// Where another node has the VIPs until it hears the advertisement, they are here
+// before it is sent; where none has, the other candidates are told first.
+func TestPlannedTakeover(t *testing.T) {
+	planned := []string{"add", "send 100", "announce", "backup to active"}
+	unplanned := []string{"send 100", "add", "announce", "backup to active"}
+	for _, tt := range []struct {
+		name string
+		hear func(*rig)
+		want []string
+	}{
+		{"nobody was ever heard", func(*rig) {}, unplanned},
+		{"silence", func(r *rig) { r.hear(lower, 200) }, unplanned},
+		{"silence of a worse node", func(r *rig) { r.hear(lower, 99) }, unplanned},
+		{"a goodbye", func(r *rig) { r.hear(lower, PriorityRelease) }, planned},
+		{"preemption", func(r *rig) { r.now = r.now.Add(3 * time.Second); r.hear(lower, 99) }, planned},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t, nil)
+			r.m.Startup(r.now, false)
+			tt.hear(r)
+			wantActions(t, r.expire(), tt.want...)
+		})
+	}
+}
+
 func TestPriorityZeroReceived(t *testing.T) {
 	t.Run("backup waits skew time", func(t *testing.T) {
 		r := newRig(t, nil)
 		r.m.Startup(r.now, false)
 		wantActions(t, r.hear(lower, PriorityRelease))
 		r.wantTimer(609375 * time.Microsecond)
-		wantActions(t, r.expire(), "send 100", "add", "announce", "backup to active")
+		wantActions(t, r.expire(), "add", "send 100", "announce", "backup to active")
 	})
 	t.Run("v3 skew follows the learnt interval", func(t *testing.T) {
 		r := newRig(t, v3(time.Second))
@@ -193,7 +222,7 @@ func TestPriorityZeroReceived(t *testing.T) {
 func TestStart(t *testing.T) {
 	t.Run("owner starts active", func(t *testing.T) {
 		r := newRig(t, func(c *MachineConfig) { c.Priority = PriorityOwner })
-		wantActions(t, describe(r.m.Startup(r.now, false)), "send 255", "add", "announce", "initialize to active")
+		wantActions(t, describe(r.m.Startup(r.now, false)), "add", "send 255", "announce", "initialize to active")
 		r.wantTimer(time.Second)
 	})
 	t.Run("any other starts backup", func(t *testing.T) {

@@ -206,7 +206,11 @@ func (ns *namespace) startPaced(cfg Config, dir string, pacer Pacer) (r *Router,
 	if err != nil {
 		ns.t.Fatal(err)
 	}
-	r, err = New(cfg, Deps{Network: host, Addresses: addresses, Log: log, Pacer: pacer})
+	routes, err := OpenRoutes(host, dir, log)
+	if err != nil {
+		ns.t.Fatal(err)
+	}
+	r, err = New(cfg, Deps{Network: host, Addresses: addresses, Routes: routes, Log: log, Pacer: pacer})
 	if err != nil {
 		ns.t.Fatal(err)
 	}

@@ -29,37 +29,48 @@ type recordFile struct {
 // read returns the recorded addresses: none if there is no file or it is of
 // another boot.
 func (r record) read() ([]owned, error) {
-	b, err := os.ReadFile(filepath.Join(r.dir, recordName))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read record: %w", err)
-	}
 	var f recordFile
-	if err := json.Unmarshal(b, &f); err != nil {
-		return nil, fmt.Errorf("read record %s: %w", filepath.Join(r.dir, recordName), err)
-	}
-	if f.BootID != r.boot {
-		return nil, nil
+	if err := readRecord(r.dir, recordName, &f); err != nil || f.BootID != r.boot {
+		return nil, err
 	}
 	return f.Addresses, nil
 }
 
-// write replaces the file as a whole. It is not synced to disk: it has to
-// survive this process, and a crash of the machine makes it void anyway.
+// readRecord reads a record; one that is not there holds nothing.
+func readRecord(dir, name string, content any) error {
+	path := filepath.Join(dir, name)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read record: %w", err)
+	}
+	if err := json.Unmarshal(b, content); err != nil {
+		return fmt.Errorf("read record %s: %w", path, err)
+	}
+	return nil
+}
+
+// write replaces the file as a whole.
 func (r record) write(addresses []owned) error {
 	if addresses == nil {
 		addresses = []owned{}
 	}
-	b, err := json.MarshalIndent(recordFile{r.boot, addresses}, "", "  ")
+	return writeRecord(r.dir, recordName, recordFile{r.boot, addresses})
+}
+
+// writeRecord replaces a record as a whole. It is not synced to disk: it has to
+// survive this process, and a crash of the machine makes it void anyway.
+func writeRecord(dir, name string, content any) error {
+	b, err := json.MarshalIndent(content, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write record: %w", err)
 	}
-	if err := os.MkdirAll(r.dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("write record: %w", err)
 	}
-	path := filepath.Join(r.dir, recordName)
+	path := filepath.Join(dir, name)
 	// One name for all: what a crash leaves is overwritten, and never piles up.
 	tmp := path + ".tmp"
 	if err := os.WriteFile(tmp, append(b, '\n'), 0o644); err != nil {

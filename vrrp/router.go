@@ -3,7 +3,6 @@
 package vrrp
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -26,6 +25,10 @@ type Deps struct {
 	// Pacer, if it is set, sends the advertisements that are due; else the Router
 	// does.
 	Pacer Pacer
+	// Routes is needed where Config.Extra is not empty.
+	Routes RouteStore
+	// Group is what the Router moves together with; nil: it is alone.
+	Group *Group
 }
 
 // A Change is a change of state.
@@ -35,18 +38,6 @@ type Change struct {
 	Reason   string
 	At       time.Time
 }
-
-// A Handover is how a planned stop ended.
-type Handover struct {
-	// WasActive is false where there was nothing to hand over.
-	WasActive bool
-	// Peer is the node that took over. Invalid: none was heard, and the VIPs
-	// are still on the interface.
-	Peer netip.Addr
-}
-
-// TookOver reports whether a peer is Active now.
-func (h Handover) TookOver() bool { return h.Peer.IsValid() }
 
 // Timing of a Router's own.
 const (
@@ -64,12 +55,12 @@ const (
 	unreadTime = 3 * time.Second
 )
 
-// ErrNotRunning is returned by Release where Run has not begun or has ended, and
-// by a Run that Release came before.
+// ErrNotRunning is returned by Release and HandOver where Run has not begun or has
+// ended, and by a Run that Release came before.
 var ErrNotRunning = errors.New("virtual router is not running")
 
 // A Router runs one virtual router instance. Its methods are safe for
-// concurrent use, and none but Run and Release waits for anything.
+// concurrent use, and none but Run, Release and HandOver waits for anything.
 type Router struct {
 	cfg  Config
 	deps Deps
@@ -99,6 +90,11 @@ type wanted struct {
 	priority uint8
 	fault    string
 	release  bool
+	hold     bool
+	unyield  bool             // taken by the loop
+	handover *handoverRequest // taken by the loop
+	group    wish             // taken by the loop
+	groupBy  string           // the member that the group follows
 }
 
 // New returns a Router for a valid configuration. It opens nothing; Run does.
@@ -127,6 +123,7 @@ func New(cfg Config, deps Deps) (*Router, error) {
 		},
 	}
 	r.prepare(&cfg, deps.Heartbeats)
+	deps.Group.join(r)
 	return r, nil
 }
 
@@ -155,38 +152,6 @@ func (r *Router) Fault(reason string) {
 // ClearFault takes back Fault. Faults that the Router found itself stay.
 func (r *Router) ClearFault() { r.ask(func(w *wanted) { w.fault = "" }) }
 
-// Release stops the instance as planned, without a gap: an Active one sends
-// priority 0, keeps the VIPs until it hears who took over, and then removes
-// them. If nobody does within Active_Down_Interval and one interval, the VIPs
-// stay. Afterwards Run returns. When ctx ends first, so does only the waiting.
-// Before Run it keeps Run from ever beginning.
-func (r *Router) Release(ctx context.Context) (Handover, error) {
-	r.mu.Lock()
-	started := r.started
-	// A Run that comes late must not take part after all: it would be stopped
-	// without a release, and take away VIPs that were to stay.
-	r.started = true
-	r.mu.Unlock()
-	if !started {
-		close(r.ended)
-		return Handover{}, fmt.Errorf("release %s: %w", r.cfg.Name, ErrNotRunning)
-	}
-	r.ask(func(w *wanted) { w.release = true })
-	select {
-	case <-r.released:
-		return r.handover, nil
-	case <-ctx.Done():
-		return Handover{}, fmt.Errorf("release %s: %w", r.cfg.Name, ctx.Err())
-	case <-r.ended:
-	}
-	select {
-	case <-r.released: // both at once: the release came first
-		return r.handover, nil
-	default:
-		return Handover{}, fmt.Errorf("release %s: %w", r.cfg.Name, ErrNotRunning)
-	}
-}
-
 func (r *Router) ask(change func(*wanted)) {
 	r.mu.Lock()
 	change(&r.wanted)
@@ -209,7 +174,19 @@ type Status struct {
 	// Releasing: priority 0 was sent, and the VIPs are kept until a peer is
 	// Active.
 	Releasing bool
-	Priority  uint8
+	// Yielded: a Backup that leaves the VIPs to the peer that it has handed them
+	// to. Held: an operator keeps it from becoming Active. Silent: it is, and
+	// no Active node is heard.
+	Yielded, Held, Silent bool
+	// Waits names the instance of the group that hears an Active node, where this
+	// one does not become Active for that.
+	Waits string
+	// LastResort: it is Active though Router.Fault says that it should not be, since
+	// no other node is.
+	LastResort bool
+	// RouteProblem says which routes or rules are not as they should be; "": none.
+	RouteProblem string
+	Priority     uint8
 	// Source is the address that this node sends from; invalid while its
 	// interface cannot be used.
 	Source netip.Addr

@@ -112,8 +112,7 @@ func TestRouterChanges(t *testing.T) {
 		n := newNode(t, newSegment(), 2)
 		n.run(nil)
 		sleep(5 * time.Second)
-		n.router.Fault("x")
-		sleep(time.Second)
+		n.change(func() { n.link.Up = false })
 		n.stop()
 		<-n.ended
 		var got []string
@@ -141,10 +140,8 @@ func TestRouterChanges(t *testing.T) {
 			t.Errorf("got state %v, want active", s)
 		}
 		for range 200 {
-			r.Fault("x")
-			synctest.Wait()
-			r.ClearFault()
-			synctest.Wait()
+			n.change(func() { n.link.Up = false })
+			n.change(func() { n.link.Up = true })
 		}
 		close(hang)
 		stop()
@@ -159,7 +156,7 @@ func TestRouterChanges(t *testing.T) {
 
 func TestRouterDoesNotAllocate(t *testing.T) {
 	n := newNode(t, newSegment(), 2)
-	r, err := New(testConfig(), Deps{Network: n, Addresses: n, Log: discard})
+	r, err := New(testConfig(), Deps{Network: n, Addresses: n, Log: discard, Group: NewGroup("alone")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,6 +176,8 @@ func TestRouterDoesNotAllocate(t *testing.T) {
 		<-r.transport.free
 		r.send(now, 100)
 		r.settle(now)
+		r.noteGroup()
+		r.noteStanding()
 		r.next(now)
 	}); n != 0 {
 		t.Errorf("got %v allocations, want none", n)

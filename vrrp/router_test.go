@@ -202,9 +202,10 @@ func TestRouterPair(t *testing.T) {
 	virtual(t, "a fault and its end", func(t *testing.T) {
 		a, b := pair(t, nil)
 		a.router.Fault("check web_ok fails")
-		a.wantState(Fault)
+		a.wantState(Active) // until somebody takes over
 		sleep(time.Second)
 		wantOne(t, b, a)
+		a.wantState(Fault)
 		if r := a.router.Status().Reason; r != "check web_ok fails" {
 			t.Errorf("got reason %q", r)
 		}

@@ -46,6 +46,7 @@ type simNode struct {
 	machine *Machine       // nil: it is dead, or was stopped
 	rate    float64        // of its clock
 	holds   bool           // the VIPs, also while it is dead
+	unfit   bool           // what it depends on fails
 	deaf    []bool         // whom it does not hear
 	latest  map[NodeID]int // of each run, the last heartbeat that was taken
 	paused  bool
@@ -151,7 +152,24 @@ func (n *simNode) start() {
 	if n.cfg.Heartbeat > 0 {
 		n.sim.after(n.sim.upTo(n.cfg.Heartbeat), n.beater(n.machine))
 	}
-	n.perform(n.machine.Startup(n.clock(), n.holds))
+	n.takePart()
+}
+
+// takePart has the daemon take part in the election as well as it can.
+func (n *simNode) takePart() {
+	if n.unfit {
+		n.perform(n.machine.Unfit(n.clock(), "unfit", n.holds))
+	} else {
+		n.perform(n.machine.Startup(n.clock(), n.holds))
+	}
+}
+
+// priority is what it has in the election.
+func (n *simNode) priority() uint8 {
+	if n.unfit {
+		return PriorityLastResort
+	}
+	return n.cfg.Priority
 }
 
 // die ends the daemon. What it has put on the interface stays, but not if the
@@ -254,7 +272,7 @@ func (n *simNode) beater(of *Machine) func() {
 }
 
 func (n *simNode) beat() {
-	b := Beat{Node: n.cfg.ID, Source: n.address, State: n.machine.State(), Priority: n.machine.Priority()}
+	b := Beat{Node: n.cfg.ID, Source: n.address, State: n.machine.State(), Priority: n.machine.Advertised()}
 	if n.machine.Releasing() {
 		b.Priority = PriorityRelease
 	}
@@ -338,7 +356,7 @@ func (s *simulation) part(parts int) []int {
 // mischief does one thing that may happen in a data centre.
 func (s *simulation) mischief() {
 	n := s.nodes[s.IntN(len(s.nodes))]
-	switch s.IntN(12) {
+	switch s.IntN(15) {
 	case 0, 1:
 		n.die(s.IntN(2) == 0)
 	case 2, 3, 4:
@@ -362,13 +380,27 @@ func (s *simulation) mischief() {
 			s.note("node %d has priority %d", n.index, n.cfg.Priority)
 			n.perform(n.machine.SetPriority(n.cfg.Priority))
 		}
+	case 13, 14:
+		if n.machine != nil && n.paused {
+			break
+		}
+		n.unfit = s.IntN(3) > 0
+		s.note("node %d is unfit: %v", n.index, n.unfit)
+		if n.running() {
+			n.takePart()
+		}
+	case 12:
+		if n.running() {
+			s.note("node %d hands over", n.index)
+			n.perform(n.machine.HandOver(n.clock()))
+		}
 	case 11:
 		if n.running() {
 			n.perform(n.machine.Fault("link"))
 			machine := n.machine
 			s.after(s.upTo(4*s.cfg.Interval), func() {
 				if n.machine == machine && n.machine != nil {
-					n.perform(n.machine.Startup(n.clock(), n.holds))
+					n.takePart()
 				}
 			})
 		}
@@ -388,20 +420,23 @@ func (s *simulation) bound() time.Duration {
 	return max(wait+s.cfg.Interval, minReleaseWait) + s.cfg.PreemptDelay + 2*wait + 4*s.cfg.Interval
 }
 
-// check demands that every part with a daemon in it has one Active node, the best
-// where all preempt, that nobody else holds the VIPs, and that all of this stays.
+// check demands that every part with a daemon in it has one Active node, where all
+// preempt the best of those that have not handed over, that nobody else holds the VIPs, and that all of this stays.
 func (s *simulation) check(part []int) error {
 	var before string
 	for range 12 {
 		var states []string
 		for p := range len(s.nodes) {
 			var active, best *simNode
+			lives := false
 			for i, n := range s.nodes {
 				if part[i] != p || n.machine == nil {
 					continue
 				}
+				lives = true
 				states = append(states, fmt.Sprint(n.index, n.machine.State()))
-				if best == nil || n.better(best) {
+				// Who has handed over leaves the VIPs to whoever is Active.
+				if yielded, _, _ := n.machine.StandsBack(); !yielded && (best == nil || n.better(best)) {
 					best = n
 				}
 				if isActive := n.machine.State() == Active; isActive != n.holds {
@@ -413,9 +448,11 @@ func (s *simulation) check(part []int) error {
 				}
 			}
 			switch {
-			case best == nil:
+			case !lives:
 			case active == nil:
 				return fmt.Errorf("part %d has no Active node", p)
+			case active != best && active.unfit && !best.unfit && best.cfg.Priority > PriorityLastResort:
+				return fmt.Errorf("node %d is Active in part %d as the last resort, and node %d is fit", active.index, p, best.index)
 			case active != best && s.cfg.Preempt:
 				return fmt.Errorf("node %d is Active in part %d, and node %d is better", active.index, p, best.index)
 			}
@@ -432,8 +469,8 @@ func (s *simulation) check(part []int) error {
 
 // better tells whether n wins against o: by priority, then by address.
 func (n *simNode) better(o *simNode) bool {
-	if n.cfg.Priority != o.cfg.Priority {
-		return n.cfg.Priority > o.cfg.Priority
+	if n.priority() != o.priority() {
+		return n.priority() > o.priority()
 	}
 	// A Backup of equal priority does not preempt: whoever is Active stays.
 	if n.machine.State() != o.machine.State() {

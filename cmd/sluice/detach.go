@@ -68,6 +68,13 @@ func detach(c *cli.Context) error {
 	if len(vips) > 0 {
 		return fmt.Errorf("detach: this node holds %s, clients would lose it: hand it over first, or use --force", strings.Join(vips, ", "))
 	}
+	routes, err := vrrp.OpenRoutes(host, c.String("run-dir"), log)
+	if err != nil {
+		return err
+	}
+	if err := routes.Forget(vrrp.RouteSet{}); err != nil {
+		return err
+	}
 	freed, err := loader.Detach(c.String("pin-dir"))
 	if err != nil {
 		return err

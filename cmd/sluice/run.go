@@ -70,6 +70,8 @@ type node struct {
 	natLog  *natlog.Log     // nil where none is configured
 	beats   *heartbeat.Node // nil where no instance has heartbeats
 	routers []*vrrp.Router
+	moves   *control.Handovers
+	holds   *control.Holds
 	closers []func() error // what to close, in the order of opening
 }
 
@@ -138,7 +140,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	if n.loop != nil {
 		goroutines.Go(func() { n.loop.Run(inside, n.patience()) })
 	}
-	admin, err := control.Listen(socket(n.cfg, n.runDir), daemonOf{n}, n.log)
+	admin, err := control.Listen(socket(n.cfg, n.runDir), daemonOf{n, inside}, n.log)
 	if err != nil {
 		return n.undo(err)
 	}
@@ -146,7 +148,7 @@ func (n *node) run(ctx context.Context) (err error) {
 
 	goroutines.Go(func() { n.tracker.Run(inside) })
 	for i, r := range n.routers {
-		goroutines.Go(func() { n.runRouter(ctx, inside, r, ready, n.tracker.Ready(i)) })
+		goroutines.Go(func() { n.runRouter(ctx, inside, r, append(n.readiness(i), ready)...) })
 	}
 	goroutines.Go(func() {
 		for {
@@ -169,13 +171,16 @@ func (n *node) run(ctx context.Context) (err error) {
 	n.log.Info("running", "node", n.cfg.Node, "services", len(n.cfg.Services), "vrrp", len(n.cfg.VRRP))
 	<-ctx.Done()
 
-	notify(n.log, daemon.SdNotifyStopping)
+	notify(n.log, stopping(n.stopWait()))
 	n.release(inside)
 	return nil
 }
 
 // daemonOf is a node as the admin socket knows it.
-type daemonOf struct{ *node }
+type daemonOf struct {
+	*node
+	ctx context.Context // ends with the daemon
+}
 
 func (d daemonOf) Status() control.Status { return d.status() }
 
@@ -184,6 +189,10 @@ func (d daemonOf) Change(c control.Change) (string, error) {
 		return "", errors.New("there is no service, so there is no backend to change")
 	}
 	return d.loop.Change(c)
+}
+
+func (d daemonOf) HandOver(o control.HandoverOrder) ([]control.HandoverResult, error) {
+	return d.moves.Do(d.ctx, o)
 }
 
 // undo takes away the data plane that a start has made before it failed, with
@@ -365,14 +374,23 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 	if _, err := addresses.Forget(n.configured); err != nil {
 		return err
 	}
+	routes, err := n.openRoutes(host)
+	if err != nil {
+		return err
+	}
+	groups := map[string]*vrrp.Group{}
 	fast := n.makeFast()
 	for _, i := range n.cfg.VRRP {
-		deps := vrrp.Deps{Network: host, Addresses: addresses, Log: n.log, OnChange: n.hooks(i).Notify}
+		if i.Group != "" && groups[i.Group] == nil {
+			groups[i.Group] = vrrp.NewGroup(i.Group)
+		}
+		deps := vrrp.Deps{Network: host, Addresses: addresses, Routes: routes, Log: n.log, OnChange: n.hooks(i).Notify, Group: groups[i.Group]}
 		told := fast.join(i, &deps)
 		r, err := vrrp.New(vrrp.Config{
 			Name: i.Name, Interface: i.Interface, VRID: i.VRID, Version: vrrp.Version(i.Version),
 			Priority: i.Priority, Interval: i.Interval, Password: i.Password, Addresses: i.Addresses,
-			Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, Peers: i.Peers, Source: i.Source, Heartbeat: i.Heartbeat.Interval,
+			Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, Peers: i.Peers, Source: i.Source, Extra: extra(i),
+			Heartbeat: i.Heartbeat.Interval,
 		}, deps)
 		if err != nil {
 			return fmt.Errorf("vrrp instance %s: %w", i.Name, err)
@@ -382,6 +400,9 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 	}
 	if n.beats != nil {
 		goroutines.Go(func() { n.beats.Run(ctx) })
+	}
+	if err := n.makeHandovers(); err != nil {
+		return err
 	}
 	n.makeTracker()
 	changed, unwatch := host.Watch()
@@ -400,6 +421,18 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 		}
 	})
 	return nil
+}
+
+// readiness are the channels that are closed when an instance, and all of its
+// group, know what they track.
+func (n *node) readiness(i int) (all []<-chan struct{}) {
+	group := n.cfg.VRRP[i].Group
+	for k, other := range n.cfg.VRRP {
+		if k == i || group != "" && other.Group == group {
+			all = append(all, n.tracker.Ready(k))
+		}
+	}
+	return all
 }
 
 // runRouter runs an instance once the data plane holds the services: a node

@@ -40,11 +40,15 @@ func (n *node) status() control.Status {
 	}
 	for i, r := range n.routers {
 		instance := control.NewInstance(r.Status(), n.cfg.VRRP[i].Addresses)
+		instance.Group = n.cfg.VRRP[i].Group
 		instance.Tracking = control.NewTracking(n.tracker.Standing(i))
 		s.VRRP = append(s.VRRP, instance)
 	}
 	if n.beats != nil {
 		s.Heartbeats = control.Heartbeats(n.beats.Status())
+	}
+	if alarm := n.holds.Alarm(); alarm != "" {
+		s.Problems = append(s.Problems, alarm)
 	}
 	if n.tables != nil {
 		stats, err := n.tables.datapath.Stats()
@@ -184,6 +188,12 @@ func printStatus(w io.Writer, s control.Status) error {
 	}
 	for _, i := range s.VRRP {
 		fmt.Fprintf(&b, "\nvrrp %s: %s for %s (%s)\n", i.Name, strings.ToUpper(i.State), age(s.Time, i.Since), i.Reason)
+		if i.Group != "" {
+			fmt.Fprintf(&b, "  moves with group %s\n", i.Group)
+		}
+		if i.HeldBack != "" {
+			fmt.Fprintf(&b, "  held back: %s\n", i.HeldBack)
+		}
 		fmt.Fprintf(t, "  interface %s\tvirtual router %d\tversion %d\tpriority %d\n", i.Interface, i.VirtualRouterID, i.Version, i.Priority)
 		fmt.Fprintf(t, "  addresses %s\ton this node: %s\n", join(i.Addresses), join(i.Present))
 		if i.Peer != nil {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -231,6 +232,33 @@ pools:
 	if i, err := instanceOf(r.mustStatus("lb1"), "VI_1"); err != nil || i.State != "fault" || i.Reason != "interface eth1 has no carrier" {
 		t.Errorf("instance of lb1 is %s: %s, %v", i.State, i.Reason, err)
 	}
+	if err := r.host("lb1").LinkUp("eth1"); err != nil {
+		t.Fatal(err)
+	}
+	r.waitVIP(soon, vip, "lb1", "lb2")
+	r.waitBackup("lb2")
+
+	// On both: the VIP stays where it is, with the least priority, until one is mended.
+	for _, node := range []string{"lb2", "lb1"} {
+		if err := r.host(node).LinkDown("eth1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.waitStatus("lb1", soon, "the last resort", func(s control.Status) error {
+		i, err := instanceOf(s, "VI_1")
+		if err != nil || !i.LastResort || i.State != "active" || i.Priority != 1 {
+			return fmt.Errorf("it is %s with priority %d: %s, %w", i.State, i.Priority, i.Reason, err)
+		}
+		if want := "vrrp instance VI_1 is active as the last resort, no fit node is active: interface eth1 has no carrier"; !slices.Contains(s.Problems, want) {
+			return fmt.Errorf("problems are %q, want %q", s.Problems, want)
+		}
+		return nil
+	})
+	r.wantOnOneNode("lb1", takeover)
+	if err := r.host("lb2").LinkUp("eth1"); err != nil {
+		t.Fatal(err)
+	}
+	r.waitVIP(soon, vip, "lb2", "lb1")
 	if err := r.host("lb1").LinkUp("eth1"); err != nil {
 		t.Fatal(err)
 	}

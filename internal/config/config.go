@@ -121,7 +121,13 @@ type Instance struct {
 	Source    netip.Addr
 	Heartbeat Heartbeat
 	Track     []lb.Tracked // what it depends on; each names a check or service that is there
-	Notify    Notify
+	// Group is the name that it has in common with those it moves together with; "":
+	// it moves by itself.
+	Group  string
+	Notify Notify
+	// Routes and Rules are there while the instance is Active.
+	Routes []Route
+	Rules  []Rule
 }
 
 // Admin is how commands reach the daemon.

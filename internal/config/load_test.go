@@ -161,7 +161,7 @@ func TestReference(t *testing.T) {
 // supported is every schema.
 var supported = []*schema{
 	&topLevel, &defaultsSchema, &serviceDefaultsSchema, &nodeSchema, &datapathSchema, &natSchema, &tunnelSchema, &poolSchema,
-	&serverSchema, &healthSchema, &serviceSchema, &sourceLimitSchema, &instanceSchema, &authenticationSchema, &checkSchema, &recoverSchema, &trackSchema, &notifySchema, &adminSchema,
+	&serverSchema, &healthSchema, &serviceSchema, &sourceLimitSchema, &instanceSchema, &authenticationSchema, &checkSchema, &recoverSchema, &trackSchema, &notifySchema, &routeSchema, &ruleSchema, &adminSchema,
 	&heartbeatSchema, &syncSchema,
 }
 

@@ -86,7 +86,7 @@ func TestDesign(t *testing.T) {
 	}
 	want := map[string]bool{}
 	for _, key := range []string{
-		"sync_wait", "routes", "virtual_mac", "group", "http", "dns", "listen",
+		"sync_wait", "virtual_mac", "http", "dns", "listen",
 	} {
 		want[key] = true
 	}

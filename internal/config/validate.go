@@ -49,6 +49,7 @@ func (d *decoder) crossCheck(c *Config, services []*serviceDef, instances []*ins
 	vips := map[netip.Addr]string{} // what each VIP is, for a message
 	held := d.checkFrontends(services, vips)
 	d.checkInstances(instances, vips, sync)
+	d.checkRoutes(instances)
 	d.checkSourcePorts(c, services, held)
 	d.checkReplies(services)
 	for _, s := range services {

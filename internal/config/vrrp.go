@@ -15,6 +15,8 @@ type instanceDef struct {
 	addresses []*node // parallel to Addresses
 	peers     []*node // parallel to Peers; the key unicast for each of the roster's
 	tracked   []*node // parallel to Track
+	routesAt  []*node // parallel to Routes
+	rulesAt   []*node // parallel to Rules
 
 	heartbeatAt    *node   // nil: there is none
 	heartbeatPeers []*node // parallel to Heartbeat.Peers; the key heartbeat for each of the roster's
@@ -25,10 +27,10 @@ var instanceSchema = schema{
 	keys: []string{
 		"name", "interface", "virtual_router_id", "priority", "version", "advertisement_interval",
 		"authentication", "preempt", "preempt_delay", "start_timeout", "addresses",
-		"unicast", "unicast_peers", "track", "notify", "heartbeat",
+		"unicast", "unicast_peers", "track", "group", "notify", "routes", "rules", "heartbeat",
 	},
 	later: []string{
-		"sync_wait", "routes", "virtual_mac", "group",
+		"sync_wait", "virtual_mac",
 	},
 	hints: map[string]string{
 		"advert_int":        "keepalived's advert_int is \"advertisement_interval\"",
@@ -45,6 +47,9 @@ var instanceSchema = schema{
 		"unicast_peer":      "keepalived's unicast_peer is \"unicast_peers\"",
 		"unicast_src_ip":    "the node's address in nodes is its source",
 		"vrrp_version":      "did you mean \"version\"?",
+		"virtual_routes":    "keepalived's virtual_routes is \"routes\"",
+		"virtual_rules":     "keepalived's virtual_rules is \"rules\"",
+		"vrrp_sync_group":   "write group: NAME in each of its instances",
 	},
 }
 
@@ -143,8 +148,12 @@ func (d *decoder) instance(f fields, files fileSystem, roster []nodeDef, s self)
 	if n := f.own["heartbeat"]; n != nil {
 		d.heartbeat(n, i, roster, s)
 	}
+	d.routes(f, i)
 	if n := f.own["track"]; n != nil {
 		d.track(n, i)
+	}
+	if n := f.own["group"]; n != nil {
+		i.Group, _ = d.name(n, "group")
 	}
 	if n := f.own["notify"]; n != nil {
 		i.Notify = d.notify(n)

@@ -73,7 +73,74 @@ func instance(keys string) string {
 	return "vrrp:\n- {name: v, interface: e, virtual_router_id: 1, " + keys + "}\n"
 }
 
+func TestRoutes(t *testing.T) {
+	c := mustLoad(t, `
+vrrp:
+  - name: four
+    interface: e
+    virtual_router_id: 1
+    addresses: [192.0.2.100/24]
+    routes:
+      - {to: default, via: 192.0.2.254, table: 100, source: 192.0.2.100, interface: f, metric: 20}
+      - {to: 198.51.100.0/24, via: 192.0.2.253}
+      - {to: 203.0.113.7}
+    rules:
+      - {from: 192.0.2.100, table: 100, priority: 1000}
+      - {to: 198.51.100.0/24, interface: f, table: 4294967295}
+  - {name: six, interface: e, virtual_router_id: 1, addresses: [2001:db8::100], routes: [{to: default, via: "fe80::1", interface: e}], rules: [{interface: e, table: 7}]}
+`)
+	type extra struct {
+		Routes []Route
+		Rules  []Rule
+	}
+	got := map[string]extra{}
+	for _, i := range c.VRRP {
+		got[i.Name] = extra{i.Routes, i.Rules}
+	}
+	p := netip.MustParsePrefix
+	want := map[string]extra{
+		"four": {[]Route{
+			{To: p("0.0.0.0/0"), Via: addr("192.0.2.254"), Table: 100, Source: addr("192.0.2.100"), Interface: "f", Metric: 20},
+			{To: p("198.51.100.0/24"), Via: addr("192.0.2.253"), Table: 254},
+			{To: p("203.0.113.7/32"), Interface: "e", Table: 254},
+		}, []Rule{
+			{From: p("192.0.2.100/32"), Table: 100, Priority: 1000},
+			{To: p("198.51.100.0/24"), Interface: "f", Table: 4294967295, Priority: 32000},
+		}},
+		"six": {[]Route{{To: p("::/0"), Via: addr("fe80::1"), Interface: "e", Table: 254}}, []Rule{{V6: true, Interface: "e", Table: 7, Priority: 32000}}},
+	}
+	if diff := cmp.Diff(want, got, compare...); diff != "" {
+		t.Errorf("routes and rules (-want +got):\n%s", diff)
+	}
+}
+
 var vrrpMistakes = []mistakeCase{
+	{"routes", instance(`addresses: [192.0.2.100], routes: [{via: 192.0.2.1}, {to: 192.0.2.1/24}, {to: "::/0", via: "fe80::1"}, {to: default, dev: e}, {to: default, table: 0}, {to: x}, 7]`), []string{
+		`2:84: missing key "to": a route needs it`,
+		`2:107: prefix 192.0.2.1/24 has bits set behind its length: write 192.0.2.0/24`,
+		`2:127: to is IPv6, and the addresses of the instance are IPv4`,
+		`2:140: via is IPv6, and the addresses of the instance are IPv4`,
+		`2:166: unknown key "dev" in a route; write interface: NAME`,
+		`2:196: table must be a whole number from 1 to 4294967295, not 0`,
+		`2:205: bad prefix "x": names are not looked up, write the IP addresses`,
+		`2:209: a route must be a mapping ("key: value"), not "7"`,
+	}},
+	{"rules", instance(`addresses: [192.0.2.100], rules: [{table: 7}, {from: 192.0.2.1}, {to: "2001:db8::/32", table: 7}, {from: 192.0.2.1, lookup: 7}, {from: 192.0.2.1, table: main}]`), []string{
+		`2:83: a rule is for certain packets: say which, by from, to or interface`,
+		`2:95: missing key "table": a rule needs it`,
+		`2:119: to is IPv6, and the addresses of the instance are IPv4`,
+		`2:147: missing key "table": a rule needs it`,
+		`2:165: unknown key "lookup" in a rule; write table: NUMBER`,
+		`2:202: table must be a whole number from 1 to 4294967295 in decimal digits, not "main"`,
+	}},
+	{"routes that are listed twice", instance(`addresses: [192.0.2.100], routes: [{to: default, via: 192.0.2.1}, {to: 0.0.0.0/0, via: 192.0.2.2}], rules: [{to: 192.0.2.1, table: 7}, {to: 192.0.2.1/32, table: 7}]`), []string{
+		`2:115: duplicate route to 0.0.0.0/0 in table 254: the first one is on line 2`,
+		`2:184: duplicate rule: the first one is on line 2`,
+	}},
+	{"a group without a name", instance(`addresses: [192.0.2.100], group: ""`), []string{`2:82: group is empty`}},
+	{"keepalived's word for a group", instance(`addresses: [192.0.2.100], vrrp_sync_group: x`), []string{
+		`2:75: unknown key "vrrp_sync_group" in a VRRP instance; write group: NAME in each of its instances`,
+	}},
 	{"families in one instance", instance(`addresses: [192.0.2.100, "2001:db8::100"]`), []string{
 		`2:74: VIP 2001:db8::100 is IPv6 and 192.0.2.100 is IPv4: an instance has one family, make two instances`,
 	}},

@@ -31,6 +31,8 @@ type Daemon interface {
 	Status() Status
 	// Change makes an operator's change. Text says what has become of it.
 	Change(Change) (text string, err error)
+	// HandOver carries out an operator's wish to move VIPs, and waits for its end.
+	HandOver(HandoverOrder) ([]HandoverResult, error)
 }
 
 // changed is the answer to a Change.
@@ -65,24 +67,11 @@ func Listen(path string, d Daemon, log *slog.Logger) (*Admin, error) {
 			log.Debug("answer a status request", "error", err)
 		}
 	})
-	mux.HandleFunc("POST /backend", func(w http.ResponseWriter, r *http.Request) {
-		var c Change
-		var answer changed
-		decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16))
-		decoder.DisallowUnknownFields()
-		err := decoder.Decode(&c)
-		if err == nil {
-			answer.Text, err = d.Change(c)
-		}
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		if err := json.NewEncoder(w).Encode(answer); err != nil {
-			log.Debug("answer a change", "error", err)
-		}
-	})
+	mux.HandleFunc("POST /backend", command(log, func(c Change) (answer changed, err error) {
+		answer.Text, err = d.Change(c)
+		return answer, err
+	}))
+	mux.HandleFunc("POST /handover", command(log, d.HandOver))
 	a := &Admin{
 		server: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second},
 		done:   make(chan struct{}), log: log,
@@ -94,6 +83,28 @@ func Listen(path string, d Daemon, log *slog.Logger) (*Admin, error) {
 		}
 	}()
 	return a, nil
+}
+
+// command handles a request with a JSON body that do carries out.
+func command[Q, A any](log *slog.Logger, do func(Q) (A, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var question Q
+		var answer A
+		decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16))
+		decoder.DisallowUnknownFields()
+		err := decoder.Decode(&question)
+		if err == nil {
+			answer, err = do(question)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(w).Encode(answer); err != nil {
+			log.Debug("answer a command", "error", err)
+		}
+	}
 }
 
 // removeSocket removes a socket file, if there is one, and nothing else: a slip
@@ -130,7 +141,7 @@ const askTimeout = 10 * time.Second
 // the error is ErrNotRunning.
 func Ask(ctx context.Context, socket string) (Status, error) {
 	var s Status
-	err := ask(ctx, socket, http.MethodGet, "/status", nil, &s)
+	err := ask(ctx, askTimeout, socket, http.MethodGet, "/status", nil, &s)
 	return s, err
 }
 
@@ -138,17 +149,18 @@ func Ask(ctx context.Context, socket string) (Status, error) {
 // there is no daemon, the error is ErrNotRunning.
 func SendChange(ctx context.Context, socket string, c Change) (text string, err error) {
 	var answer changed
-	err = ask(ctx, socket, http.MethodPost, "/backend", c, &answer)
+	err = ask(ctx, askTimeout, socket, http.MethodPost, "/backend", c, &answer)
 	return answer.Text, err
 }
 
-func ask(ctx context.Context, socket, method, path string, question, answer any) error {
+// ask asks a question and reads the answer; a timeout of 0 is none.
+func ask(ctx context.Context, timeout time.Duration, socket, method, path string, question, answer any) error {
 	client := http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		},
 		DisableKeepAlives: true,
-	}, Timeout: askTimeout}
+	}, Timeout: timeout}
 	var body io.Reader
 	if question != nil {
 		text, err := json.Marshal(question)

@@ -28,6 +28,14 @@ func (d fakeDaemon) Change(c Change) (string, error) {
 	return fmt.Sprint(c.Action, " ", c.Scope, " ", c.Address, " ", c.Weight), nil
 }
 
+// HandOver refuses what is for "nobody", and tells what it was asked.
+func (d fakeDaemon) HandOver(o HandoverOrder) ([]HandoverResult, error) {
+	if o.Instance == "nobody" {
+		return nil, errRefused
+	}
+	return []HandoverResult{{Instance: o.Instance, Done: true, Text: fmt.Sprintf("%+v", o)}}, nil
+}
+
 func listen(t *testing.T, path string) *Admin {
 	t.Helper()
 	a, err := Listen(path, fakeDaemon{Status{Node: "lb1", Running: true, PID: 7}}, slog.New(slog.DiscardHandler))
@@ -218,5 +226,22 @@ func TestAdminTakesChanges(t *testing.T) {
 	}
 	if _, err := SendChange(t.Context(), path, Change{Drain, "nobody", "192.0.2.11", 0}); err == nil || err.Error() != errRefused.Error() {
 		t.Errorf("a change that is refused: %v, want %v", err, errRefused)
+	}
+}
+
+func TestAdminTakesHandovers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sluice.sock")
+	if _, err := SendHandover(t.Context(), path, HandoverOrder{}); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("without a daemon: %v", err)
+	}
+	a := listen(t, path)
+	defer a.Close()
+	got, err := SendHandover(t.Context(), path, HandoverOrder{Instance: "VI_1", Hold: true})
+	want := []HandoverResult{{Instance: "VI_1", Done: true, Text: "{Instance:VI_1 Hold:true Release:false Force:false}"}}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("error %v, (-want +got):\n%s", err, diff)
+	}
+	if _, err := SendHandover(t.Context(), path, HandoverOrder{Instance: "nobody"}); err == nil || err.Error() != errRefused.Error() {
+		t.Errorf("an order that is refused: %v, want %v", err, errRefused)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 
@@ -119,24 +118,7 @@ func (o *Overrides) save(all map[target]Override) error {
 	slices.SortFunc(f.Overrides, func(a, b savedOverride) int {
 		return cmp.Or(cmp.Compare(a.Scope, b.Scope), cmp.Compare(a.Address, b.Address))
 	})
-	text, err := json.MarshalIndent(f, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(o.path), 0o755); err != nil {
-		return err
-	}
-	fresh, err := os.CreateTemp(filepath.Dir(o.path), filepath.Base(o.path)+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(fresh.Name()) // renamed away, where all goes well
-	_, err = fresh.Write(append(text, '\n'))
-	err = errors.Join(err, fresh.Sync(), fresh.Close())
-	if err != nil {
-		return err
-	}
-	return os.Rename(fresh.Name(), o.path)
+	return writeWhole(o.path, f)
 }
 
 // Alarm tells what is wrong with the operator's changes; "": nothing.

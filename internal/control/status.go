@@ -50,16 +50,26 @@ type Interface struct {
 
 // An Instance is a VRRP instance.
 type Instance struct {
-	Name            string         `json:"name"`
-	Interface       string         `json:"interface"`
-	VirtualRouterID uint8          `json:"virtual_router_id"`
-	Version         uint8          `json:"version"`
-	State           string         `json:"state"` // initialize, backup, active, fault
-	Since           time.Time      `json:"since"`
-	Reason          string         `json:"reason"`
-	Releasing       bool           `json:"releasing"`
-	Priority        uint8          `json:"priority"`
-	Addresses       []netip.Prefix `json:"addresses"`
+	Name            string    `json:"name"`
+	Interface       string    `json:"interface"`
+	VirtualRouterID uint8     `json:"virtual_router_id"`
+	Version         uint8     `json:"version"`
+	State           string    `json:"state"` // initialize, backup, active, fault
+	Since           time.Time `json:"since"`
+	Reason          string    `json:"reason"`
+	Releasing       bool      `json:"releasing"`
+	Group           string    `json:"group,omitempty"` // what it moves together with
+	// HeldBack says why it leaves the VIPs to others, whatever its priority.
+	HeldBack string `json:"held_back,omitempty"`
+	// Silent: it is held back by an operator, and no Active node is heard.
+	Silent bool `json:"silent,omitempty"`
+	// RouteProblem says which routes or rules are not as configured.
+	RouteProblem string `json:"route_problem,omitempty"`
+	// LastResort: it is Active though what it tracks is a fault, since no other
+	// node is.
+	LastResort bool           `json:"last_resort,omitempty"`
+	Priority   uint8          `json:"priority"`
+	Addresses  []netip.Prefix `json:"addresses"`
 	// Present are those of Addresses that sluice has put on the interface.
 	Present  []netip.Prefix    `json:"present"`
 	Source   string            `json:"source,omitempty"`
@@ -160,7 +170,7 @@ func NewInstance(s vrrp.Status, addresses []netip.Prefix) Instance {
 		State: s.State.String(), Since: s.Since, Reason: s.Reason, Releasing: s.Releasing,
 		Priority: s.Priority, Addresses: addresses, Present: orEmpty(s.Addresses),
 		Sent: s.Sent, Received: s.Received, Failed: s.Failed, Dropped: map[string]uint64{},
-		Alarms: []string{},
+		Alarms: []string{}, HeldBack: heldBack(s), Silent: s.Silent, LastResort: s.LastResort, RouteProblem: s.RouteProblem,
 	}
 	for _, a := range s.Alarms {
 		i.Alarms = append(i.Alarms, a.Text)
@@ -276,6 +286,15 @@ func (s *Status) FindProblems() {
 	for _, i := range s.VRRP {
 		if i.State == vrrp.Fault.String() {
 			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s cannot run: %s", i.Name, i.Reason))
+		}
+		if i.RouteProblem != "" {
+			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s: routes are not as configured: %s", i.Name, i.RouteProblem))
+		}
+		if i.LastResort {
+			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s is active as the %s", i.Name, i.Reason))
+		}
+		if i.Silent {
+			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s is held back by an operator, and no active node is heard: its addresses are nowhere: `sluice handover %s --release`", i.Name, i.Name))
 		}
 		for _, a := range i.Alarms {
 			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s: %s", i.Name, a))

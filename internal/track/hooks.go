@@ -17,7 +17,7 @@ const (
 	maxHooks    = 64               // changes that wait; the oldest are left out
 	hookTimeout = 30 * time.Second // of a hook; then its process group is killed
 	// What waits when the daemon stops has this time together.
-	lastHooks = 10 * time.Second
+	LastHooks = 10 * time.Second
 )
 
 // Hooks are the programs to run when an instance has changed its state, with
@@ -102,7 +102,7 @@ func (n *Notifier) Close() error {
 	n.closed = true
 	n.signal()
 	n.mu.Unlock()
-	timer := time.AfterFunc(lastHooks, n.cancel)
+	timer := time.AfterFunc(LastHooks, n.cancel)
 	defer timer.Stop()
 	<-n.done
 	n.cancel()

@@ -72,8 +72,8 @@ func TestHooks(t *testing.T) {
 		if err := n.Close(); err != nil {
 			t.Error(err)
 		}
-		if took := time.Since(began); took != lastHooks {
-			t.Errorf("closing took %v, want %v", took, lastHooks)
+		if took := time.Since(began); took != LastHooks {
+			t.Errorf("closing took %v, want %v", took, LastHooks)
 		}
 		n.Notify(change(vrrp.Backup, vrrp.Active)) // nobody is there
 	})

@@ -2,8 +2,9 @@
 // and their faults follow it: checks, which it runs, interfaces and services.
 //
 // An item with a weight changes the priority, one without is a fault while it
-// fails. Services have a weight, so that a fault that all nodes share takes no VIP
-// from the last node.
+// fails. Neither takes a VIP from the last node: all nodes see alike what becomes
+// of a service, so that needs a weight, and a node that is in fault is the last
+// resort where no other one is Active.
 package track
 
 import (

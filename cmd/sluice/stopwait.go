@@ -1,0 +1,28 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/sluice-lb/sluice/internal/track"
+)
+
+// stopWait is how long the daemon may take to stop: the wait for a peer, the hooks
+// of the last changes, one instance after the other, and what else there is to do.
+func (n *node) stopWait() time.Duration {
+	const rest = 10 * time.Second
+	var longest time.Duration
+	for _, r := range n.routers {
+		longest = max(longest, r.ReleaseWait())
+	}
+	return longest + time.Duration(len(n.routers))*track.LastHooks + rest
+}
+
+// stopping tells systemd that the daemon stops, and to have patience: with long
+// intervals the wait for a peer is longer than the unit's timeout, which counts
+// where it is the longer one.
+func stopping(wait time.Duration) string {
+	return fmt.Sprintf("%s\nEXTEND_TIMEOUT_USEC=%d", daemon.SdNotifyStopping, wait.Microseconds())
+}
