@@ -4,6 +4,7 @@ package vrrp
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 )
@@ -115,9 +116,17 @@ func TestBackupTakesOverFromASilentNode(t *testing.T) {
 				wantActions(t, describe(r.m.Expire(r.now)))
 				r.pass(1)
 			}
-			wantActions(t, describe(r.m.Expire(r.now)), fmt.Sprint("send ", r.m.Priority()), "add", "announce", "backup to active")
+			wantTakeover(t, describe(r.m.Expire(r.now)), r.m.Priority())
 		})
 	}
+}
+
+// wantTakeover demands what a takeover does, whether it says so or adds the VIPs
+// first.
+func wantTakeover(t *testing.T, got []string, priority uint8) {
+	t.Helper()
+	slices.Sort(got)
+	wantActions(t, got, "add", "announce", "backup to active", fmt.Sprint("send ", priority))
 }
 
 func TestReasonOfAFastTakeover(t *testing.T) {
@@ -152,7 +161,7 @@ func TestHeartbeatsBesideVRRP(t *testing.T) {
 			wantActions(t, describe(r.m.Expire(r.now)))
 		}
 		r.now = epoch.Add(down)
-		wantActions(t, describe(r.m.Expire(r.now)), "send 100", "add", "announce", "backup to active")
+		wantTakeover(t, describe(r.m.Expire(r.now)), 100)
 	})
 	t.Run("heartbeats hold a Backup while advertisements are lost", func(t *testing.T) {
 		r := backupRig(t)
