@@ -28,9 +28,11 @@ type Beat struct {
 	Gone bool
 }
 
-// silentBeats is how many intervals without a heartbeat, on all paths, make an
-// Active node silent: two may be lost, or one be late by twice the interval.
-const silentBeats = 3
+// silence is how long there must be no heartbeat, on all paths, before an Active
+// node is given up: two and a half intervals. One may be lost and the next one be
+// late by half an interval. Three full ones would forgive no other loss, since the
+// third heartbeat would come as they end.
+func silence(interval time.Duration) time.Duration { return 2*interval + interval/2 }
 
 // maxBeatPeers bounds the nodes that a Machine remembers.
 const maxBeatPeers = 32
@@ -88,7 +90,7 @@ func (b *beats) keep(now time.Time) {
 }
 
 // down is how long a node may be silent.
-func (b *beats) down(p *beatPeer) time.Duration { return silentBeats * max(b.interval, p.Interval) }
+func (b *beats) down(p *beatPeer) time.Duration { return silence(max(b.interval, p.Interval)) }
 
 // active reports whether a peer holds the VIPs and means to keep them.
 func (p *beatPeer) active() bool { return p.State == Active && p.Priority != PriorityRelease }

@@ -37,7 +37,7 @@ func backupRig(t *testing.T) *rig {
 }
 
 func TestBackupTakesOverFromASilentNode(t *testing.T) {
-	const silent = silentBeats * beatInterval
+	silent := silence(beatInterval)
 	down := newRig(t, beating).m.ActiveDown()
 	for _, tc := range []struct {
 		name string
@@ -135,7 +135,7 @@ func TestReasonOfAFastTakeover(t *testing.T) {
 		do   func(r *rig)
 		want string
 	}{
-		{"silence", func(r *rig) { r.pass(silentBeats * beatInterval) }, "the heartbeats of 192.0.2.1 fell silent for 15ms"},
+		{"silence", func(r *rig) { r.pass(silence(beatInterval)) }, "the heartbeats of 192.0.2.1 fell silent for 12.5ms"},
 		{"an end", func(r *rig) { r.gone(1) }, "the daemon of 192.0.2.1 has ended"},
 		{"a fault", func(r *rig) { r.beat(1, Fault, 200) }, "192.0.2.1 gave up"},
 	} {
@@ -216,7 +216,7 @@ func TestHeartbeatsBesideVRRP(t *testing.T) {
 		if n := len(r.m.beats.peers); n > maxBeatPeers {
 			t.Errorf("%d nodes are remembered", n)
 		}
-		r.wantTimer(silentBeats * beatInterval)
+		r.wantTimer(silence(beatInterval))
 	})
 }
 

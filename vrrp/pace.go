@@ -70,7 +70,7 @@ func (r *Router) repeat(priority uint8) {
 
 // stopRepeating comes before a goodbye, and before the socket is closed.
 func (r *Router) stopRepeating() {
-	if r.paced.on {
+	if r.paced != (paced{}) { // also what was refused: it may be taken up later
 		r.deps.Pacer.Stop()
 	}
 	r.paced = paced{}

@@ -111,8 +111,8 @@ func newSimulation(seed uint64) *simulation {
 	if s.IntN(3) == 0 {
 		s.cfg.PreemptDelay = s.upTo(5 * s.cfg.Interval)
 	}
-	if s.IntN(3) == 0 { // fast mode
-		s.cfg.Heartbeat = s.cfg.Interval / time.Duration(2+s.IntN(9))
+	if s.IntN(4) == 0 { // fast mode
+		s.cfg.Heartbeat = s.cfg.Interval / time.Duration(2+s.IntN(5))
 	}
 	count := 2 + s.IntN(4)
 	owner := -1

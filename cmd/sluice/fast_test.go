@@ -93,7 +93,7 @@ func TestFastTakeoverWhenANodeIsCutOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.kill(daemons["lb1"])
-	r.waitTakeover(cut, "the heartbeats of 192.0.2.1 fell silent for 15ms")
+	r.waitTakeover(cut, "the heartbeats of 192.0.2.1 fell silent for 12.5ms")
 	r.answersMore(prober, 100)
 	silence, _ := prober.Result().LongestSilenceBetween(cut, time.Now())
 	t.Logf("the client's longest silence was %v", silence.Round(time.Millisecond))

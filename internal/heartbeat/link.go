@@ -190,6 +190,7 @@ func (t *handshake) answer() error {
 
 // listen accepts connections until ctx ends.
 func (n *Node) listen(ctx context.Context, all *sync.WaitGroup) {
+	var logged time.Time
 	for ctx.Err() == nil {
 		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", n.listenOn)
 		if err == nil {
@@ -201,7 +202,10 @@ func (n *Node) listen(ctx context.Context, all *sync.WaitGroup) {
 		if ctx.Err() != nil {
 			return
 		}
-		n.log.Warn("heartbeats: connections of other nodes cannot be accepted", "error", err)
+		if time.Since(logged) >= logEvery {
+			logged = time.Now()
+			n.log.Warn("heartbeats: connections of other nodes cannot be accepted", "error", err)
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(retryAfter):

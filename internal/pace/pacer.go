@@ -281,7 +281,9 @@ func (s *Slot) Stop() {
 	case <-s.cleared: // of an earlier time
 	default:
 	}
-	s.Clear()
+	if !s.clear() {
+		return
+	}
 	select {
 	case <-s.cleared:
 	case <-s.pacer.quit:
@@ -290,20 +292,26 @@ func (s *Slot) Stop() {
 }
 
 // Clear ends the job. What the engine is sending at this moment it still sends.
-func (s *Slot) Clear() {
+func (s *Slot) Clear() { s.clear() }
+
+// clear reports whether the engine will say that it has done so.
+func (s *Slot) clear() bool {
 	s.pacer.mu.Lock()
 	defer s.pacer.mu.Unlock()
 	if s.conn == nil {
-		return
+		return false
 	}
 	s.conn, s.set = nil, false
-	if s.pacer.socket >= 0 {
+	if s.pacer.socket < 0 {
+		return false
+	}
+	err := s.pacer.send(&request{op: opClear, slot: s.index}, -1)
+	if err != nil {
 		// A full queue would leave a job that must not go on: the engine has to be
 		// another one.
-		if err := s.pacer.send(&request{op: opClear, slot: s.index}, -1); err != nil {
-			_ = unix.Shutdown(s.pacer.socket, unix.SHUT_RDWR)
-		}
+		_ = unix.Shutdown(s.pacer.socket, unix.SHUT_RDWR)
 	}
+	return err == nil
 }
 
 // Failed is how many packets of the slot could not be sent.

@@ -21,4 +21,6 @@ var configurations = []configuration{
 		keepalived: &dialect{"", "advert_int 1\n    authentication {\n        auth_type PASS\n        auth_pass 1111\n    }"}},
 	{name: "v3_100ms", sluice: `version: 3, advertisement_interval: 100ms`, keepalived: &dialect{"vrrp_version 3", "advert_int 0.1"}},
 	{name: "v3_10ms", sluice: `version: 3, advertisement_interval: 10ms`, keepalived: &dialect{"vrrp_version 3", "advert_int 0.01"}},
+	// Heartbeats beside VRRP.
+	{name: "fast", sluice: `version: 3, advertisement_interval: 100ms, heartbeat: {interval: 5ms}`, key: true},
 }

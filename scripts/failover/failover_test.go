@@ -27,7 +27,7 @@ func TestCommandLine(t *testing.T) {
 		chosen string
 		fails  bool
 	}{
-		{name: "nothing", rounds: usualRounds, chosen: "seed v3_100ms v3_10ms"},
+		{name: "nothing", rounds: usualRounds, chosen: "seed v3_100ms v3_10ms fast"},
 		{name: "a short run", args: []string{"--rounds", "1", "--configurations", "v3_10ms,seed"}, rounds: 1, chosen: "v3_10ms seed"},
 		{name: "no rounds", args: []string{"--rounds", "0"}, fails: true},
 		{name: "an unknown configuration", args: []string{"--configurations", "seed,v4"}, fails: true},
