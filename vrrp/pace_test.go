@@ -66,6 +66,14 @@ func (n *node) runPaced(t *testing.T, p *fakePacer) {
 	synctest.Wait()
 }
 
+// wantGoodbye demands that the Pacer was stopped before the goodbye was sent.
+func wantGoodbye(t *testing.T, got []string) {
+	t.Helper()
+	if len(got) < 2 || got[0] != "stop" || got[1] != "send 0" {
+		t.Errorf("it did %v, want to stop the Pacer, then to say goodbye", got)
+	}
+}
+
 // What is due the Pacer sends, and the Router what cannot wait; after a goodbye
 // nothing more is sent.
 func TestRouterWithAPacer(t *testing.T) {
@@ -94,7 +102,7 @@ func TestRouterWithAPacer(t *testing.T) {
 		wantActions(t, n.taken(), "send 90", "announce")
 		n.router.Fault("broken")
 		sleep(0)
-		wantActions(t, n.taken(), "stop", "send 0", "remove")
+		wantGoodbye(t, n.taken())
 	})
 	virtual(t, "that gives way", func(t *testing.T) {
 		s := newSegment()
@@ -118,6 +126,6 @@ func TestRouterWithAPacer(t *testing.T) {
 		n.router.Fault("broken")
 		sleep(0)
 		// What was refused may be taken up later, but for this.
-		wantActions(t, n.taken(), "stop", "send 0", "remove")
+		wantGoodbye(t, n.taken())
 	})
 }
