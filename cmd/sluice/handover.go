@@ -36,7 +36,7 @@ func (n *node) makeHandovers() (err error) {
 func handoverCommand() *cli.Command {
 	return &cli.Command{
 		Name: "handover", Usage: "give the VIPs of an instance, or of all that are active here, to a peer", ArgsUsage: "[INSTANCE]",
-		Description: "Nothing is interrupted: the VIPs stay until the peer has taken over, and for good if none does (exit code 1). " +
+		Description: "At any moment one node has the VIPs: they stay until the peer has taken over, and for good if none does (exit code 1). " +
 			"This node is backup then for as long as that one is active.",
 		Flags: append(configFlags(),
 			&cli.BoolFlag{Name: "hold", Usage: "stay backup until --release, also if the peer fails or this daemon restarts"},
