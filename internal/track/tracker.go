@@ -61,6 +61,15 @@ type Tracker struct {
 	world     World
 	log       *slog.Logger
 	dirty     chan struct{}
+	told      Told
+}
+
+// Told is who is told of what happens. Its functions must not wait.
+type Told struct {
+	// Check got another verdict, its recovery another attempt, or that made it pass.
+	Check func(before, now CheckStatus)
+	// Standing of an instance got another priority.
+	Standing func(instance string, before, now Standing)
 }
 
 // An instance is one that is driven.
@@ -84,8 +93,10 @@ func New(checks []lb.Check, instances []Instance, w World, log *slog.Logger) *Tr
 		w.Link = hostLink
 	}
 	t := &Tracker{byName: map[string]*checker{}, world: w, log: log, dirty: make(chan struct{}, 1)}
+	t.Tell(Told{})
 	for _, c := range checks {
 		k := newChecker(c, w, t.Dirty, log)
+		k.told = func(before, now CheckStatus) { t.told.Check(before, now) }
 		t.checkers = append(t.checkers, k)
 		t.byName[c.Name] = k
 	}
@@ -93,6 +104,17 @@ func New(checks []lb.Check, instances []Instance, w World, log *slog.Logger) *Tr
 		t.instances = append(t.instances, &instance{Instance: i, ready: make(chan struct{}), standing: Standing{Base: i.Priority, Priority: i.Priority}})
 	}
 	return t
+}
+
+// Tell makes these functions those that are told; nil: nobody. Call it before Run.
+func (t *Tracker) Tell(told Told) {
+	if told.Check == nil {
+		told.Check = func(CheckStatus, CheckStatus) {}
+	}
+	if told.Standing == nil {
+		told.Standing = func(string, Standing, Standing) {}
+	}
+	t.told = told
 }
 
 // hostLink looks at an interface of this machine.
@@ -188,6 +210,7 @@ func (t *Tracker) drive(i *instance, waited time.Duration) {
 				text = fmt.Sprintf("%d, as configured", now.Priority)
 			}
 			t.log.Info("priority of virtual router", "instance", i.Name, "priority", text)
+			t.told.Standing(i.Name, before, now)
 		}
 	}
 	switch now.Fault {
