@@ -31,6 +31,9 @@ type Daemon interface {
 	Status() Status
 	// Change makes an operator's change. Text says what has become of it.
 	Change(Change) (text string, err error)
+	// Events returns the events behind a number, as lines, and the number of the
+	// last one. More is closed when there is another.
+	Events(after uint64) (lines [][]byte, last uint64, more <-chan struct{})
 }
 
 // changed is the answer to a Change.
@@ -65,6 +68,7 @@ func Listen(path string, d Daemon, log *slog.Logger) (*Admin, error) {
 			log.Debug("answer a status request", "error", err)
 		}
 	})
+	mux.HandleFunc("GET /events", serveEvents(d, log))
 	mux.HandleFunc("POST /backend", func(w http.ResponseWriter, r *http.Request) {
 		var c Change
 		var answer changed
@@ -143,12 +147,6 @@ func SendChange(ctx context.Context, socket string, c Change) (text string, err 
 }
 
 func ask(ctx context.Context, socket, method, path string, question, answer any) error {
-	client := http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		},
-		DisableKeepAlives: true,
-	}, Timeout: askTimeout}
 	var body io.Reader
 	if question != nil {
 		text, err := json.Marshal(question)
@@ -157,29 +155,38 @@ func ask(ctx context.Context, socket, method, path string, question, answer any)
 		}
 		body = bytes.NewReader(text)
 	}
-	request, err := http.NewRequestWithContext(ctx, method, "http://sluice"+path, body)
+	response, err := send(ctx, clientOf(socket), socket, method, path, body)
 	if err != nil {
-		return fmt.Errorf("ask the daemon: %w", err)
-	}
-	response, err := client.Do(request)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
-		return fmt.Errorf("ask the daemon on %s: %w", socket, ErrNotRunning)
-	}
-	if err != nil {
-		return fmt.Errorf("ask the daemon on %s: %w", socket, err)
+		return err
 	}
 	defer response.Body.Close()
-	switch response.StatusCode {
-	case http.StatusOK:
-	case http.StatusBadRequest:
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 4096))
-		return errors.New(strings.TrimSpace(string(text)))
-	default:
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 200))
-		return fmt.Errorf("ask the daemon on %s: it answered %s: %s", socket, response.Status, text)
-	}
 	if err := json.NewDecoder(response.Body).Decode(answer); err != nil {
 		return fmt.Errorf("read the daemon's answer: %w", err)
 	}
 	return nil
+}
+
+// send returns an answer that is good; whoever gets it closes its body.
+func send(ctx context.Context, client *http.Client, socket, method, path string, body io.Reader) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, method, "http://sluice"+path, body)
+	if err != nil {
+		return nil, fmt.Errorf("ask the daemon: %w", err)
+	}
+	response, err := client.Do(request)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return nil, fmt.Errorf("ask the daemon on %s: %w", socket, ErrNotRunning)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask the daemon on %s: %w", socket, err)
+	}
+	if response.StatusCode == http.StatusOK {
+		return response, nil
+	}
+	defer response.Body.Close()
+	if response.StatusCode == http.StatusBadRequest {
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 1<<20))
+		return nil, errors.New(strings.TrimSpace(string(text)))
+	}
+	text, _ := io.ReadAll(io.LimitReader(response.Body, 200))
+	return nil, fmt.Errorf("ask the daemon on %s: it answered %s: %s", socket, response.Status, text)
 }

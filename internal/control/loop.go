@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sluice-lb/sluice/internal/events"
 	"github.com/sluice-lb/sluice/internal/health"
 	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/loader"
@@ -75,6 +76,7 @@ type Loop struct {
 	dirty   chan struct{}
 	applied chan struct{} // closed after the first Apply
 	told    func()        // of new views; nil: nobody
+	record  func(events.Event)
 
 	// What is wrong with the interfaces, the maintenance, the ways of probes and the
 	// last write; Run's own.
@@ -86,15 +88,16 @@ type Loop struct {
 
 	mu      sync.Mutex
 	views   []View
-	problem string   // of the interfaces and the last Apply
-	alarms  []string // about what runs short
+	problem string  // of the interfaces and the last Apply
+	wrong   []Alarm // the same, one by one
+	alarms  []Alarm // about what runs short
 }
 
 // NewLoop returns a loop over the services of a configuration. Run runs it.
 func NewLoop(services []lb.Service, tables Tables, checker Checker, hops NextHops, paths ProbePaths, changes *Overrides, log *slog.Logger) *Loop {
 	return &Loop{
 		services: services, tables: tables, checker: checker, hops: hops, paths: paths, changes: changes, log: log,
-		dirty: make(chan struct{}, 1), applied: make(chan struct{}), shortages: newShortages(log),
+		dirty: make(chan struct{}, 1), applied: make(chan struct{}), shortages: newShortages(log), record: func(events.Event) {},
 	}
 }
 
@@ -114,6 +117,10 @@ func (l *Loop) Applied() <-chan struct{} { return l.applied }
 // it before Run.
 func (l *Loop) Tell(f func()) { l.told = f }
 
+// Record has f told what happens to services and servers, and what operators
+// change; f must not wait. Call it before Run.
+func (l *Loop) Record(f func(events.Event)) { l.record = f }
+
 // Views returns the services as they are now, and what is wrong with the data
 // plane, if anything is.
 func (l *Loop) Views() ([]View, string) {
@@ -122,11 +129,11 @@ func (l *Loop) Views() ([]View, string) {
 	return slices.Clone(l.views), l.problem
 }
 
-// Alarms tells what runs short, in words.
-func (l *Loop) Alarms() []string {
+// Alarms tells what is wrong with the data plane, and what runs short.
+func (l *Loop) Alarms() []Alarm {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.Clone(l.alarms)
+	return slices.Concat(l.wrong, l.alarms)
 }
 
 // Run keeps the data plane in line until ctx ends. Until every server has a
@@ -275,7 +282,20 @@ func (l *Loop) maintain() {
 // setProblem makes known what is wrong: with the last write, and beside.
 func (l *Loop) setProblem(written string) {
 	l.written = written
-	all := slices.DeleteFunc([]string{written, l.interfaces, l.maintenance, l.probing, l.changes.Alarm()}, func(s string) bool { return s == "" })
+	l.wrong = nil
+	var all []string
+	for _, p := range []struct {
+		kind AlarmKind
+		text string
+	}{
+		{AlarmTables, written}, {AlarmInterfaces, l.interfaces}, {AlarmMaintenance, l.maintenance},
+		{AlarmProbes, l.probing}, {AlarmOverrides, l.changes.Alarm()},
+	} {
+		if p.text != "" {
+			l.wrong = append(l.wrong, Alarm{Kind: p.kind, Text: p.text})
+			all = append(all, p.text)
+		}
+	}
 	l.problem = strings.Join(all, "; ")
 }
 
@@ -296,6 +316,7 @@ func (l *Loop) publish(views []View, problem string) {
 			l.log.Info("service is up again", "service", v.Service.Name, "servers", now)
 		}
 	}
+	l.recordViews(l.views, views)
 	l.views = views
 	l.setProblem(problem)
 	if l.told != nil {
@@ -321,6 +342,7 @@ func (l *Loop) Change(c Change) (text string, err error) {
 		return "", err
 	}
 	l.log.Info("changed by an operator", "change", text)
+	l.record(events.Event{Type: events.OperatorChange, To: string(c.Action), Text: text})
 	l.Dirty()
 	return text, nil
 }

@@ -27,15 +27,15 @@ const (
 	VRRPState    Type = "vrrp.state"    // Instance; From and To: initialize, backup, active, fault
 	VRRPPriority Type = "vrrp.priority" // Instance; From and To: numbers
 
-	ServiceState  Type = "service.state" // Service; From and To: up, below_quorum, down
-	ServerState   Type = "server.state"  // Service, Server; From and To as in `sluice status`
-	CheckState    Type = "check.state"   // Check; From and To: unknown, up, down
-	CheckRecovery Type = "check.recovery"
+	ServiceState  Type = "service.state"  // Service; From and To: up, below_quorum, down
+	ServerState   Type = "server.state"   // Service, Server; From and To as in `sluice status`
+	CheckState    Type = "check.state"    // Check; From and To: unknown, up, down
+	CheckRecovery Type = "check.recovery" // Check; To: tried, recovered
 
 	AlarmBegin Type = "alarm.begin" // Alarm, its kind; Instance, Service, Server or Peer where it is about one
 	AlarmEnd   Type = "alarm.end"
 
-	OperatorChange Type = "operator.change"
+	OperatorChange Type = "operator.change" // To: drain, disable, enable, weight, reset
 )
 
 // Types lists all types.
