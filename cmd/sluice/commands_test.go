@@ -191,7 +191,7 @@ func jsonShape(t *testing.T, text string) []string {
 
 // statusKeys are the contract with whoever reads `sluice status --json`.
 var statusKeys = strings.Fields(`
-checks config forwarding interfaces interfaces.mode interfaces.name node
+alarms checks config forwarding interfaces interfaces.mode interfaces.name node
 outcomes outcomes.dropped outcomes.name outcomes.packets pid problems running
 services services.addresses services.backends services.backends.address services.backends.backup
 services.backends.bytes services.backends.configured_weight services.backends.flows services.backends.next_hop services.backends.packets services.backends.pinned services.backends.ports services.backends.ports_used services.backends.previous_slots

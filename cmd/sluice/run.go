@@ -21,6 +21,7 @@ import (
 
 	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/internal/events"
 	"github.com/sluice-lb/sluice/internal/health"
 	"github.com/sluice-lb/sluice/internal/natlog"
 	"github.com/sluice-lb/sluice/internal/track"
@@ -67,6 +68,8 @@ type node struct {
 	loop    *control.Loop
 	tracker *track.Tracker
 	natLog  *natlog.Log // nil where none is configured
+	events  *events.Log
+	alarms  control.AlarmBook
 	routers []*vrrp.Router
 	closers []func() error // what to close, in the order of opening
 }
@@ -99,12 +102,14 @@ func (n *node) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer held.Close()
+	n.openEvents()
 
 	inside, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var goroutines sync.WaitGroup
 	defer func() {
 		stop()
 		goroutines.Wait()
+		n.recordStop(err)
 		for _, c := range slices.Backward(n.closers) {
 			if e := c(); e != nil {
 				err = errors.Join(err, e)
@@ -143,6 +148,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	n.closers = append(n.closers, admin.Close)
 
 	goroutines.Go(func() { n.tracker.Run(inside) })
+	goroutines.Go(func() { n.watchAlarms(inside) })
 	for i, r := range n.routers {
 		goroutines.Go(func() { n.runRouter(ctx, inside, r, ready, n.tracker.Ready(i)) })
 	}
@@ -164,6 +170,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	case <-ctx.Done():
 	}
 	notify(n.log, daemon.SdNotifyReady)
+	n.recordReady()
 	n.log.Info("running", "node", n.cfg.Node, "services", len(n.cfg.Services), "vrrp", len(n.cfg.VRRP))
 	<-ctx.Done()
 
@@ -240,6 +247,7 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	if err := n.tables.attach(); err != nil {
 		return err
 	}
+	n.recordDatapath()
 	// What the program before has begun, and not told of, is there by now.
 	goroutines.Go(func() { logTranslations(ctx) })
 	// The resolver may find something before the loop is there to be told.
@@ -269,6 +277,7 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 		n.log.Error(alarm)
 	}
 	n.loop = control.NewLoop(n.cfg.Services, n.tables, checker, hops, probes, changes, n.log)
+	n.loop.Record(n.events.Record)
 	goroutines.Go(func() {
 		for {
 			select {
@@ -368,7 +377,7 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 			Name: i.Name, Interface: i.Interface, VRID: i.VRID, Version: vrrp.Version(i.Version),
 			Priority: i.Priority, Interval: i.Interval, Password: i.Password, Addresses: i.Addresses,
 			Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, Peers: i.Peers, Source: i.Source,
-		}, vrrp.Deps{Network: host, Addresses: addresses, Log: n.log, OnChange: n.hooks(i).Notify})
+		}, vrrp.Deps{Network: host, Addresses: addresses, Log: n.log, OnChange: n.changes(n.hooks(i))})
 		if err != nil {
 			return fmt.Errorf("vrrp instance %s: %w", i.Name, err)
 		}

@@ -48,11 +48,7 @@ func (n *node) status() control.Status {
 		if err != nil {
 			s.Problems = append(s.Problems, err.Error())
 		}
-		views, problem := n.loop.Views()
-		if problem != "" {
-			s.Problems = append(s.Problems, problem)
-		}
-		s.Problems = append(s.Problems, n.loop.Alarms()...)
+		views, _ := n.loop.Views()
 		if views == nil {
 			views = []control.View{}
 			s.Problems = append(s.Problems, "starting: not every server has been probed yet, the data plane is as the last daemon left it")
@@ -60,10 +56,11 @@ func (n *node) status() control.Status {
 		s.Services = control.Services(views, stats)
 		s.Outcomes = stats.Outcomes
 		s.Upgrade = n.tables.datapath.Upgraded()
-		if n.natLog != nil {
-			s.Problems = append(s.Problems, n.natLog.Problems()...)
-		}
 	}
+	for _, a := range n.ownAlarms() {
+		s.Problems = append(s.Problems, a.Text)
+	}
+	s.Alarms = n.seeAlarms(now)
 	s.FindProblems()
 	return s
 }

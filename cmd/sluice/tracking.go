@@ -24,6 +24,7 @@ func (n *node) makeTracker() {
 		})
 	}
 	n.tracker = track.New(n.cfg.Checks, instances, w, n.log)
+	n.tracker.Tell(track.Told{Check: n.recordCheck, Standing: n.recordStanding})
 	if n.loop != nil {
 		n.loop.Tell(n.tracker.Dirty)
 	}
