@@ -199,7 +199,7 @@ services.backends.reply_bytes services.backends.reply_packets services.backends.
 services.backends.state services.backends.weight services.forward services.healthy services.losses
 services.losses.early_reuse services.losses.evicted services.losses.flows_full services.losses.handshakes_full services.losses.no_backend
 services.losses.no_port services.losses.pins_full services.losses.too_big services.name services.pool services.protocol services.quorum services.state
-started time version
+started tables tables.name tables.size tables.used time version
 vrrp vrrp.addresses vrrp.alarms vrrp.dropped vrrp.failed vrrp.interface vrrp.name vrrp.present vrrp.priority vrrp.reason
 vrrp.received vrrp.releasing vrrp.sent vrrp.since vrrp.source vrrp.state vrrp.version vrrp.virtual_router_id
 `)

@@ -54,7 +54,7 @@ func (n *node) status() control.Status {
 			s.Problems = append(s.Problems, "starting: not every server has been probed yet, the data plane is as the last daemon left it")
 		}
 		s.Services = control.Services(views, stats)
-		s.Outcomes = stats.Outcomes
+		s.Outcomes, s.Tables = stats.Outcomes, stats.Tables
 		s.Upgrade = n.tables.datapath.Upgraded()
 	}
 	for _, a := range n.ownAlarms() {
@@ -111,7 +111,7 @@ func getStatus(c *cli.Context) (control.Status, error) {
 	}
 	s = control.Status{
 		Version: version(), Time: time.Now(), Interfaces: []control.Interface{}, VRRP: []control.Instance{},
-		Checks: control.Checks(nil), Services: control.Services(nil, in.Stats), Outcomes: in.Stats.Outcomes,
+		Checks: control.Checks(nil), Services: control.Services(nil, in.Stats), Outcomes: in.Stats.Outcomes, Tables: in.Stats.Tables,
 		Problems: []string{fmt.Sprintf("sluice is not running (nothing answers on %s): new failures of backends are not noticed", path)},
 	}
 	if cfg != nil {

@@ -36,6 +36,8 @@ type Status struct {
 	Services   []ServiceStatus `json:"services"`
 	// Outcomes counts packets that were not forwarded.
 	Outcomes []loader.Outcome `json:"outcomes"`
+	// Tables are those of single flows.
+	Tables []loader.FlowTable `json:"tables"`
 	// Upgrade tells what this daemon has taken over from an earlier version's data
 	// plane.
 	Upgrade *loader.Upgrade `json:"upgrade,omitempty"`
@@ -266,7 +268,7 @@ func mac(h lb.NextHop) string {
 
 // FindProblems lists what an operator should look at, in words.
 func (s *Status) FindProblems() {
-	s.Problems, s.Alarms = orEmpty(s.Problems), orEmpty(s.Alarms)
+	s.Problems, s.Alarms, s.Tables = orEmpty(s.Problems), orEmpty(s.Alarms), orEmpty(s.Tables)
 	for _, i := range s.VRRP {
 		if i.State == vrrp.Fault.String() {
 			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s cannot run: %s", i.Name, i.Reason))
