@@ -69,6 +69,7 @@ func (n *node) recordDatapath() {
 // its hooks.
 func (n *node) changes(hooks *track.Notifier) func(vrrp.Change) {
 	return func(c vrrp.Change) {
+		n.transitions.add(c)
 		n.events.Record(events.Event{
 			Type: events.VRRPState, Time: c.At, Instance: c.Instance, From: c.From.String(), To: c.To.String(), Text: c.Reason,
 		})
@@ -151,6 +152,9 @@ func (n *node) ownAlarms() []control.Alarm {
 	}
 	if p := n.events.Problem(); p != "" {
 		all = append(all, control.Alarm{Kind: control.AlarmEvents, Text: p})
+	}
+	if n.web != nil && n.web.Problem() != "" {
+		all = append(all, control.Alarm{Kind: control.AlarmMonitoring, Text: n.web.Problem()})
 	}
 	return all
 }

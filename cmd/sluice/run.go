@@ -25,6 +25,7 @@ import (
 	"github.com/sluice-lb/sluice/internal/health"
 	"github.com/sluice-lb/sluice/internal/natlog"
 	"github.com/sluice-lb/sluice/internal/track"
+	"github.com/sluice-lb/sluice/internal/web"
 	"github.com/sluice-lb/sluice/loader"
 	"github.com/sluice-lb/sluice/vrrp"
 )
@@ -70,8 +71,13 @@ type node struct {
 	natLog  *natlog.Log // nil where none is configured
 	events  *events.Log
 	alarms  control.AlarmBook
-	routers []*vrrp.Router
-	closers []func() error // what to close, in the order of opening
+	ready   <-chan struct{} // closed when the tables were written first
+	web     *web.Server     // nil where monitoring is not wanted
+	checker *health.Checker // nil with tables
+
+	transitions transitions
+	routers     []*vrrp.Router
+	closers     []func() error // what to close, in the order of opening
 }
 
 // socket is the configured admin socket; one in the default run directory moves
@@ -103,6 +109,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	}
 	defer held.Close()
 	n.openEvents()
+	n.openWeb()
 
 	inside, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var goroutines sync.WaitGroup
@@ -118,6 +125,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	}()
 
 	ready := make(chan struct{})
+	n.ready = ready
 	if len(n.cfg.Services) > 0 {
 		if err := n.startDatapath(inside, &goroutines); err != nil {
 			return n.undo(err)
@@ -149,6 +157,7 @@ func (n *node) run(ctx context.Context) (err error) {
 
 	goroutines.Go(func() { n.tracker.Run(inside) })
 	goroutines.Go(func() { n.watchAlarms(inside) })
+	goroutines.Go(func() { n.serveWeb(inside) })
 	for i, r := range n.routers {
 		goroutines.Go(func() { n.runRouter(ctx, inside, r, ready, n.tracker.Ready(i)) })
 	}
@@ -267,8 +276,8 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 		return err
 	}
 	n.closers = append(n.closers, probes.Close)
-	checker := health.NewChecker(n.log, probes)
-	n.closers = append(n.closers, func() error { checker.Close(); return nil })
+	n.checker = health.NewChecker(n.log, probes)
+	n.closers = append(n.closers, func() error { n.checker.Close(); return nil })
 	changes, err := control.OpenOverrides(filepath.Join(n.stateDir, "overrides.json"))
 	if err != nil {
 		return err
@@ -276,7 +285,7 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	if alarm := changes.Alarm(); alarm != "" {
 		n.log.Error(alarm)
 	}
-	n.loop = control.NewLoop(n.cfg.Services, n.tables, checker, hops, probes, changes, n.log)
+	n.loop = control.NewLoop(n.cfg.Services, n.tables, n.checker, hops, probes, changes, n.log)
 	n.loop.Record(n.events.Record)
 	goroutines.Go(func() {
 		for {

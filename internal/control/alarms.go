@@ -24,6 +24,7 @@ const (
 	AlarmUpgrade     AlarmKind = "upgrade"     // the last one did not keep everything
 	AlarmNATLog      AlarmKind = "nat_log"     // the translation log is not complete
 	AlarmEvents      AlarmKind = "events"      // events are not kept over a restart
+	AlarmMonitoring  AlarmKind = "monitoring"  // admin.listen could not be had
 
 	// What runs short, by service.
 	AlarmSourcePorts    AlarmKind = "source_ports"
