@@ -23,6 +23,15 @@ func (d *Datapath) Apply(want lb.Snapshot) error {
 	return d.apply(want, nil)
 }
 
+// Check tells whether Apply has room for a snapshot. It writes nothing.
+func (d *Datapath) Check(want lb.Snapshot) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	lim := limits{slots: d.objects.Slots.MaxEntries(), share: d.share, now: sinceBoot()}
+	_, _, err := plan(d.state, want, lim, new(tableCache).table)
+	return err
+}
+
 // apply does so without the backends that have drained.
 func (d *Datapath) apply(want lb.Snapshot, drained map[uint32]bool) error {
 	lim := limits{slots: d.objects.Slots.MaxEntries(), share: d.share, now: sinceBoot(), drained: drained}
