@@ -74,6 +74,7 @@ type Loop struct {
 	log      *slog.Logger
 
 	dirty   chan struct{}
+	reloads chan *reload
 	applied chan struct{} // closed after the first Apply
 	told    func()        // of new views; nil: nobody
 	record  func(events.Event)
@@ -85,8 +86,10 @@ type Loop struct {
 	slowStarts slowStarts
 	// What runs short; Run's own.
 	shortages shortages
+	// Services that are about to take the place of the present ones; Run's own.
+	coming *reload
 
-	mu      sync.Mutex
+	mu      sync.Mutex // of services, too, which Run alone changes
 	views   []View
 	problem string  // of the interfaces and the last Apply
 	wrong   []Alarm // the same, one by one
@@ -97,7 +100,7 @@ type Loop struct {
 func NewLoop(services []lb.Service, tables Tables, checker Checker, hops NextHops, paths ProbePaths, changes *Overrides, log *slog.Logger) *Loop {
 	return &Loop{
 		services: services, tables: tables, checker: checker, hops: hops, paths: paths, changes: changes, log: log,
-		dirty: make(chan struct{}, 1), applied: make(chan struct{}), shortages: newShortages(log), record: func(events.Event) {},
+		dirty: make(chan struct{}, 1), reloads: make(chan *reload), applied: make(chan struct{}), shortages: newShortages(log), record: func(events.Event) {},
 	}
 }
 
@@ -140,9 +143,7 @@ func (l *Loop) Alarms() []Alarm {
 // verdict, but no longer than patience, it writes nothing: what an earlier
 // daemon left forwarding goes on.
 func (l *Loop) Run(ctx context.Context, patience time.Duration) {
-	l.hops.Set(l.addresses())
-	l.setPaths()
-	l.checker.Set(l.targets())
+	l.follow(addressesOf(l.services), targetsOfAll(l.services))
 	if !l.wait(ctx, patience) {
 		return
 	}
@@ -158,10 +159,18 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 	defer maintenance.Stop()
 	step := time.NewTimer(lookEvery)
 	defer step.Stop()
+	patient := time.NewTimer(lookEvery) // with services that come
+	defer patient.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case r := <-l.reloads:
+			l.begin(r)
+			if l.coming != nil {
+				patient.Reset(time.Until(l.coming.deadline))
+			}
+		case <-patient.C:
 		case <-l.checker.Changed():
 		case <-l.dirty:
 		case <-retry.C:
@@ -173,16 +182,23 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 			}
 			continue
 		}
+		arrived := l.takeOver()
 		views := l.look()
 		if at := l.slowStarts.next; !at.IsZero() {
 			step.Reset(time.Until(at))
 		}
 		next := snapshot(views)
-		if ok && sameBackends(last, next) {
+		if ok && arrived == nil && sameBackends(last, next) {
 			l.publish(views, "")
 			continue
 		}
 		err := l.tables.Apply(next)
+		if err != nil && arrived != nil {
+			l.giveUp(arrived, err)
+			ok = false
+			retry.Reset(0) // with the services of before
+			continue
+		}
 		if ok = err == nil; !ok {
 			l.log.Error("the data plane is not up to date", "error", err, "retry", retryAfter)
 			l.publish(views, "write the data plane: "+err.Error())
@@ -191,6 +207,9 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 		}
 		l.publish(views, "")
 		last = next
+		if arrived != nil {
+			arrived.done <- arrived.Finish()
+		}
 		select {
 		case <-l.applied:
 		default:
@@ -304,10 +323,14 @@ func (l *Loop) setProblem(written string) {
 func (l *Loop) publish(views []View, problem string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for i, v := range views {
+	known := map[string]View{}
+	for _, v := range l.views {
+		known[v.Service.Name] = v
+	}
+	for _, v := range views {
 		before := -1
-		if l.views != nil {
-			before = l.views[i].Serving()
+		if old, ok := known[v.Service.Name]; ok {
+			before = old.Serving()
 		}
 		switch now := v.Serving(); {
 		case now == 0 && before != 0:
@@ -324,9 +347,10 @@ func (l *Loop) publish(views []View, problem string) {
 	}
 }
 
-func (l *Loop) addresses() []netip.Addr {
+// addressesOf returns the addresses of all servers of services.
+func addressesOf(services []lb.Service) []netip.Addr {
 	var as []netip.Addr
-	for _, s := range l.services {
+	for _, s := range services {
 		for _, server := range s.Pool.Servers {
 			as = append(as, server.Address)
 		}
@@ -338,7 +362,10 @@ func (l *Loop) addresses() []netip.Addr {
 // Change makes an operator's change and has it applied. Text says what has become
 // of it.
 func (l *Loop) Change(c Change) (text string, err error) {
-	if text, err = l.changes.Apply(c, l.services); err != nil {
+	l.mu.Lock()
+	services := l.services
+	l.mu.Unlock()
+	if text, err = l.changes.Apply(c, services); err != nil {
 		return "", err
 	}
 	l.log.Info("changed by an operator", "change", text)
