@@ -44,6 +44,9 @@ type checker struct {
 	told    func(before, now CheckStatus) // as Told.Check
 	log     *slog.Logger
 
+	ctx    context.Context // ends with its place in the configuration
+	cancel context.CancelFunc
+
 	successes, failures int // in a row
 
 	mu     sync.Mutex
@@ -60,6 +63,13 @@ func newChecker(c lb.Check, w World, changed func(), log *slog.Logger) *checker 
 // runCommand is how a real World recovers.
 func runCommand(ctx context.Context, args []string) error {
 	return command.Command{Args: args}.Run(ctx)
+}
+
+// inherit takes over the verdict of one that it takes the place of.
+func (c *checker) inherit(old *checker) {
+	s := old.get()
+	c.status.Verdict, c.status.Since, c.status.Why = s.Verdict, s.Since, s.Why
+	c.status.Exhausted = s.Exhausted && c.check.Recover != nil
 }
 
 func (c *checker) get() CheckStatus {
