@@ -1,0 +1,230 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// A Difference is what leads from one configuration to another.
+type Difference struct {
+	Changes []string // in words, one each
+	// Restart is what a daemon that runs cannot change, in words. It is none of
+	// Changes.
+	Restart []string
+	// Anew are the names of instances that are there before and after, and cannot
+	// become what they are to be while they run.
+	Anew []string
+}
+
+// Compare finds out what differs between two configurations of one node. Neither is
+// changed.
+func Compare(before, after *Config) Difference {
+	d := &Difference{}
+	d.restart(before, after)
+	d.interfaces(before.Datapath.Interfaces, after.Datapath.Interfaces)
+	d.services(before.Services, after.Services)
+	d.checks(before.Checks, after.Checks)
+	d.instances(before.VRRP, after.VRRP)
+	if a, b := before.Admin.Listen, after.Admin.Listen; a != b {
+		d.change("admin.listen: %s -> %s", listenText(a), listenText(b))
+	}
+	return *d
+}
+
+func (d *Difference) change(format string, args ...any) {
+	d.Changes = append(d.Changes, fmt.Sprintf(format, args...))
+}
+
+// restart finds what is set when the data plane is loaded, or the daemon started.
+func (d *Difference) restart(before, after *Config) {
+	a, b := before.Datapath, after.Datapath
+	for _, v := range []struct {
+		what          string
+		before, after any
+	}{
+		{"node", before.Node, after.Node},
+		{"datapath.mode", a.Mode, b.Mode},
+		{"datapath.max_flows", a.MaxFlows, b.MaxFlows},
+		{"source ports of nat (datapath.nat.ports, or how many nodes there are)", before.PortShare, after.PortShare},
+		{"datapath.nat.log", quoteNone(a.NATLog), quoteNone(b.NATLog)},
+		{"datapath.tunnel.source_ipv4", a.TunnelSource4, b.TunnelSource4},
+		{"datapath.tunnel.source_ipv6", a.TunnelSource6, b.TunnelSource6},
+		{"datapath.probe_addresses of IPv4", a.ProbeAddresses4, b.ProbeAddresses4},
+		{"datapath.probe_addresses of IPv6", a.ProbeAddresses6, b.ProbeAddresses6},
+		{"admin.socket", before.Admin.Socket, after.Admin.Socket},
+	} {
+		if v.before != v.after {
+			d.Restart = append(d.Restart, fmt.Sprintf("%s: %v -> %v", v.what, v.before, v.after))
+		}
+	}
+	switch was, is := len(before.Services) > 0, len(after.Services) > 0; {
+	case is && !was:
+		d.Restart = append(d.Restart, "services: the first one")
+	case was && !is:
+		d.Restart = append(d.Restart, "services: none any more")
+	}
+}
+
+func quoteNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+func listenText(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return "none"
+	}
+	return a.String()
+}
+
+func (d *Difference) interfaces(before, after []string) {
+	for _, name := range after {
+		if !slices.Contains(before, name) {
+			d.change("interface %s: added", name)
+		}
+	}
+	for _, name := range before {
+		if !slices.Contains(after, name) {
+			d.change("interface %s: removed", name)
+		}
+	}
+}
+
+// named tells of elements with a name that come and go, and calls both for those
+// that stay.
+func named[T any](d *Difference, what string, before, after []T, name func(T) string, both func(before, after T)) {
+	for _, e := range after {
+		i := slices.IndexFunc(before, func(o T) bool { return name(o) == name(e) })
+		if i < 0 {
+			d.change("%s %s: added", what, name(e))
+		} else {
+			both(before[i], e)
+		}
+	}
+	for _, e := range before {
+		if !slices.ContainsFunc(after, func(o T) bool { return name(o) == name(e) }) {
+			d.change("%s %s: removed", what, name(e))
+		}
+	}
+}
+
+func (d *Difference) services(before, after []lb.Service) {
+	named(d, "service", before, after, func(s lb.Service) string { return s.Name }, func(a, b lb.Service) {
+		var parts []string
+		parts = append(parts, servers(a.Pool.Servers, b.Pool.Servers)...)
+		if a.Pool.Name != b.Pool.Name {
+			parts = append(parts, "pool")
+		}
+		if !reflect.DeepEqual(a.Pool.Probe, b.Pool.Probe) {
+			parts = append(parts, "health")
+		}
+		a.Pool, b.Pool = lb.Pool{}, lb.Pool{}
+		parts = append(parts, fieldsThatDiffer(a, b)...)
+		if len(parts) > 0 {
+			d.change("service %s: %s", b.Name, strings.Join(parts, ", "))
+		}
+	})
+}
+
+// servers says what differs between the servers of two pools.
+func servers(before, after []lb.Server) (parts []string) {
+	at := func(s lb.Server) string {
+		if s.Port == 0 {
+			return s.Address.String()
+		}
+		return netip.AddrPortFrom(s.Address, s.Port).String()
+	}
+	find := func(all []lb.Server, s lb.Server) int {
+		return slices.IndexFunc(all, func(o lb.Server) bool { return at(o) == at(s) })
+	}
+	for _, b := range after {
+		i := find(before, b)
+		if i < 0 {
+			parts = append(parts, fmt.Sprintf("%s added", at(b)))
+			continue
+		}
+		if a := before[i]; a.Weight != b.Weight {
+			parts = append(parts, fmt.Sprintf("%s weight %d -> %d", at(b), a.Weight, b.Weight))
+		}
+		if before[i].Backup != b.Backup {
+			parts = append(parts, fmt.Sprintf("%s backup %v -> %v", at(b), before[i].Backup, b.Backup))
+		}
+	}
+	for _, a := range before {
+		if find(after, a) < 0 {
+			parts = append(parts, fmt.Sprintf("%s removed", at(a)))
+		}
+	}
+	return parts
+}
+
+func (d *Difference) checks(before, after []lb.Check) {
+	named(d, "check", before, after, func(c lb.Check) string { return c.Name }, func(a, b lb.Check) {
+		if parts := fieldsThatDiffer(a, b); len(parts) > 0 {
+			d.change("check %s: %s", b.Name, strings.Join(parts, ", "))
+		}
+	})
+}
+
+func (d *Difference) instances(before, after []Instance) {
+	named(d, "vrrp", before, after, func(i Instance) string { return i.Name }, func(a, b Instance) {
+		parts := fieldsThatDiffer(a, b)
+		switch {
+		case len(parts) == 0:
+		case reflect.DeepEqual(a.still(b), a):
+			d.change("vrrp %s: %s", b.Name, strings.Join(parts, ", "))
+		default:
+			d.Anew = append(d.Anew, b.Name)
+			d.change("vrrp %s: %s: begins anew, its VIPs stay or are handed over", b.Name, strings.Join(parts, ", "))
+		}
+	})
+}
+
+// owner is the priority of who has the VIPs as its own addresses.
+const owner = 255
+
+// still returns b with what an instance can change while it runs as it is in i.
+func (i Instance) still(b Instance) Instance {
+	b.Track, b.Notify, b.StartTimeout = i.Track, i.Notify, i.StartTimeout
+	if i.Priority != owner && b.Priority != owner {
+		b.Priority = i.Priority
+	}
+	return b
+}
+
+// fieldsThatDiffer names the fields in which two structs differ, as keys are
+// written.
+func fieldsThatDiffer(a, b any) (names []string) {
+	x, y := reflect.ValueOf(a), reflect.ValueOf(b)
+	for i := range x.NumField() {
+		if !reflect.DeepEqual(x.Field(i).Interface(), y.Field(i).Interface()) {
+			names = append(names, keyOf(x.Type().Field(i).Name))
+		}
+	}
+	return names
+}
+
+// keyOf writes TrackWindow as track_window.
+func keyOf(field string) string {
+	if field == strings.ToUpper(field) {
+		return strings.ToLower(field)
+	}
+	var b strings.Builder
+	for i, r := range field {
+		if r >= 'A' && r <= 'Z' {
+			if i > 0 {
+				b.WriteByte('_')
+			}
+			r += 'a' - 'A'
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}

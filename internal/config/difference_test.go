@@ -1,0 +1,110 @@
+package config
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const differenceBase = `
+nodes:
+- {name: lb1, address: 192.0.2.1, priority: 100}
+- {name: lb2, address: 192.0.2.2, priority: 99}
+node: lb1
+datapath: {interfaces: [eth0, eth1], max_flows: 20000}
+pools:
+- name: web
+  health: {type: http, body: "^ok"}
+  servers: [{address: 192.0.2.11}, {address: 192.0.2.12, weight: 2}, {address: 192.0.2.13, backup: true}]
+services:
+- {name: web, address: "192.0.2.100:80", pool: web, allow: [198.51.100.0/24]}
+- {name: mail, address: "192.0.2.100:25", forward: dsr, backends: [{address: 192.0.2.21}]}
+checks:
+- {name: ok, type: http, path: /, body: "fine"}
+vrrp:
+- {name: VI_1, interface: eth0, virtual_router_id: 51, addresses: [192.0.2.100/24], track: [{check: ok, weight: -2}]}
+- {name: VI_2, interface: eth1, virtual_router_id: 52, addresses: [192.0.2.101/24]}
+`
+
+func TestCompare(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		from, to string // what is replaced in the base, and by what
+		want     Difference
+	}{
+		{"nothing", "", "", Difference{}},
+		{"a service less", "services:\n- {name: web, address: \"192.0.2.100:80\", pool: web, allow: [198.51.100.0/24]}\n",
+			"services:\n", Difference{Changes: []string{"service web: removed"}}},
+		{"a weight", "192.0.2.12, weight: 2", "192.0.2.12, weight: 3", Difference{Changes: []string{"service web: 192.0.2.12 weight 2 -> 3"}}},
+		{"servers", "{address: 192.0.2.12, weight: 2}, {address: 192.0.2.13, backup: true}", `{address: "192.0.2.12:81"}, {address: 192.0.2.13}`,
+			Difference{Changes: []string{"service web: 192.0.2.12:81 added, 192.0.2.13 backup true -> false, 192.0.2.12 removed"}}},
+		{"health", `"^ok"`, `"^fine"`, Difference{Changes: []string{"service web: health"}}},
+		{"settings of a service", "pool: web, allow: [198.51.100.0/24]", "pool: web, quorum: 2, track_window: 1m",
+			Difference{Changes: []string{"service web: quorum, track_window, rules, allow_only"}}},
+		{"a service more", "checks:\n", "- {name: dns, address: \"192.0.2.100:53\", protocol: udp, backends: [{address: 192.0.2.31}]}\nchecks:\n",
+			Difference{Changes: []string{"service dns: added"}}},
+		{"interfaces", "interfaces: [eth0, eth1]", "interfaces: [eth1, eth2]", Difference{Changes: []string{"interface eth2: added", "interface eth0: removed"}}},
+		{"a check", `"fine"`, `"good"`, Difference{Changes: []string{"check ok: body"}}},
+		{"what an instance tracks", "track: [{check: ok, weight: -2}]", "track: [{check: ok}], notify: {any: [/bin/true]}, start_timeout: 3s",
+			Difference{Changes: []string{"vrrp VI_1: start_timeout, track, notify"}}},
+		{"its priority", "virtual_router_id: 52,", "virtual_router_id: 52, priority: 7,", Difference{Changes: []string{"vrrp VI_2: priority"}}},
+		{"it owns the addresses", "virtual_router_id: 52,", "virtual_router_id: 52, priority: 255,",
+			Difference{Changes: []string{"vrrp VI_2: priority: begins anew, its VIPs stay or are handed over"}, Anew: []string{"VI_2"}}},
+		{"its interval and id", "virtual_router_id: 52,", "virtual_router_id: 62, advertisement_interval: 100ms,",
+			Difference{Changes: []string{"vrrp VI_2: vrid, interval: begins anew, its VIPs stay or are handed over"}, Anew: []string{"VI_2"}}},
+		{"one instance is another", "VI_2", "VI_3", Difference{Changes: []string{"vrrp VI_3: added", "vrrp VI_2: removed"}}},
+		{"admin", "checks:\n", "admin: {socket: /run/other.sock, listen: none}\nchecks:\n", Difference{
+			Changes: []string{"admin.listen: 127.0.0.1:9780 -> none"}, Restart: []string{"admin.socket: /run/sluice/sluice.sock -> /run/other.sock"},
+		}},
+		{"what is set at load", "max_flows: 20000}", "max_flows: 30000, mode: generic, nat: {ports: 1024-2047, log: /var/log/nat}, tunnel: {source_ipv4: 198.51.100.0/24}, probe_addresses: [198.19.0.0/16]}",
+			Difference{Restart: []string{
+				"datapath.mode: auto -> generic", "datapath.max_flows: 20000 -> 30000",
+				"source ports of nat (datapath.nat.ports, or how many nodes there are): 1024-33279 -> 1024-1535",
+				"datapath.nat.log: none -> /var/log/nat", "datapath.tunnel.source_ipv4: 172.16.0.0/16 -> 198.51.100.0/24",
+				"datapath.probe_addresses of IPv4: 198.18.0.0/16 -> 198.19.0.0/16",
+			}}},
+		{"another node", "node: lb1\n", "node: lb2\n", Difference{
+			Changes: []string{"vrrp VI_1: priority", "vrrp VI_2: priority"},
+			Restart: []string{"node: lb1 -> lb2", "source ports of nat (datapath.nat.ports, or how many nodes there are): 1024-33279 -> 33280-65535"},
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			read := func(yaml string) *Config {
+				cfg, err := load(memFiles{"f": yaml}, "f", Options{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return cfg
+			}
+			if !strings.Contains(differenceBase, tc.from) {
+				t.Fatalf("the base has no %q", tc.from)
+			}
+			before, after := read(differenceBase), read(strings.Replace(differenceBase, tc.from, tc.to, 1))
+			got := Compare(before, after)
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Errorf("difference (-want +got):\n%s", diff)
+			}
+			back := Compare(after, before)
+			if len(back.Changes) != len(got.Changes) || len(back.Restart) != len(got.Restart) || !slices.Equal(back.Anew, got.Anew) {
+				t.Errorf("the way back is %+v, the way there %+v", back, got)
+			}
+		})
+	}
+}
+
+func TestFirstAndLastService(t *testing.T) {
+	none, one := &Config{}, &Config{}
+	cfg, err := load(memFiles{"f": differenceBase}, "f", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	one.Services = cfg.Services
+	if got := Compare(none, one).Restart; !slices.Equal(got, []string{"services: the first one"}) {
+		t.Errorf("the first: %q", got)
+	}
+	if got := Compare(one, none).Restart; !slices.Equal(got, []string{"services: none any more"}) {
+		t.Errorf("the last: %q", got)
+	}
+}
