@@ -87,7 +87,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			&cli.StringFlag{Name: "state-dir", EnvVars: []string{"SLUICE_STATE_DIR"}, Value: "/var/lib/sluice",
 				Usage: "`DIR` for what outlives a reboot: operators' changes, events"},
 		},
-		Commands: []*cli.Command{runCommand(), checkCommand(), statusCommand(), dropsCommand(), explainCommand(), flowsCommand(), backendCommand(), eventsCommand(), detachCommand(), decapCommand(), versionCommand()},
+		Commands: []*cli.Command{runCommand(), checkCommand(), statusCommand(), dropsCommand(), explainCommand(), flowsCommand(), backendCommand(), eventsCommand(), reloadCommand(), detachCommand(), decapCommand(), versionCommand()},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return usage(c, fmt.Errorf("%q is no command", c.Args().First()), false)

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"sync"
 
+	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/internal/control"
 	"github.com/sluice-lb/sluice/internal/web"
 	"github.com/sluice-lb/sluice/vrrp"
@@ -32,21 +33,40 @@ func (t *transitions) counts() map[web.Transition]uint64 {
 	return maps.Clone(t.all)
 }
 
-// openWeb opens the address for monitoring. That comes before the data plane, which
-// keeps nat off the ports that the node listens on.
-func (n *node) openWeb() {
-	if !n.cfg.Admin.Listen.IsValid() {
-		return
+// openWeb opens the address for monitoring. At the start that comes before the data
+// plane, which keeps nat off the ports that the node listens on.
+func (n *node) openWeb(cfg *config.Config) {
+	var w *web.Server
+	if cfg.Admin.Listen.IsValid() {
+		w = web.Listen(cfg.Admin.Listen, n.log)
 	}
-	n.web = web.Listen(n.cfg.Admin.Listen, n.log)
-	n.closers = append(n.closers, n.web.Close)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.web = w
 }
 
-// serveWeb answers monitoring until ctx ends.
-func (n *node) serveWeb(ctx context.Context) {
-	if n.web != nil {
-		n.web.Serve(ctx, n.report)
+// serveWeb answers monitoring until the daemon ends, or n.endWeb is called and
+// waited for.
+func (n *node) serveWeb() {
+	ctx, cancel := context.WithCancel(n.inside)
+	w, done := n.web, make(chan struct{})
+	n.endWeb = func() { cancel(); <-done }
+	n.goroutines.Go(func() {
+		defer close(done)
+		if w != nil {
+			w.Serve(ctx, n.report)
+		}
+	})
+}
+
+// webProblem tells why there is no monitoring where it is wanted.
+func (n *node) webProblem() string {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.web == nil {
+		return ""
 	}
+	return n.web.Problem()
 }
 
 // report is what monitoring gets.

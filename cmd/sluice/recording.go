@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/internal/control"
 	"github.com/sluice-lb/sluice/internal/events"
 	"github.com/sluice-lb/sluice/internal/health"
@@ -44,9 +45,9 @@ func (n *node) recordStop(err error) {
 	n.events.Record(events.Event{Type: events.DaemonStop, Text: text})
 }
 
-func (n *node) recordReady() {
+func (n *node) recordReady(cfg *config.Config) {
 	n.events.Record(events.Event{Type: events.DaemonReady, Text: fmt.Sprintf("%s, %s",
-		count(len(n.cfg.Services), "service"), count(len(n.cfg.VRRP), "VRRP instance"))})
+		count(len(cfg.Services), "service"), count(len(cfg.VRRP), "VRRP instance"))})
 }
 
 // recordDatapath records what the data plane was made of.
@@ -123,7 +124,7 @@ func (n *node) watchAlarms(ctx context.Context) {
 // seeAlarms returns the alarms that there are, and records what is new.
 func (n *node) seeAlarms(now time.Time) []control.Alarm {
 	all := n.ownAlarms()
-	for _, r := range n.routers {
+	for _, r := range n.instances() {
 		s := r.Status()
 		for _, a := range s.Alarms {
 			all = append(all, control.Alarm{
@@ -153,8 +154,8 @@ func (n *node) ownAlarms() []control.Alarm {
 	if p := n.events.Problem(); p != "" {
 		all = append(all, control.Alarm{Kind: control.AlarmEvents, Text: p})
 	}
-	if n.web != nil && n.web.Problem() != "" {
-		all = append(all, control.Alarm{Kind: control.AlarmMonitoring, Text: n.web.Problem()})
+	if p := n.webProblem(); p != "" {
+		all = append(all, control.Alarm{Kind: control.AlarmMonitoring, Text: p})
 	}
 	return all
 }

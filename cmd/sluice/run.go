@@ -48,7 +48,7 @@ func runCommand() *cli.Command {
 				return err
 			}
 			d := &node{
-				cfg: cfg, runDir: c.String("run-dir"), pinDir: c.String("pin-dir"), stateDir: c.String("state-dir"), started: time.Now(),
+				cfg: cfg, load: func() (*config.Config, error) { return readConfig(c) }, runDir: c.String("run-dir"), pinDir: c.String("pin-dir"), stateDir: c.String("state-dir"), started: time.Now(),
 				log: slog.New(slog.NewTextHandler(c.App.ErrWriter, &slog.HandlerOptions{Level: level})),
 			}
 			return d.run(c.Context)
@@ -58,7 +58,8 @@ func runCommand() *cli.Command {
 
 // A node is the daemon: everything that runs, put together.
 type node struct {
-	cfg            *config.Config
+	cfg            *config.Config // guarded by mu, as soon as a reload may change it
+	load           func() (*config.Config, error)
 	runDir, pinDir string
 	stateDir       string
 	started        time.Time
@@ -76,8 +77,24 @@ type node struct {
 	checker *health.Checker // nil with tables
 
 	transitions transitions
-	routers     []*vrrp.Router
-	closers     []func() error // what to close, in the order of opening
+
+	// What a reload works with.
+	hops       *loader.Resolver
+	probes     *loader.Probes
+	host       *vrrp.Host
+	addresses  *vrrp.Addresses
+	notifiers  map[string]*track.Notifier // by instance
+	until      context.Context            // ends when the daemon is to stop
+	inside     context.Context            // ends after its handover
+	goroutines *sync.WaitGroup
+	endWeb     context.CancelFunc
+
+	reloading sync.Mutex // held while the configuration changes
+	begun     bool       // guarded by reloading: all is started
+	stopped   bool       // the same: it changes no more
+	mu        sync.RWMutex
+	routers   []*vrrp.Router
+	closers   []func() error // what to close, in the order of opening
 }
 
 // socket is the configured admin socket; one in the default run directory moves
@@ -91,7 +108,6 @@ func socket(cfg *config.Config, runDir string) string {
 
 // run runs until ctx ends, then hands the VIPs over.
 func (n *node) run(ctx context.Context) (err error) {
-	// Reloading would be expected of SIGHUP; dying of it would not.
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
@@ -109,14 +125,18 @@ func (n *node) run(ctx context.Context) (err error) {
 	}
 	defer held.Close()
 	n.openEvents()
-	n.openWeb()
+	n.openWeb(n.cfg)
 
 	inside, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var goroutines sync.WaitGroup
+	n.until, n.inside, n.goroutines = ctx, inside, &goroutines
 	defer func() {
 		stop()
 		goroutines.Wait()
 		n.recordStop(err)
+		if n.web != nil {
+			err = errors.Join(err, n.web.Close())
+		}
 		for _, c := range slices.Backward(n.closers) {
 			if e := c(); e != nil {
 				err = errors.Join(err, e)
@@ -147,7 +167,7 @@ func (n *node) run(ctx context.Context) (err error) {
 		return n.undo(err)
 	}
 	if n.loop != nil {
-		goroutines.Go(func() { n.loop.Run(inside, n.patience()) })
+		goroutines.Go(func() { n.loop.Run(inside, patience(n.cfg)) })
 	}
 	admin, err := control.Listen(socket(n.cfg, n.runDir), daemonOf{n}, n.log)
 	if err != nil {
@@ -157,33 +177,33 @@ func (n *node) run(ctx context.Context) (err error) {
 
 	goroutines.Go(func() { n.tracker.Run(inside) })
 	goroutines.Go(func() { n.watchAlarms(inside) })
-	goroutines.Go(func() { n.serveWeb(inside) })
-	for i, r := range n.routers {
-		goroutines.Go(func() { n.runRouter(ctx, inside, r, ready, n.tracker.Ready(i)) })
+	n.serveWeb()
+	for i := range n.routers {
+		n.startRouter(i)
 	}
 	goroutines.Go(func() {
 		for {
 			select {
 			case <-hangup:
-				if n.natLog != nil {
-					n.natLog.Reopen()
-				}
-				n.log.Warn("SIGHUP: reloading is not supported yet: restart the daemon, the data plane goes on meanwhile")
+				n.hangUp()
 			case <-inside.Done():
 				return
 			}
 		}
 	})
+	n.beginReloads()
 	select {
 	case <-ready:
 	case <-ctx.Done():
 	}
 	notify(n.log, daemon.SdNotifyReady)
-	n.recordReady()
-	n.log.Info("running", "node", n.cfg.Node, "services", len(n.cfg.Services), "vrrp", len(n.cfg.VRRP))
+	cfg := n.config()
+	n.recordReady(cfg)
+	n.log.Info("running", "node", cfg.Node, "services", len(cfg.Services), "vrrp", len(cfg.VRRP))
 	<-ctx.Done()
 
 	notify(n.log, daemon.SdNotifyStopping)
+	n.endReloads()
 	n.release(inside)
 	return nil
 }
@@ -261,7 +281,7 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	goroutines.Go(func() { logTranslations(ctx) })
 	// The resolver may find something before the loop is there to be told.
 	dirty := make(chan struct{}, 1)
-	hops, err := loader.NewResolver(d.Interfaces, n.log, func() {
+	n.hops, err = loader.NewResolver(d.Interfaces, n.log, func() {
 		select {
 		case dirty <- struct{}{}:
 		default:
@@ -270,13 +290,13 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	if err != nil {
 		return err
 	}
-	n.closers = append(n.closers, func() error { hops.Close(); return nil })
-	probes, err := datapath.OpenProbes(hops, n.vips())
+	n.closers = append(n.closers, func() error { n.hops.Close(); return nil })
+	n.probes, err = datapath.OpenProbes(n.hops, vips(n.cfg))
 	if err != nil {
 		return err
 	}
-	n.closers = append(n.closers, probes.Close)
-	n.checker = health.NewChecker(n.log, probes)
+	n.closers = append(n.closers, n.probes.Close)
+	n.checker = health.NewChecker(n.log, n.probes)
 	n.closers = append(n.closers, func() error { n.checker.Close(); return nil })
 	changes, err := control.OpenOverrides(filepath.Join(n.stateDir, "overrides.json"))
 	if err != nil {
@@ -285,7 +305,7 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	if alarm := changes.Alarm(); alarm != "" {
 		n.log.Error(alarm)
 	}
-	n.loop = control.NewLoop(n.cfg.Services, n.tables, n.checker, hops, probes, changes, n.log)
+	n.loop = control.NewLoop(n.cfg.Services, n.tables, n.checker, n.hops, n.probes, changes, n.log)
 	n.loop.Record(n.events.Record)
 	goroutines.Go(func() {
 		for {
@@ -301,15 +321,15 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 }
 
 // vips are the addresses that move between nodes.
-func (n *node) vips() []netip.Addr {
+func vips(cfg *config.Config) []netip.Addr {
 	var all []netip.Addr
-	for _, s := range n.cfg.Services {
+	for _, s := range cfg.Services {
 		for _, f := range s.Addresses {
 			all = append(all, f.VIP)
 		}
 		all = append(all, s.SourceAddresses...)
 	}
-	for _, i := range n.cfg.VRRP {
+	for _, i := range cfg.VRRP {
 		for _, p := range i.Addresses {
 			all = append(all, p.Addr())
 		}
@@ -347,23 +367,25 @@ func (n *node) dropDatapath() error {
 
 // patience is how long the first verdicts may take: as long as every instance
 // is willing to wait for them.
-func (n *node) patience() time.Duration {
+func patience(cfg *config.Config) time.Duration {
 	const alone = 10 * time.Second
-	if len(n.cfg.VRRP) == 0 {
+	if len(cfg.VRRP) == 0 {
 		return alone
 	}
-	shortest := n.cfg.VRRP[0].StartTimeout
-	for _, i := range n.cfg.VRRP[1:] {
+	shortest := cfg.VRRP[0].StartTimeout
+	for _, i := range cfg.VRRP[1:] {
 		shortest = min(shortest, i.StartTimeout)
 	}
 	return shortest
 }
 
 // configured tells whether some instance has the address.
-func (n *node) configured(iface string, vip netip.Prefix) bool {
-	return slices.ContainsFunc(n.cfg.VRRP, func(i config.Instance) bool {
-		return i.Interface == iface && slices.Contains(i.Addresses, vip)
-	})
+func configured(cfg *config.Config) func(iface string, vip netip.Prefix) bool {
+	return func(iface string, vip netip.Prefix) bool {
+		return slices.ContainsFunc(cfg.VRRP, func(i config.Instance) bool {
+			return i.Interface == iface && slices.Contains(i.Addresses, vip)
+		})
+	}
 }
 
 // makeRouters makes the VRRP instances and what drives them, and clears away what
@@ -374,21 +396,17 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 		return err
 	}
 	n.closers = append(n.closers, host.Close)
-	addresses, err := vrrp.OpenAddresses(host, n.runDir, n.log)
-	if err != nil {
+	n.host = host
+	if n.addresses, err = vrrp.OpenAddresses(host, n.runDir, n.log); err != nil {
 		return err
 	}
-	if _, err := addresses.Forget(n.configured); err != nil {
+	if _, err := n.addresses.Forget(configured(n.cfg)); err != nil {
 		return err
 	}
 	for _, i := range n.cfg.VRRP {
-		r, err := vrrp.New(vrrp.Config{
-			Name: i.Name, Interface: i.Interface, VRID: i.VRID, Version: vrrp.Version(i.Version),
-			Priority: i.Priority, Interval: i.Interval, Password: i.Password, Addresses: i.Addresses,
-			Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, Peers: i.Peers, Source: i.Source,
-		}, vrrp.Deps{Network: host, Addresses: addresses, Log: n.log, OnChange: n.changes(n.hooks(i))})
+		r, err := n.newRouter(i)
 		if err != nil {
-			return fmt.Errorf("vrrp instance %s: %w", i.Name, err)
+			return err
 		}
 		n.routers = append(n.routers, r)
 	}
@@ -409,6 +427,25 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 		}
 	})
 	return nil
+}
+
+// newRouter makes an instance. It opens nothing yet.
+func (n *node) newRouter(i config.Instance) (*vrrp.Router, error) {
+	r, err := vrrp.New(vrrp.Config{
+		Name: i.Name, Interface: i.Interface, VRID: i.VRID, Version: vrrp.Version(i.Version),
+		Priority: i.Priority, Interval: i.Interval, Password: i.Password, Addresses: i.Addresses,
+		Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, Peers: i.Peers, Source: i.Source,
+	}, vrrp.Deps{Network: n.host, Addresses: n.addresses, Log: n.log, OnChange: n.changes(n.hooks(i))})
+	if err != nil {
+		return nil, fmt.Errorf("vrrp instance %s: %w", i.Name, err)
+	}
+	return r, nil
+}
+
+// startRouter has an instance run, as soon as it may.
+func (n *node) startRouter(i int) {
+	r, known := n.routers[i], n.tracker.Ready(i)
+	n.goroutines.Go(func() { n.runRouter(n.until, n.inside, r, n.ready, known) })
 }
 
 // runRouter runs an instance once the data plane holds the services: a node

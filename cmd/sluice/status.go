@@ -24,13 +24,13 @@ import (
 
 // status is what the daemon answers.
 func (n *node) status() control.Status {
-	now := time.Now()
+	now, cfg := time.Now(), n.config()
 	var on []loader.Attachment
 	if n.tables != nil {
 		on = n.tables.where()
 	}
 	s := control.Status{
-		Node: n.cfg.Node, Version: version(), Config: n.cfg.File, Time: now, Running: true,
+		Node: cfg.Node, Version: version(), Config: cfg.File, Time: now, Running: true,
 		PID: os.Getpid(), Started: &n.started, Forwarding: len(on) > 0,
 		Interfaces: []control.Interface{}, VRRP: []control.Instance{}, Services: []control.ServiceStatus{},
 		Checks: control.Checks(n.tracker.Checks()), Outcomes: []loader.Outcome{},
@@ -38,11 +38,7 @@ func (n *node) status() control.Status {
 	for _, a := range on {
 		s.Interfaces = append(s.Interfaces, control.Interface{Name: a.Interface, Mode: a.Mode, Warning: a.Warning})
 	}
-	for i, r := range n.routers {
-		instance := control.NewInstance(r.Status(), n.cfg.VRRP[i].Addresses)
-		instance.Tracking = control.NewTracking(n.tracker.Standing(i))
-		s.VRRP = append(s.VRRP, instance)
-	}
+	s.VRRP = append(s.VRRP, n.vrrpStatus()...)
 	if n.tables != nil {
 		stats, err := n.tables.datapath.Stats()
 		if err != nil {
@@ -63,6 +59,18 @@ func (n *node) status() control.Status {
 	s.Alarms = n.seeAlarms(now)
 	s.FindProblems()
 	return s
+}
+
+// vrrpStatus describes the instances. A reload changes them at one moment.
+func (n *node) vrrpStatus() (all []control.Instance) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	for i, r := range n.routers {
+		instance := control.NewInstance(r.Status(), n.cfg.VRRP[i].Addresses)
+		instance.Tracking = control.NewTracking(n.tracker.Standing(i))
+		all = append(all, instance)
+	}
+	return all
 }
 
 func statusCommand() *cli.Command {

@@ -34,6 +34,9 @@ type Daemon interface {
 	// Events returns the events behind a number, as lines, and the number of the
 	// last one. More is closed when there is another.
 	Events(after uint64) (lines [][]byte, last uint64, more <-chan struct{})
+	// Reload applies the configuration file, or with dry finds out what that would
+	// change. It returns the changes, in words.
+	Reload(dry bool) (changes []string, err error)
 }
 
 // changed is the answer to a Change.
@@ -69,6 +72,7 @@ func Listen(path string, d Daemon, log *slog.Logger) (*Admin, error) {
 		}
 	})
 	mux.HandleFunc("GET /events", serveEvents(d, log))
+	mux.HandleFunc("POST /reload", serveReload(d, log))
 	mux.HandleFunc("POST /backend", func(w http.ResponseWriter, r *http.Request) {
 		var c Change
 		var answer changed

@@ -29,6 +29,14 @@ func (d fakeDaemon) Events(after uint64) ([][]byte, uint64, <-chan struct{}) {
 	return d.events.After(after)
 }
 
+// Reload refuses what is not dry.
+func (d fakeDaemon) Reload(dry bool) ([]string, error) {
+	if !dry {
+		return nil, fmt.Errorf("a.yaml:1:1: one\nb.yaml:2:2: two: %w", errRefused)
+	}
+	return []string{"service web: quorum"}, nil
+}
+
 // Change refuses what is for "nobody".
 func (d fakeDaemon) Change(c Change) (string, error) {
 	if c.Scope == "nobody" {
@@ -291,5 +299,22 @@ func TestAdminTellsOfEvents(t *testing.T) {
 	err = AskEvents(ctx, path, 0, true, func(events.Event) error { cancel(); return nil })
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("when its context ends: %v", err)
+	}
+}
+
+func TestAdminReloads(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sluice.sock")
+	if _, err := SendReload(t.Context(), path, false); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("without a daemon: %v", err)
+	}
+	a := listen(t, path)
+	defer a.Close()
+	got, err := SendReload(t.Context(), path, true)
+	if diff := cmp.Diff([]string{"service web: quorum"}, got); diff != "" || err != nil {
+		t.Errorf("error %v, changes (-want +got):\n%s", err, diff)
+	}
+	_, err = SendReload(t.Context(), path, false)
+	if want := "a.yaml:1:1: one\nb.yaml:2:2: two: no room"; !errors.Is(err, ErrRefused) || err.Error() != want {
+		t.Errorf("refused with %q, want %q", err, want)
 	}
 }
