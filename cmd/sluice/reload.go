@@ -125,8 +125,8 @@ func (n *node) tryReload(dry bool) ([]string, error) {
 // possible tells what keeps a configuration from being applied.
 func (n *node) possible(before, next *config.Config, diff config.Difference) error {
 	var errs []error
-	for _, r := range diff.Restart {
-		errs = append(errs, fmt.Errorf("%s: needs a restart, which loses nothing", r))
+	for _, text := range diff.Refused {
+		errs = append(errs, errors.New(text))
 	}
 	if len(errs) > 0 {
 		return errors.Join(errs...)

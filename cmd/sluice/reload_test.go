@@ -108,8 +108,9 @@ func TestReload(t *testing.T) {
 		want           []string
 	}{
 		{"two mistakes", "forward: dsr", "forward: drs, wieght: 2", []string{":12:53:", ":12:58:", `unknown key "wieght"`, "forward"}},
-		{"what is set at load", "max_flows: 20000", "max_flows: 30000", []string{
-			"datapath.max_flows: 20000 -> 30000: needs a restart, which loses nothing",
+		{"what is set at load", "max_flows: 20000", "max_flows: 30000, nat: {ports: 2000-3999}", []string{
+			"datapath.max_flows: 20000 -> 30000: the tables keep their size over a restart",
+			"1024-33279 -> 2000-2999: needs a restart, which loses nothing\n",
 		}},
 		{"an interface that does not exist", "[eth0]", "[eth0, eth9]", []string{"attach to eth9", "ip link shows"}},
 		{"more than there is room for", "forward: dsr", "forward: dsr, table_size: 1048573", []string{"restart the daemon, which makes the table larger"}},
@@ -313,4 +314,26 @@ func TestReloadOfInterfaces(t *testing.T) {
 	if got.Failed > got.Answered/20 {
 		t.Errorf("%d of %d requests failed: %v", got.Failed, got.Sent, got.Errors)
 	}
+}
+
+// With a peer an instance that begins anew gives its VIPs away, and comes back, as
+// in planned moves.
+func TestReloadHandsOver(t *testing.T) {
+	r := webRig(t, 2)
+	write := func(delay string) string {
+		return r.file("sluice.yaml", roster, pool("{address: 192.0.2.11}, {address: 192.0.2.12}"), services(dsr),
+			vrrps(`{name: VI_1, interface: eth0, virtual_router_id: 51, advertisement_interval: 200ms, preempt_delay: `+delay+`, addresses: [192.0.2.100/24]}`))
+	}
+	r.startPair(write("0s"))
+	requests := r.prober(dsrService)
+	r.answersMore(requests, 50)
+	write("300ms")
+	if got, want := r.wantRun(0, "lb1", "reload").stdout, "vrrp VI_1: preempt_delay: begins anew, its VIPs stay or are handed over\n"; got != want {
+		t.Errorf("the reload says %q, want %q", got, want)
+	}
+	r.waitEvents("lb1", soon, "vrrp.state VI_1: active -> initialize: released: 192.0.2.2 took over",
+		"daemon.reload applied", "vrrp.state VI_1: backup -> active: preempting 192.0.2.2 with priority 99")
+	r.waitVIP(soon, vip, "lb1", "lb2")
+	r.answersMore(requests, 100)
+	r.wantNoFailure(requests)
 }

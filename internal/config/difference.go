@@ -13,9 +13,9 @@ import (
 // A Difference is what leads from one configuration to another.
 type Difference struct {
 	Changes []string // in words, one each
-	// Restart is what a daemon that runs cannot change, in words. It is none of
-	// Changes.
-	Restart []string
+	// Refused is what a daemon that runs cannot change, and what to do instead, in
+	// words. It is none of Changes.
+	Refused []string
 	// Anew are the names of instances that are there before and after, and cannot
 	// become what they are to be while they run.
 	Anew []string
@@ -25,7 +25,7 @@ type Difference struct {
 // changed.
 func Compare(before, after *Config) Difference {
 	d := &Difference{}
-	d.restart(before, after)
+	d.refuse(before, after)
 	d.interfaces(before.Datapath.Interfaces, after.Datapath.Interfaces)
 	d.services(before.Services, after.Services)
 	d.checks(before.Checks, after.Checks)
@@ -40,33 +40,41 @@ func (d *Difference) change(format string, args ...any) {
 	d.Changes = append(d.Changes, fmt.Sprintf(format, args...))
 }
 
-// restart finds what is set when the data plane is loaded, or the daemon started.
-func (d *Difference) restart(before, after *Config) {
+// What to do where a daemon that runs cannot change something.
+const (
+	byRestart = "needs a restart, which loses nothing"
+	byMode    = "needs a restart, which takes the program off for a moment: connections may break"
+	byDetach  = "the tables keep their size over a restart: it counts after `sluice detach`, which breaks connections"
+)
+
+// refuse finds what is set when the data plane is loaded, or the daemon started.
+func (d *Difference) refuse(before, after *Config) {
 	a, b := before.Datapath, after.Datapath
 	for _, v := range []struct {
 		what          string
 		before, after any
+		advice        string
 	}{
-		{"node", before.Node, after.Node},
-		{"datapath.mode", a.Mode, b.Mode},
-		{"datapath.max_flows", a.MaxFlows, b.MaxFlows},
-		{"source ports of nat (datapath.nat.ports, or how many nodes there are)", before.PortShare, after.PortShare},
-		{"datapath.nat.log", quoteNone(a.NATLog), quoteNone(b.NATLog)},
-		{"datapath.tunnel.source_ipv4", a.TunnelSource4, b.TunnelSource4},
-		{"datapath.tunnel.source_ipv6", a.TunnelSource6, b.TunnelSource6},
-		{"datapath.probe_addresses of IPv4", a.ProbeAddresses4, b.ProbeAddresses4},
-		{"datapath.probe_addresses of IPv6", a.ProbeAddresses6, b.ProbeAddresses6},
-		{"admin.socket", before.Admin.Socket, after.Admin.Socket},
+		{"node", before.Node, after.Node, byRestart},
+		{"datapath.mode", a.Mode, b.Mode, byMode},
+		{"datapath.max_flows", a.MaxFlows, b.MaxFlows, byDetach},
+		{"source ports of nat (datapath.nat.ports, or how many nodes there are)", before.PortShare, after.PortShare, byRestart},
+		{"datapath.nat.log", quoteNone(a.NATLog), quoteNone(b.NATLog), byRestart},
+		{"datapath.tunnel.source_ipv4", a.TunnelSource4, b.TunnelSource4, byRestart},
+		{"datapath.tunnel.source_ipv6", a.TunnelSource6, b.TunnelSource6, byRestart},
+		{"datapath.probe_addresses of IPv4", a.ProbeAddresses4, b.ProbeAddresses4, byRestart},
+		{"datapath.probe_addresses of IPv6", a.ProbeAddresses6, b.ProbeAddresses6, byRestart},
+		{"admin.socket", before.Admin.Socket, after.Admin.Socket, byRestart},
 	} {
 		if v.before != v.after {
-			d.Restart = append(d.Restart, fmt.Sprintf("%s: %v -> %v", v.what, v.before, v.after))
+			d.Refused = append(d.Refused, fmt.Sprintf("%s: %v -> %v: %s", v.what, v.before, v.after, v.advice))
 		}
 	}
 	switch was, is := len(before.Services) > 0, len(after.Services) > 0; {
 	case is && !was:
-		d.Restart = append(d.Restart, "services: the first one")
+		d.Refused = append(d.Refused, "the first service: "+byRestart)
 	case was && !is:
-		d.Restart = append(d.Restart, "services: none any more")
+		d.Refused = append(d.Refused, "no service any more: needs a restart, which ends forwarding")
 	}
 }
 

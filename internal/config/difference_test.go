@@ -56,18 +56,18 @@ func TestCompare(t *testing.T) {
 			Difference{Changes: []string{"vrrp VI_2: vrid, interval: begins anew, its VIPs stay or are handed over"}, Anew: []string{"VI_2"}}},
 		{"one instance is another", "VI_2", "VI_3", Difference{Changes: []string{"vrrp VI_3: added", "vrrp VI_2: removed"}}},
 		{"admin", "checks:\n", "admin: {socket: /run/other.sock, listen: none}\nchecks:\n", Difference{
-			Changes: []string{"admin.listen: 127.0.0.1:9780 -> none"}, Restart: []string{"admin.socket: /run/sluice/sluice.sock -> /run/other.sock"},
+			Changes: []string{"admin.listen: 127.0.0.1:9780 -> none"}, Refused: []string{"admin.socket: /run/sluice/sluice.sock -> /run/other.sock: " + byRestart},
 		}},
 		{"what is set at load", "max_flows: 20000}", "max_flows: 30000, mode: generic, nat: {ports: 1024-2047, log: /var/log/nat}, tunnel: {source_ipv4: 198.51.100.0/24}, probe_addresses: [198.19.0.0/16]}",
-			Difference{Restart: []string{
-				"datapath.mode: auto -> generic", "datapath.max_flows: 20000 -> 30000",
-				"source ports of nat (datapath.nat.ports, or how many nodes there are): 1024-33279 -> 1024-1535",
-				"datapath.nat.log: none -> /var/log/nat", "datapath.tunnel.source_ipv4: 172.16.0.0/16 -> 198.51.100.0/24",
-				"datapath.probe_addresses of IPv4: 198.18.0.0/16 -> 198.19.0.0/16",
+			Difference{Refused: []string{
+				"datapath.mode: auto -> generic: " + byMode, "datapath.max_flows: 20000 -> 30000: " + byDetach,
+				"source ports of nat (datapath.nat.ports, or how many nodes there are): 1024-33279 -> 1024-1535: " + byRestart,
+				"datapath.nat.log: none -> /var/log/nat: " + byRestart, "datapath.tunnel.source_ipv4: 172.16.0.0/16 -> 198.51.100.0/24: " + byRestart,
+				"datapath.probe_addresses of IPv4: 198.18.0.0/16 -> 198.19.0.0/16: " + byRestart,
 			}}},
 		{"another node", "node: lb1\n", "node: lb2\n", Difference{
 			Changes: []string{"vrrp VI_1: priority", "vrrp VI_2: priority"},
-			Restart: []string{"node: lb1 -> lb2", "source ports of nat (datapath.nat.ports, or how many nodes there are): 1024-33279 -> 33280-65535"},
+			Refused: []string{"node: lb1 -> lb2: " + byRestart, "source ports of nat (datapath.nat.ports, or how many nodes there are): 1024-33279 -> 33280-65535: " + byRestart},
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -87,7 +87,7 @@ func TestCompare(t *testing.T) {
 				t.Errorf("difference (-want +got):\n%s", diff)
 			}
 			back := Compare(after, before)
-			if len(back.Changes) != len(got.Changes) || len(back.Restart) != len(got.Restart) || !slices.Equal(back.Anew, got.Anew) {
+			if len(back.Changes) != len(got.Changes) || len(back.Refused) != len(got.Refused) || !slices.Equal(back.Anew, got.Anew) {
 				t.Errorf("the way back is %+v, the way there %+v", back, got)
 			}
 		})
@@ -101,10 +101,10 @@ func TestFirstAndLastService(t *testing.T) {
 		t.Fatal(err)
 	}
 	one.Services = cfg.Services
-	if got := Compare(none, one).Restart; !slices.Equal(got, []string{"services: the first one"}) {
+	if got := Compare(none, one).Refused; !slices.Equal(got, []string{"the first service: " + byRestart}) {
 		t.Errorf("the first: %q", got)
 	}
-	if got := Compare(one, none).Restart; !slices.Equal(got, []string{"services: none any more"}) {
+	if got := Compare(one, none).Refused; !slices.Equal(got, []string{"no service any more: needs a restart, which ends forwarding"}) {
 		t.Errorf("the last: %q", got)
 	}
 }
