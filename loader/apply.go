@@ -23,12 +23,14 @@ func (d *Datapath) Apply(want lb.Snapshot) error {
 	return d.apply(want, nil)
 }
 
-// Check tells whether Apply has room for a snapshot. It writes nothing.
+// Check tells whether Apply has room for a snapshot. It writes nothing, and may be
+// called at any time: what is applied meanwhile does not wait for it.
 func (d *Datapath) Check(want lb.Snapshot) error {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	state := d.state // another one takes its place, it does not change
+	d.mu.Unlock()
 	lim := limits{slots: d.objects.Slots.MaxEntries(), share: d.share, now: sinceBoot()}
-	_, _, err := plan(d.state, want, lim, new(tableCache).table)
+	_, _, err := plan(state, want, lim, new(tableCache).table)
 	return err
 }
 
