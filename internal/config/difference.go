@@ -70,11 +70,26 @@ func (d *Difference) refuse(before, after *Config) {
 			d.Refused = append(d.Refused, fmt.Sprintf("%s: %v -> %v: %s", v.what, v.before, v.after, v.advice))
 		}
 	}
+	d.refuseOthers(*before, *after, "", "Datapath", "Admin", "File", "Files", "Node", "Nodes", "ShareIndex", "ShareCount", "PortShare", "Services", "Pools", "Checks", "VRRP")
+	d.refuseOthers(a, b, "datapath.", "Interfaces", "Mode", "MaxFlows", "Ports", "NATLog", "TunnelSource4", "TunnelSource6", "ProbeAddresses4", "ProbeAddresses6")
+	d.refuseOthers(before.Admin, after.Admin, "admin.", "Socket", "Listen")
 	switch was, is := len(before.Services) > 0, len(after.Services) > 0; {
 	case is && !was:
 		d.Refused = append(d.Refused, "the first service: "+byRestart)
 	case was && !is:
 		d.Refused = append(d.Refused, "no service any more: needs a restart, which ends forwarding")
+	}
+}
+
+// refuseOthers refuses a change of all fields that are not known here: better a
+// restart than a change that nobody has made.
+func (d *Difference) refuseOthers(before, after any, section string, known ...string) {
+	x, y := reflect.ValueOf(before), reflect.ValueOf(after)
+	for i := range x.NumField() {
+		name := x.Type().Field(i).Name
+		if !slices.Contains(known, name) && !reflect.DeepEqual(x.Field(i).Interface(), y.Field(i).Interface()) {
+			d.Refused = append(d.Refused, fmt.Sprintf("%s%s: %s", section, keyOf(name), byRestart))
+		}
 	}
 }
 

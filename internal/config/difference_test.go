@@ -108,3 +108,18 @@ func TestFirstAndLastService(t *testing.T) {
 		t.Errorf("the last: %q", got)
 	}
 }
+
+// A setting that Compare does not know is refused, and those that it knows are there.
+func TestUnknownSettingsAreRefused(t *testing.T) {
+	type settings struct{ Known, Sync int }
+	var d Difference
+	d.refuseOthers(settings{1, 1}, settings{2, 2}, "x.", "Known")
+	if want := []string{"x.sync: " + byRestart}; !slices.Equal(d.Refused, want) {
+		t.Errorf("got %q, want %q", d.Refused, want)
+	}
+	d = Difference{}
+	d.refuseOthers(settings{1, 1}, settings{2, 1}, "x.", "Known")
+	if len(d.Refused) > 0 {
+		t.Errorf("got %q", d.Refused)
+	}
+}
