@@ -69,8 +69,8 @@ func (n *node) reload(dry bool) ([]string, error) {
 	e := events.Event{Type: events.DaemonReload, To: "applied", Text: "nothing has changed"}
 	switch {
 	case err != nil:
-		e.To, e.Text = "refused", strings.ReplaceAll(err.Error(), "\n", "; ")
-		n.log.Error("the configuration stays as it is", "error", err)
+		e.To, e.Text = "refused", inBrief(err)
+		n.log.Error("the configuration stays as it is", "error", e.Text)
 	case len(changes) > 0:
 		e.Text = strings.Join(changes, "; ")
 		n.log.Info("another configuration is in force", "changes", changes)
@@ -79,6 +79,20 @@ func (n *node) reload(dry bool) ([]string, error) {
 	}
 	n.events.Record(e)
 	return changes, err
+}
+
+// inBrief is an error in one line, without the lines of the file: those may hold a
+// password, and this is kept.
+func inBrief(err error) string {
+	var mistakes config.Errors
+	if !errors.As(err, &mistakes) {
+		return strings.ReplaceAll(err.Error(), "\n", "; ")
+	}
+	var all []string
+	for _, m := range mistakes {
+		all = append(all, m.Summary())
+	}
+	return strings.Join(all, "; ")
 }
 
 // tryReload does so for who holds n.reloading.

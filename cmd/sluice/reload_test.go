@@ -132,6 +132,12 @@ func TestReload(t *testing.T) {
 	}
 	r.waitEvents("lb1", soon, "daemon.reload applied", "daemon.reload refused")
 
+	for _, e := range r.events("lb1") {
+		if strings.Contains(e.Text, "{name: dsr") {
+			t.Errorf("an event has a line of the file: %s", e.Text)
+		}
+	}
+
 	// SIGHUP is a reload, too. A server that goes keeps its connections.
 	write(b1+", "+b3, b4)
 	if err := daemon.Signal(syscall.SIGHUP); err != nil {
