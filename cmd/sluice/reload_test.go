@@ -59,6 +59,14 @@ func TestReload(t *testing.T) {
 	r.answersMore(requests, 20)
 	began := r.since("lb1", "VI_1")
 	before := r.mustStatus("lb1")
+	probes := func() float64 {
+		n, err := r.metric("lb1", "sluice_probe_runs_total", "tcp 192.0.2.100:80 at 192.0.2.11")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	probed := probes()
 
 	// Nothing has changed, and nothing changes.
 	for _, args := range [][]string{{"reload"}, {"reload", "--dry-run"}} {
@@ -89,6 +97,9 @@ func TestReload(t *testing.T) {
 		t.Errorf("slots are %v, want them 3:1:1", slots)
 	}
 	crowd.talk("after the reload")
+	if now := probes(); now < probed || probed == 0 {
+		t.Errorf("a server that is the same was probed %v times, and %v before", now, probed)
+	}
 	if got := r.answers("client", netip.AddrPortFrom(natVIP, 81), 10); got["b5"]+got["b5\n"] != 10 {
 		t.Errorf("the new service is served by %v, want b5", got)
 	}
