@@ -121,6 +121,9 @@ func TestRunThatCannotStart(t *testing.T) {
 			strings.Replace(roster, "[eth0]", "[eth0, lo]", 1), webPool, services(dsr), vrrps(pair)}, "attach to lo"},
 		{"a file where the socket should be", []string{
 			roster, webPool, services(dsr), vrrps(pair), "admin: {socket: FILE}"}, "is no socket"},
+		// Here the control loop is at work when the start fails.
+		{"a file where the socket should be, and nothing to wait for", []string{
+			roster, services(`{name: dsr, address: "192.0.2.100:80", forward: dsr, backends: [{address: 192.0.2.11}]}`), vrrps(pair), "admin: {socket: FILE}"}, "is no socket"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := newRig(t, lab1())

@@ -67,6 +67,7 @@ type node struct {
 
 	tables  *tables // nil where there is no service
 	fresh   bool    // nothing was pinned before tables was made
+	failed  bool    // the start has: see undo
 	loop    *control.Loop
 	tracker *track.Tracker
 	natLog  *natlog.Log // nil where none is configured
@@ -133,6 +134,10 @@ func (n *node) run(ctx context.Context) (err error) {
 	defer func() {
 		stop()
 		goroutines.Wait()
+		if n.failed && n.fresh {
+			_, detachErr := loader.Detach(n.pinDir)
+			err = errors.Join(err, detachErr)
+		}
 		n.recordStop(err)
 		if n.web != nil {
 			err = errors.Join(err, n.web.Close())
@@ -220,14 +225,12 @@ func (d daemonOf) Change(c control.Change) (string, error) {
 	return d.loop.Change(c)
 }
 
-// undo takes away the data plane that a start has made before it failed, with
-// err. One that was there before goes on forwarding.
+// undo has the data plane taken away that a start has made before it failed, with
+// err, as soon as nobody is there who would put it back. One that was there before
+// goes on forwarding.
 func (n *node) undo(err error) error {
-	if !n.fresh {
-		return err
-	}
-	_, detachErr := loader.Detach(n.pinDir)
-	return errors.Join(err, detachErr)
+	n.failed = true
+	return err
 }
 
 // startDatapath loads and attaches the data plane and makes the loop.
