@@ -23,6 +23,17 @@ func (d *Datapath) Apply(want lb.Snapshot) error {
 	return d.apply(want, nil)
 }
 
+// Check tells whether Apply has room for a snapshot. It writes nothing, and may be
+// called at any time: what is applied meanwhile does not wait for it.
+func (d *Datapath) Check(want lb.Snapshot) error {
+	d.mu.Lock()
+	state := d.state // another one takes its place, it does not change
+	d.mu.Unlock()
+	lim := limits{slots: d.objects.Slots.MaxEntries(), share: d.share, now: sinceBoot()}
+	_, _, err := plan(state, want, lim, new(tableCache).table)
+	return err
+}
+
 // apply does so without the backends that have drained.
 func (d *Datapath) apply(want lb.Snapshot, drained map[uint32]bool) error {
 	lim := limits{slots: d.objects.Slots.MaxEntries(), share: d.share, now: sinceBoot(), drained: drained}

@@ -38,5 +38,6 @@ func Inspect(dir string) (Inspection, error) {
 	}
 	defer p.Close() // nothing was written
 	in.Stats, err = readStats(p.tables, p.state, nil, nil, nil)
+	in.Stats.Tables = p.tables.flowTables(p.state, nil, nil)
 	return in, err
 }

@@ -29,6 +29,7 @@ const scanShare = 20
 // A scan is one look through the tables of single flows.
 type scan struct {
 	pinned map[uint32]int // flows, by backend
+	used   map[string]int // entries that count, by table; nil: not counted
 	next   time.Duration  // when the next one may be, since boot
 }
 
@@ -48,7 +49,7 @@ func (d *Datapath) maintain(now time.Duration, tick uint32) error {
 	if now < d.scan.next {
 		return nil
 	}
-	d.scan = scan{pinned: map[uint32]int{}}
+	d.scan = scan{pinned: map[uint32]int{}, used: map[string]int{}}
 	if !d.tracksFlows() {
 		return nil
 	}
@@ -224,13 +225,14 @@ func (d *Datapath) scanFlows(now uint32, used map[uint16]map[uint32]bool) error 
 		return true
 	}
 	for _, t := range []struct {
+		name  string
 		table *ebpf.Map
 		keep  func(lbFlowKey, lbPin) bool
 	}{
-		{d.objects.Handshakes, func(_ lbFlowKey, p lbPin) bool { return alive(p) && idle(p) <= handshakeIdle }},
-		{d.objects.Pins, pinned},
-		{d.objects.Stragglers, pinned},
-		{d.objects.UdpFlows, func(k lbFlowKey, p lbPin) bool {
+		{"handshakes", d.objects.Handshakes, func(_ lbFlowKey, p lbPin) bool { return alive(p) && idle(p) <= handshakeIdle }},
+		{"pins", d.objects.Pins, pinned},
+		{"stragglers", d.objects.Stragglers, pinned},
+		{"udp_flows", d.objects.UdpFlows, func(k lbFlowKey, p lbPin) bool {
 			service, _, ok := place(k)
 			if !ok || !alive(p) || idle(p) > udpIdle || d.state.Services[service].Flags&lbServiceFlagsSERVICE_UDP_FLOWS == 0 {
 				return false
@@ -243,7 +245,9 @@ func (d *Datapath) scanFlows(now uint32, used map[uint16]map[uint32]bool) error 
 		err := eachFlow(t.table, func(k lbFlowKey, p lbPin) {
 			if !t.keep(k, p) {
 				gone = append(gone, k)
+				return
 			}
+			d.scan.used[t.name]++
 		})
 		if err != nil {
 			return err

@@ -29,9 +29,8 @@ const neighbourValid = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_D
 // resolved (NTF_MANAGED), since XDP sends no ARP requests of its own, and calls
 // changed, from its own goroutine, whenever an answer changes.
 type Resolver struct {
-	log      *slog.Logger
-	datapath map[string]bool // interfaces that have the program
-	changed  func()
+	log     *slog.Logger
+	changed func()
 
 	space   netns.NsHandle
 	netlink *netlink.Handle
@@ -40,10 +39,11 @@ type Resolver struct {
 	stop chan struct{}
 	done sync.WaitGroup
 
-	mu   sync.Mutex
-	want []netip.Addr
-	hops map[netip.Addr]hop
-	kept map[neighbourKey]neighbour // those that hops go to
+	mu       sync.Mutex
+	datapath map[string]bool // interfaces that have the program
+	want     []netip.Addr
+	hops     map[netip.Addr]hop
+	kept     map[neighbourKey]neighbour // those that hops go to
 }
 
 type hop struct {
@@ -83,13 +83,11 @@ func parseNeighbour(n *netlink.Neigh) neighbour {
 // is on: a VLAN interface on top of one of them is left through it, tagged.
 func NewResolver(interfaces []string, log *slog.Logger, changed func()) (*Resolver, error) {
 	r := &Resolver{
-		log: log, changed: changed, datapath: map[string]bool{},
+		log: log, changed: changed,
 		kick: make(chan struct{}, 1), stop: make(chan struct{}),
 		hops: map[netip.Addr]hop{}, kept: map[neighbourKey]neighbour{},
 	}
-	for _, name := range interfaces {
-		r.datapath[name] = true
-	}
+	r.datapath = setOf(interfaces)
 	// Everything goes through sockets of the caller's network namespace, whatever
 	// thread a goroutine runs on later.
 	var err error
@@ -182,6 +180,22 @@ func (r *Resolver) Set(addresses []netip.Addr) {
 	r.want = slices.Clone(addresses)
 	r.mu.Unlock()
 	r.resolveAll()
+}
+
+// SetInterfaces tells which interfaces the XDP program is on from now on.
+func (r *Resolver) SetInterfaces(names []string) {
+	r.mu.Lock()
+	r.datapath = setOf(names)
+	r.mu.Unlock()
+	r.poke()
+}
+
+func setOf[T comparable](all []T) map[T]bool {
+	set := make(map[T]bool, len(all))
+	for _, e := range all {
+		set[e] = true
+	}
+	return set
 }
 
 // Lookup returns the next hop of an address, or why there is none.

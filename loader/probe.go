@@ -56,9 +56,9 @@ type Probes struct {
 	hops    *Resolver
 	network *netlink.Handle
 	log     *slog.Logger
-	vips    map[netip.Addr]bool // which no probe may come from
 
 	mu      sync.Mutex
+	vips    map[netip.Addr]bool // which no probe may come from
 	paths   map[lb.ProbePath]*probePath
 	changed chan struct{} // closed when a path has changed
 }
@@ -81,11 +81,8 @@ func (d *Datapath) OpenProbes(hops *Resolver, vips []netip.Addr) (*Probes, error
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
 	p := &Probes{
-		d: d, hops: hops, network: network, log: d.log, vips: map[netip.Addr]bool{},
+		d: d, hops: hops, network: network, log: d.log, vips: setOf(vips),
 		paths: map[lb.ProbePath]*probePath{}, changed: make(chan struct{}),
-	}
-	for _, vip := range vips {
-		p.vips[vip] = true
 	}
 	if err := p.sweep(); err != nil {
 		p.log.Error("old paths of probes are left", "error", err)
@@ -150,6 +147,13 @@ func (p *Probes) Set(paths []lb.ProbePath) error {
 	}
 	store(&p.d.tables.arrays.Probes, word)
 	return errors.Join(errs...)
+}
+
+// SetVIPs changes which addresses no probe comes from. Refresh heeds it.
+func (p *Probes) SetVIPs(vips []netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.vips = setOf(vips)
 }
 
 // Refresh makes the paths follow the next hops of their servers. Of one that

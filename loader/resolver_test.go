@@ -312,3 +312,17 @@ func TestResolverAndPermanentNeighbours(t *testing.T) {
 		t.Errorf("the entry is %+v, %v", n, ok)
 	}
 }
+
+// The way to a server leads through an interface that the program is on, or it is
+// none; which ones those are may change.
+func TestResolverFollowsTheInterfaces(t *testing.T) {
+	f := newFollower(t, onLink)
+	f.waitMAC(onLink, f.mac("b1"))
+	f.r.SetInterfaces([]string{"other"})
+	testenv.Eventually(t, 10*time.Second, "no way without the program", func() (bool, error) {
+		_, err := f.r.Lookup(onLink)
+		return err != nil && strings.Contains(err.Error(), "eth0, where sluice is not"), nil
+	})
+	f.r.SetInterfaces([]string{"other", "eth0"})
+	f.waitMAC(onLink, f.mac("b1"))
+}

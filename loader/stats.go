@@ -14,6 +14,7 @@ import (
 type Stats struct {
 	Services []ServiceStats
 	Outcomes []Outcome // what was not forwarded, in the order of enum outcome
+	Tables   []FlowTable
 }
 
 // ServiceStats are the counters of one service. A dsr backend answers its
@@ -76,6 +77,7 @@ func (d *Datapath) Stats() (Stats, error) {
 			s.Services[i].Moves = &m
 		}
 	}
+	s.Tables = d.tables.flowTables(d.state, d.scan.used, d.idle.ports)
 	return s, err
 }
 

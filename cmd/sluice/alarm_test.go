@@ -46,4 +46,5 @@ func TestAnotherVirtualRouterIDIsNamed(t *testing.T) {
 		return nil
 	})
 	r.waitVIP(soon, vip, "lb1", "lb2")
+	r.waitEvents("lb1", soon, "alarm.begin VI_1 virtual_router_id", "alarm.end VI_1 virtual_router_id")
 }

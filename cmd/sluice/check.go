@@ -30,18 +30,24 @@ func checkCommand() *cli.Command {
 
 // loadConfig reads the configuration that the flags name, and prints its errors.
 func loadConfig(c *cli.Context) (*config.Config, error) {
+	cfg, err := readConfig(c)
+	var mistakes config.Errors
+	if errors.As(err, &mistakes) {
+		fmt.Fprintln(c.App.ErrWriter, err)
+		fmt.Fprintf(c.App.ErrWriter, "sluice: %s: %s\n", c.String("config"), count(len(mistakes), "error"))
+		return nil, errReported
+	}
+	return cfg, err
+}
+
+// readConfig reads the configuration that the flags name.
+func readConfig(c *cli.Context) (*config.Config, error) {
 	host, err := os.Hostname()
 	if err != nil {
 		host = ""
 	}
 	file := c.String("config")
 	cfg, err := config.Load(file, config.Options{Node: c.String("node"), Hostname: host})
-	var mistakes config.Errors
-	if errors.As(err, &mistakes) {
-		fmt.Fprintln(c.App.ErrWriter, err)
-		fmt.Fprintf(c.App.ErrWriter, "sluice: %s: %s\n", file, count(len(mistakes), "error"))
-		return nil, errReported
-	}
 	if err != nil {
 		return nil, err
 	}

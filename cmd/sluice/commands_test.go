@@ -191,7 +191,7 @@ func jsonShape(t *testing.T, text string) []string {
 
 // statusKeys are the contract with whoever reads `sluice status --json`.
 var statusKeys = strings.Fields(`
-checks config forwarding interfaces interfaces.mode interfaces.name node
+alarms checks config forwarding interfaces interfaces.mode interfaces.name node
 outcomes outcomes.dropped outcomes.name outcomes.packets pid problems running
 services services.addresses services.backends services.backends.address services.backends.backup
 services.backends.bytes services.backends.configured_weight services.backends.flows services.backends.next_hop services.backends.packets services.backends.pinned services.backends.ports services.backends.ports_used services.backends.previous_slots
@@ -199,7 +199,7 @@ services.backends.reply_bytes services.backends.reply_packets services.backends.
 services.backends.state services.backends.weight services.forward services.healthy services.losses
 services.losses.early_reuse services.losses.evicted services.losses.flows_full services.losses.handshakes_full services.losses.no_backend
 services.losses.no_port services.losses.pins_full services.losses.too_big services.name services.pool services.protocol services.quorum services.state
-started time version
+started tables tables.name tables.size tables.used time version
 vrrp vrrp.addresses vrrp.alarms vrrp.dropped vrrp.failed vrrp.interface vrrp.name vrrp.present vrrp.priority vrrp.reason
 vrrp.received vrrp.releasing vrrp.sent vrrp.since vrrp.source vrrp.state vrrp.version vrrp.virtual_router_id
 `)

@@ -11,6 +11,16 @@ import (
 	"github.com/sluice-lb/sluice/internal/key"
 )
 
+// readDocument returns the text of a file of the repository.
+func readDocument(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
 // Every configuration that the documents show must be one that sluice takes.
 func TestDocumentedConfigurations(t *testing.T) {
 	documents, err := filepath.Glob("../../docs/*.md")

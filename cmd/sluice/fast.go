@@ -3,7 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
-	"slices"
+	"sync"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -40,23 +40,43 @@ const (
 
 // A fastMode is what instances need that must be on time.
 type fastMode struct {
+	beats *heartbeat.Node // nil where no instance has heartbeats
+
 	node  *node
-	pacer *pace.Pacer // nil where no instance needs it
+	mu    sync.Mutex
+	pacer *pace.Pacer // nil where no instance has needed it yet
 }
 
-// makeFast starts what sends packets on time, and makes the node's heartbeats.
-func (n *node) makeFast() *fastMode {
-	f := &fastMode{node: n}
-	beating := slices.ContainsFunc(n.cfg.VRRP, func(i config.Instance) bool { return i.Heartbeat.Interval > 0 })
-	if !beating && !slices.ContainsFunc(n.cfg.VRRP, paced) {
-		return f
+// makeFast makes the node's heartbeats. Who gets them, and of which instances, stays
+// as it is until the daemon ends.
+func (n *node) makeFast() {
+	f := &n.fast
+	f.node = n
+	n.closers = append(n.closers, func() error {
+		if f.pacer != nil {
+			f.pacer.Close()
+		}
+		return nil
+	})
+	for _, i := range n.cfg.VRRP {
+		if i.Heartbeat.Interval == 0 {
+			continue
+		}
+		if f.beats == nil {
+			f.beats = heartbeat.New(n.heartbeatConfig(f.sender()))
+		}
+		f.beats.Add(beatsOf(i), i.Heartbeat.Peers, i.Heartbeat.Interval)
 	}
-	f.pacer = pace.New(n.startPacemaker, n.log)
-	n.closers = append(n.closers, func() error { f.pacer.Close(); return nil })
-	if beating {
-		n.beats = heartbeat.New(n.heartbeatConfig(f.pacer))
+}
+
+// sender is what sends packets on time. It is started when it is needed first.
+func (f *fastMode) sender() *pace.Pacer {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.pacer == nil {
+		f.pacer = pace.New(f.node.startPacemaker, f.node.log)
 	}
-	return f
+	return f.pacer
 }
 
 // startPacemaker starts a process, or where that fails a thread.
@@ -89,19 +109,26 @@ func (n *node) heartbeatConfig(pacer *pace.Pacer) heartbeat.Config {
 	return c
 }
 
-// join gives an instance its part. What it returns is to be called with its
-// Router.
-func (f *fastMode) join(i config.Instance, deps *vrrp.Deps) func(*vrrp.Router) {
+// join gives an instance what must be on time for it.
+func (f *fastMode) join(i config.Instance, deps *vrrp.Deps) {
 	if paced(i) {
-		deps.Pacer = advertisements{f.pacer.Slot("advertisements of " + i.Name)}
+		deps.Pacer = advertisements{f.sender().Slot("advertisements of " + i.Name)}
 	}
-	if i.Heartbeat.Interval == 0 {
-		return func(*vrrp.Router) {}
+	if i.Heartbeat.Interval > 0 {
+		deps.Heartbeats = f.beats.Find(beatsOf(i))
 	}
-	id := heartbeat.Instance{VRID: i.VRID, IPv6: i.Addresses[0].Addr().Is6(), Digest: heartbeat.Digest(i.Addresses)}
-	h := f.node.beats.Add(id, i.Heartbeat.Peers, i.Heartbeat.Interval, max(3*i.Interval, 3*time.Second))
-	deps.Heartbeats = h
-	return func(r *vrrp.Router) { h.Deliver(r.Hear) }
+}
+
+// deliver has an instance hear heartbeats, in the place of one before.
+func (f *fastMode) deliver(i config.Instance, r *vrrp.Router) {
+	if i.Heartbeat.Interval > 0 {
+		f.beats.Find(beatsOf(i)).Deliver(r.Hear, max(3*i.Interval, 3*time.Second))
+	}
+}
+
+// beatsOf names an instance in heartbeats.
+func beatsOf(i config.Instance) heartbeat.Instance {
+	return heartbeat.Instance{VRID: i.VRID, IPv6: i.Addresses[0].Addr().Is6(), Digest: heartbeat.Digest(i.Addresses)}
 }
 
 // advertisements is a vrrp.Pacer.

@@ -9,34 +9,39 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/internal/control"
 	"github.com/sluice-lb/sluice/vrrp"
 )
 
-// makeHandovers makes what carries out `sluice handover`.
-func (n *node) makeHandovers() (err error) {
+// openHolds reads which instances an operator holds back.
+func (n *node) openHolds() (err error) {
 	if n.holds, err = control.OpenHolds(filepath.Join(n.stateDir, "holds.json")); err != nil {
 		return err
 	}
 	if alarm := n.holds.Alarm(); alarm != "" {
 		n.log.Error(alarm)
 	}
+	return nil
+}
+
+// handovers makes what carries out `sluice handover`.
+func (n *node) handovers(cfg *config.Config, routers []*vrrp.Router) *control.Handovers {
 	var all []control.Movable
-	for k, i := range n.cfg.VRRP {
-		r := n.routers[k]
+	for k, i := range cfg.VRRP {
+		r := routers[k]
 		all = append(all, control.Movable{
-			Name: i.Name, Group: i.Group, Router: r, Others: len(i.Peers) > 0 || len(n.cfg.Nodes) > 1,
+			Name: i.Name, Group: i.Group, Router: r, Others: len(i.Peers) > 0 || len(cfg.Nodes) > 1,
 			Own: func() bool { return i.Priority == vrrp.PriorityOwner && len(r.Status().Addresses) < len(i.Addresses) },
 		})
 	}
-	n.moves = control.NewHandovers(n.holds, all, n.log)
-	return nil
+	return control.NewHandovers(n.holds, all, n.log)
 }
 
 func handoverCommand() *cli.Command {
 	return &cli.Command{
 		Name: "handover", Usage: "give the VIPs of an instance, or of all that are active here, to a peer", ArgsUsage: "[INSTANCE]",
-		Description: "Nothing is interrupted: the VIPs stay until the peer has taken over, and for good if none does (exit code 1). " +
+		Description: "At any moment one node has the VIPs: they stay until the peer has taken over, and for good if none does (exit code 1). " +
 			"This node is backup then for as long as that one is active.",
 		Flags: append(configFlags(),
 			&cli.BoolFlag{Name: "hold", Usage: "stay backup until --release, also if the peer fails or this daemon restarts"},

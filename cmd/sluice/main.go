@@ -85,9 +85,9 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			&cli.StringFlag{Name: "pin-dir", EnvVars: []string{"SLUICE_PIN_DIR"}, Value: loader.DefaultPinDir,
 				Usage: "`DIR` on a BPF file system for what outlives the daemon"},
 			&cli.StringFlag{Name: "state-dir", EnvVars: []string{"SLUICE_STATE_DIR"}, Value: "/var/lib/sluice",
-				Usage: "`DIR` for what outlives a reboot: operators' changes"},
+				Usage: "`DIR` for what outlives a reboot: operators' changes, events"},
 		},
-		Commands: []*cli.Command{runCommand(), checkCommand(), statusCommand(), dropsCommand(), explainCommand(), flowsCommand(), backendCommand(), handoverCommand(), detachCommand(), decapCommand(), keygenCommand(), versionCommand(), pacemakerCommand()},
+		Commands: []*cli.Command{runCommand(), checkCommand(), statusCommand(), dropsCommand(), explainCommand(), flowsCommand(), backendCommand(), handoverCommand(), eventsCommand(), reloadCommand(), detachCommand(), decapCommand(), keygenCommand(), versionCommand(), pacemakerCommand()},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return usage(c, fmt.Errorf("%q is no command", c.Args().First()), false)

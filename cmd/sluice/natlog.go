@@ -28,7 +28,7 @@ func (n *node) openNATLog(datapath *loader.Datapath) (run func(context.Context),
 
 // serviceName names the configured service of a VIP's port; "": there is none.
 func (n *node) serviceName(protocol lb.Protocol, at netip.AddrPort) string {
-	for _, s := range n.cfg.Services {
+	for _, s := range n.config().Services {
 		if s.Protocol == protocol && slices.ContainsFunc(s.Addresses, func(f lb.Frontend) bool {
 			return f.VIP == at.Addr() && f.Ports.Contains(at.Port())
 		}) {

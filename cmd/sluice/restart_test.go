@@ -91,7 +91,9 @@ func TestSignals(t *testing.T) {
 	if err := daemon.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	r.eventually(atOnce, "a word about SIGHUP", func() (bool, error) { return strings.Contains(daemon.Tail(3), "SIGHUP"), nil })
+	r.eventually(soon, "a word about SIGHUP", func() (bool, error) {
+		return strings.Contains(daemon.Tail(3), "the configuration has not changed"), nil
+	})
 	if s := r.mustStatus("lb1"); s.PID != daemon.ID().PID {
 		t.Errorf("process %d answers, want %d", s.PID, daemon.ID().PID)
 	}
@@ -119,6 +121,9 @@ func TestRunThatCannotStart(t *testing.T) {
 			strings.Replace(roster, "[eth0]", "[eth0, lo]", 1), webPool, services(dsr), vrrps(pair)}, "attach to lo"},
 		{"a file where the socket should be", []string{
 			roster, webPool, services(dsr), vrrps(pair), "admin: {socket: FILE}"}, "is no socket"},
+		// Here the control loop is at work when the start fails.
+		{"a file where the socket should be, and nothing to wait for", []string{
+			roster, services(`{name: dsr, address: "192.0.2.100:80", forward: dsr, backends: [{address: 192.0.2.11}]}`), vrrps(pair), "admin: {socket: FILE}"}, "is no socket"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := newRig(t, lab1())

@@ -20,17 +20,20 @@ func extra(i config.Instance) (s vrrp.RouteSet) {
 	return s
 }
 
-// openRoutes opens the routes that come and go with VIPs, and clears away what
-// earlier configurations have left.
-func (n *node) openRoutes(host *vrrp.Host) (*vrrp.Routes, error) {
-	routes, err := vrrp.OpenRoutes(host, n.runDir, n.log)
-	if err != nil {
-		return nil, err
-	}
-	var all vrrp.RouteSet
-	for _, i := range n.cfg.VRRP {
+// routesOf are those that come and go with the VIPs of a configuration.
+func routesOf(cfg *config.Config) (all vrrp.RouteSet) {
+	for _, i := range cfg.VRRP {
 		s := extra(i)
 		all.Routes, all.Rules = append(all.Routes, s.Routes...), append(all.Rules, s.Rules...)
 	}
-	return routes, routes.Forget(all)
+	return all
+}
+
+// openRoutes opens the routes that come and go with VIPs, and clears away what
+// earlier configurations have left.
+func (n *node) openRoutes() (err error) {
+	if n.routes, err = vrrp.OpenRoutes(n.host, n.runDir, n.log); err != nil {
+		return err
+	}
+	return n.routes.Forget(routesOf(n.cfg))
 }

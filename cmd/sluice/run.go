@@ -21,10 +21,11 @@ import (
 
 	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/internal/events"
 	"github.com/sluice-lb/sluice/internal/health"
-	"github.com/sluice-lb/sluice/internal/heartbeat"
 	"github.com/sluice-lb/sluice/internal/natlog"
 	"github.com/sluice-lb/sluice/internal/track"
+	"github.com/sluice-lb/sluice/internal/web"
 	"github.com/sluice-lb/sluice/loader"
 	"github.com/sluice-lb/sluice/vrrp"
 )
@@ -47,7 +48,7 @@ func runCommand() *cli.Command {
 				return err
 			}
 			d := &node{
-				cfg: cfg, runDir: c.String("run-dir"), pinDir: c.String("pin-dir"), stateDir: c.String("state-dir"), started: time.Now(),
+				cfg: cfg, load: func() (*config.Config, error) { return readConfig(c) }, runDir: c.String("run-dir"), pinDir: c.String("pin-dir"), stateDir: c.String("state-dir"), started: time.Now(),
 				log: slog.New(slog.NewTextHandler(c.App.ErrWriter, &slog.HandlerOptions{Level: level})),
 			}
 			return d.run(c.Context)
@@ -57,7 +58,8 @@ func runCommand() *cli.Command {
 
 // A node is the daemon: everything that runs, put together.
 type node struct {
-	cfg            *config.Config
+	cfg            *config.Config // guarded by mu, as soon as a reload may change it
+	load           func() (*config.Config, error)
 	runDir, pinDir string
 	stateDir       string
 	started        time.Time
@@ -65,14 +67,39 @@ type node struct {
 
 	tables  *tables // nil where there is no service
 	fresh   bool    // nothing was pinned before tables was made
+	failed  bool    // the start has: see undo
 	loop    *control.Loop
 	tracker *track.Tracker
-	natLog  *natlog.Log     // nil where none is configured
-	beats   *heartbeat.Node // nil where no instance has heartbeats
-	routers []*vrrp.Router
-	moves   *control.Handovers
-	holds   *control.Holds
-	closers []func() error // what to close, in the order of opening
+	natLog  *natlog.Log // nil where none is configured
+	fast    fastMode
+	events  *events.Log
+	alarms  control.AlarmBook
+	ready   <-chan struct{} // closed when the tables were written first
+	web     *web.Server     // nil where monitoring is not wanted
+	checker *health.Checker // nil with tables
+
+	transitions transitions
+
+	// What a reload works with.
+	hops       *loader.Resolver
+	probes     *loader.Probes
+	host       *vrrp.Host
+	addresses  *vrrp.Addresses
+	routes     *vrrp.Routes
+	notifiers  map[string]*track.Notifier // by instance
+	until      context.Context            // ends when the daemon is to stop
+	inside     context.Context            // ends after its handover
+	goroutines *sync.WaitGroup
+	endWeb     context.CancelFunc
+
+	reloading sync.Mutex // held while the configuration changes
+	begun     bool       // guarded by reloading: all is started
+	stopped   bool       // the same: it changes no more
+	mu        sync.RWMutex
+	routers   []*vrrp.Router
+	moves     *control.Handovers // guarded by mu
+	holds     *control.Holds
+	closers   []func() error // what to close, in the order of opening
 }
 
 // socket is the configured admin socket; one in the default run directory moves
@@ -86,7 +113,6 @@ func socket(cfg *config.Config, runDir string) string {
 
 // run runs until ctx ends, then hands the VIPs over.
 func (n *node) run(ctx context.Context) (err error) {
-	// Reloading would be expected of SIGHUP; dying of it would not.
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
@@ -103,12 +129,23 @@ func (n *node) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer held.Close()
+	n.openEvents()
+	n.openWeb(n.cfg)
 
 	inside, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var goroutines sync.WaitGroup
+	n.until, n.inside, n.goroutines = ctx, inside, &goroutines
 	defer func() {
 		stop()
 		goroutines.Wait()
+		if n.failed && n.fresh {
+			_, detachErr := loader.Detach(n.pinDir)
+			err = errors.Join(err, detachErr)
+		}
+		n.recordStop(err)
+		if n.web != nil {
+			err = errors.Join(err, n.web.Close())
+		}
 		for _, c := range slices.Backward(n.closers) {
 			if e := c(); e != nil {
 				err = errors.Join(err, e)
@@ -117,6 +154,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	}()
 
 	ready := make(chan struct{})
+	n.ready = ready
 	if len(n.cfg.Services) > 0 {
 		if err := n.startDatapath(inside, &goroutines); err != nil {
 			return n.undo(err)
@@ -138,7 +176,7 @@ func (n *node) run(ctx context.Context) (err error) {
 		return n.undo(err)
 	}
 	if n.loop != nil {
-		goroutines.Go(func() { n.loop.Run(inside, n.patience()) })
+		goroutines.Go(func() { n.loop.Run(inside, patience(n.cfg)) })
 	}
 	admin, err := control.Listen(socket(n.cfg, n.runDir), daemonOf{n, inside}, n.log)
 	if err != nil {
@@ -147,31 +185,34 @@ func (n *node) run(ctx context.Context) (err error) {
 	n.closers = append(n.closers, admin.Close)
 
 	goroutines.Go(func() { n.tracker.Run(inside) })
-	for i, r := range n.routers {
-		goroutines.Go(func() { n.runRouter(ctx, inside, r, append(n.readiness(i), ready)...) })
+	goroutines.Go(func() { n.watchAlarms(inside) })
+	n.serveWeb()
+	for i := range n.routers {
+		n.startRouter(i)
 	}
 	goroutines.Go(func() {
 		for {
 			select {
 			case <-hangup:
-				if n.natLog != nil {
-					n.natLog.Reopen()
-				}
-				n.log.Warn("SIGHUP: reloading is not supported yet: restart the daemon, the data plane goes on meanwhile")
+				n.hangUp()
 			case <-inside.Done():
 				return
 			}
 		}
 	})
+	n.beginReloads()
 	select {
 	case <-ready:
 	case <-ctx.Done():
 	}
 	notify(n.log, daemon.SdNotifyReady)
-	n.log.Info("running", "node", n.cfg.Node, "services", len(n.cfg.Services), "vrrp", len(n.cfg.VRRP))
+	cfg := n.config()
+	n.recordReady(cfg)
+	n.log.Info("running", "node", cfg.Node, "services", len(cfg.Services), "vrrp", len(cfg.VRRP))
 	<-ctx.Done()
 
 	notify(n.log, stopping(n.stopWait()))
+	n.endReloads()
 	n.release(inside)
 	return nil
 }
@@ -192,17 +233,18 @@ func (d daemonOf) Change(c control.Change) (string, error) {
 }
 
 func (d daemonOf) HandOver(o control.HandoverOrder) ([]control.HandoverResult, error) {
-	return d.moves.Do(d.ctx, o)
+	d.mu.RLock()
+	moves := d.moves
+	d.mu.RUnlock()
+	return moves.Do(d.ctx, o)
 }
 
-// undo takes away the data plane that a start has made before it failed, with
-// err. One that was there before goes on forwarding.
+// undo has the data plane taken away that a start has made before it failed, with
+// err, as soon as nobody is there who would put it back. One that was there before
+// goes on forwarding.
 func (n *node) undo(err error) error {
-	if !n.fresh {
-		return err
-	}
-	_, detachErr := loader.Detach(n.pinDir)
-	return errors.Join(err, detachErr)
+	n.failed = true
+	return err
 }
 
 // startDatapath loads and attaches the data plane and makes the loop.
@@ -251,11 +293,12 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	if err := n.tables.attach(); err != nil {
 		return err
 	}
+	n.recordDatapath()
 	// What the program before has begun, and not told of, is there by now.
 	goroutines.Go(func() { logTranslations(ctx) })
 	// The resolver may find something before the loop is there to be told.
 	dirty := make(chan struct{}, 1)
-	hops, err := loader.NewResolver(d.Interfaces, n.log, func() {
+	n.hops, err = loader.NewResolver(d.Interfaces, n.log, func() {
 		select {
 		case dirty <- struct{}{}:
 		default:
@@ -264,14 +307,14 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	if err != nil {
 		return err
 	}
-	n.closers = append(n.closers, func() error { hops.Close(); return nil })
-	probes, err := datapath.OpenProbes(hops, n.vips())
+	n.closers = append(n.closers, func() error { n.hops.Close(); return nil })
+	n.probes, err = datapath.OpenProbes(n.hops, vips(n.cfg))
 	if err != nil {
 		return err
 	}
-	n.closers = append(n.closers, probes.Close)
-	checker := health.NewChecker(n.log, probes)
-	n.closers = append(n.closers, func() error { checker.Close(); return nil })
+	n.closers = append(n.closers, n.probes.Close)
+	n.checker = health.NewChecker(n.log, n.probes)
+	n.closers = append(n.closers, func() error { n.checker.Close(); return nil })
 	changes, err := control.OpenOverrides(filepath.Join(n.stateDir, "overrides.json"))
 	if err != nil {
 		return err
@@ -279,7 +322,8 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	if alarm := changes.Alarm(); alarm != "" {
 		n.log.Error(alarm)
 	}
-	n.loop = control.NewLoop(n.cfg.Services, n.tables, checker, hops, probes, changes, n.log)
+	n.loop = control.NewLoop(n.cfg.Services, n.tables, n.checker, n.hops, n.probes, changes, n.log)
+	n.loop.Record(n.events.Record)
 	goroutines.Go(func() {
 		for {
 			select {
@@ -294,15 +338,15 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 }
 
 // vips are the addresses that move between nodes.
-func (n *node) vips() []netip.Addr {
+func vips(cfg *config.Config) []netip.Addr {
 	var all []netip.Addr
-	for _, s := range n.cfg.Services {
+	for _, s := range cfg.Services {
 		for _, f := range s.Addresses {
 			all = append(all, f.VIP)
 		}
 		all = append(all, s.SourceAddresses...)
 	}
-	for _, i := range n.cfg.VRRP {
+	for _, i := range cfg.VRRP {
 		for _, p := range i.Addresses {
 			all = append(all, p.Addr())
 		}
@@ -340,23 +384,25 @@ func (n *node) dropDatapath() error {
 
 // patience is how long the first verdicts may take: as long as every instance
 // is willing to wait for them.
-func (n *node) patience() time.Duration {
+func patience(cfg *config.Config) time.Duration {
 	const alone = 10 * time.Second
-	if len(n.cfg.VRRP) == 0 {
+	if len(cfg.VRRP) == 0 {
 		return alone
 	}
-	shortest := n.cfg.VRRP[0].StartTimeout
-	for _, i := range n.cfg.VRRP[1:] {
+	shortest := cfg.VRRP[0].StartTimeout
+	for _, i := range cfg.VRRP[1:] {
 		shortest = min(shortest, i.StartTimeout)
 	}
 	return shortest
 }
 
 // configured tells whether some instance has the address.
-func (n *node) configured(iface string, vip netip.Prefix) bool {
-	return slices.ContainsFunc(n.cfg.VRRP, func(i config.Instance) bool {
-		return i.Interface == iface && slices.Contains(i.Addresses, vip)
-	})
+func configured(cfg *config.Config) func(iface string, vip netip.Prefix) bool {
+	return func(iface string, vip netip.Prefix) bool {
+		return slices.ContainsFunc(cfg.VRRP, func(i config.Instance) bool {
+			return i.Interface == iface && slices.Contains(i.Addresses, vip)
+		})
+	}
 }
 
 // makeRouters makes the VRRP instances and what drives them, and clears away what
@@ -367,43 +413,32 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 		return err
 	}
 	n.closers = append(n.closers, host.Close)
-	addresses, err := vrrp.OpenAddresses(host, n.runDir, n.log)
-	if err != nil {
+	n.host = host
+	if n.addresses, err = vrrp.OpenAddresses(host, n.runDir, n.log); err != nil {
 		return err
 	}
-	if _, err := addresses.Forget(n.configured); err != nil {
+	if _, err := n.addresses.Forget(configured(n.cfg)); err != nil {
 		return err
 	}
-	routes, err := n.openRoutes(host)
-	if err != nil {
+	if err := n.openRoutes(); err != nil {
 		return err
 	}
 	groups := map[string]*vrrp.Group{}
-	fast := n.makeFast()
+	n.makeFast()
 	for _, i := range n.cfg.VRRP {
-		if i.Group != "" && groups[i.Group] == nil {
-			groups[i.Group] = vrrp.NewGroup(i.Group)
-		}
-		deps := vrrp.Deps{Network: host, Addresses: addresses, Routes: routes, Log: n.log, OnChange: n.hooks(i).Notify, Group: groups[i.Group]}
-		told := fast.join(i, &deps)
-		r, err := vrrp.New(vrrp.Config{
-			Name: i.Name, Interface: i.Interface, VRID: i.VRID, Version: vrrp.Version(i.Version),
-			Priority: i.Priority, Interval: i.Interval, Password: i.Password, Addresses: i.Addresses,
-			Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, Peers: i.Peers, Source: i.Source, Extra: extra(i),
-			Heartbeat: i.Heartbeat.Interval,
-		}, deps)
+		r, err := n.newRouter(i, groups)
 		if err != nil {
-			return fmt.Errorf("vrrp instance %s: %w", i.Name, err)
+			return err
 		}
-		told(r)
 		n.routers = append(n.routers, r)
 	}
-	if n.beats != nil {
-		goroutines.Go(func() { n.beats.Run(ctx) })
+	if n.fast.beats != nil {
+		goroutines.Go(func() { n.fast.beats.Run(ctx) })
 	}
-	if err := n.makeHandovers(); err != nil {
+	if err := n.openHolds(); err != nil {
 		return err
 	}
+	n.moves = n.handovers(n.cfg, n.routers)
 	n.makeTracker()
 	changed, unwatch := host.Watch()
 	goroutines.Go(func() {
@@ -421,6 +456,35 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 		}
 	})
 	return nil
+}
+
+// newRouter makes an instance. It opens nothing yet. Groups are those that were made
+// with it, by name.
+func (n *node) newRouter(i config.Instance, groups map[string]*vrrp.Group) (*vrrp.Router, error) {
+	if i.Group != "" && groups[i.Group] == nil {
+		groups[i.Group] = vrrp.NewGroup(i.Group)
+	}
+	deps := vrrp.Deps{
+		Network: n.host, Addresses: n.addresses, Routes: n.routes, Log: n.log, OnChange: n.changes(n.hooks(i)), Group: groups[i.Group],
+	}
+	n.fast.join(i, &deps)
+	r, err := vrrp.New(vrrp.Config{
+		Name: i.Name, Interface: i.Interface, VRID: i.VRID, Version: vrrp.Version(i.Version),
+		Priority: i.Priority, Interval: i.Interval, Password: i.Password, Addresses: i.Addresses,
+		Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, Peers: i.Peers, Source: i.Source, Extra: extra(i),
+		Heartbeat: i.Heartbeat.Interval,
+	}, deps)
+	if err != nil {
+		return nil, fmt.Errorf("vrrp instance %s: %w", i.Name, err)
+	}
+	return r, nil
+}
+
+// startRouter has an instance run, as soon as it may.
+func (n *node) startRouter(i int) {
+	r, ready := n.routers[i], append(n.readiness(i), n.ready)
+	n.fast.deliver(n.cfg.VRRP[i], r)
+	n.goroutines.Go(func() { n.runRouter(n.until, n.inside, r, ready...) })
 }
 
 // readiness are the channels that are closed when an instance, and all of its

@@ -24,13 +24,13 @@ import (
 
 // status is what the daemon answers.
 func (n *node) status() control.Status {
-	now := time.Now()
+	now, cfg := time.Now(), n.config()
 	var on []loader.Attachment
 	if n.tables != nil {
 		on = n.tables.where()
 	}
 	s := control.Status{
-		Node: n.cfg.Node, Version: version(), Config: n.cfg.File, Time: now, Running: true,
+		Node: cfg.Node, Version: version(), Config: cfg.File, Time: now, Running: true,
 		PID: os.Getpid(), Started: &n.started, Forwarding: len(on) > 0,
 		Interfaces: []control.Interface{}, VRRP: []control.Instance{}, Services: []control.ServiceStatus{},
 		Checks: control.Checks(n.tracker.Checks()), Outcomes: []loader.Outcome{},
@@ -38,41 +38,43 @@ func (n *node) status() control.Status {
 	for _, a := range on {
 		s.Interfaces = append(s.Interfaces, control.Interface{Name: a.Interface, Mode: a.Mode, Warning: a.Warning})
 	}
-	for i, r := range n.routers {
-		instance := control.NewInstance(r.Status(), n.cfg.VRRP[i].Addresses)
-		instance.Group = n.cfg.VRRP[i].Group
-		instance.Tracking = control.NewTracking(n.tracker.Standing(i))
-		s.VRRP = append(s.VRRP, instance)
-	}
-	if n.beats != nil {
-		s.Heartbeats = control.Heartbeats(n.beats.Status())
-	}
-	if alarm := n.holds.Alarm(); alarm != "" {
-		s.Problems = append(s.Problems, alarm)
+	s.VRRP = append(s.VRRP, n.vrrpStatus()...)
+	if n.fast.beats != nil {
+		s.Heartbeats = control.Heartbeats(n.fast.beats.Status())
 	}
 	if n.tables != nil {
 		stats, err := n.tables.datapath.Stats()
 		if err != nil {
 			s.Problems = append(s.Problems, err.Error())
 		}
-		views, problem := n.loop.Views()
-		if problem != "" {
-			s.Problems = append(s.Problems, problem)
-		}
-		s.Problems = append(s.Problems, n.loop.Alarms()...)
+		views, _ := n.loop.Views()
 		if views == nil {
 			views = []control.View{}
 			s.Problems = append(s.Problems, "starting: not every server has been probed yet, the data plane is as the last daemon left it")
 		}
 		s.Services = control.Services(views, stats)
-		s.Outcomes = stats.Outcomes
+		s.Outcomes, s.Tables = stats.Outcomes, stats.Tables
 		s.Upgrade = n.tables.datapath.Upgraded()
-		if n.natLog != nil {
-			s.Problems = append(s.Problems, n.natLog.Problems()...)
-		}
 	}
+	for _, a := range n.ownAlarms() {
+		s.Problems = append(s.Problems, a.Text)
+	}
+	s.Alarms = n.seeAlarms(now)
 	s.FindProblems()
 	return s
+}
+
+// vrrpStatus describes the instances. A reload changes them at one moment.
+func (n *node) vrrpStatus() (all []control.Instance) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	for i, r := range n.routers {
+		instance := control.NewInstance(r.Status(), n.cfg.VRRP[i].Addresses)
+		instance.Group = n.cfg.VRRP[i].Group
+		instance.Tracking = control.NewTracking(n.tracker.Standing(i))
+		all = append(all, instance)
+	}
+	return all
 }
 
 func statusCommand() *cli.Command {
@@ -121,7 +123,7 @@ func getStatus(c *cli.Context) (control.Status, error) {
 	}
 	s = control.Status{
 		Version: version(), Time: time.Now(), Interfaces: []control.Interface{}, VRRP: []control.Instance{},
-		Checks: control.Checks(nil), Services: control.Services(nil, in.Stats), Outcomes: in.Stats.Outcomes,
+		Checks: control.Checks(nil), Services: control.Services(nil, in.Stats), Outcomes: in.Stats.Outcomes, Tables: in.Stats.Tables,
 		Problems: []string{fmt.Sprintf("sluice is not running (nothing answers on %s): new failures of backends are not noticed", path)},
 	}
 	if cfg != nil {

@@ -14,10 +14,10 @@ import (
 func (n *node) stopWait() time.Duration {
 	const rest = 10 * time.Second
 	var longest time.Duration
-	for _, r := range n.routers {
+	for _, r := range n.instances() {
 		longest = max(longest, r.ReleaseWait())
 	}
-	return longest + time.Duration(len(n.routers))*track.LastHooks + rest
+	return longest + time.Duration(len(n.instances()))*track.LastHooks + rest
 }
 
 // stopping tells systemd that the daemon stops, and to have patience: with long

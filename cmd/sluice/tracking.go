@@ -9,6 +9,7 @@ import (
 	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/internal/control"
 	"github.com/sluice-lb/sluice/internal/track"
+	"github.com/sluice-lb/sluice/vrrp"
 )
 
 // makeTracker makes what drives the instances by what they track.
@@ -17,26 +18,42 @@ func (n *node) makeTracker() {
 	if n.loop != nil {
 		w.Service = n.loop.Quorum
 	}
-	var instances []track.Instance
-	for i, c := range n.cfg.VRRP {
-		instances = append(instances, track.Instance{
-			Name: c.Name, Priority: c.Priority, Track: c.Track, StartTimeout: c.StartTimeout, Router: n.routers[i],
-		})
-	}
-	n.tracker = track.New(n.cfg.Checks, instances, w, n.log)
+	n.tracker = track.New(n.cfg.Checks, trackedBy(n.cfg, n.routers), w, n.log)
+	n.tracker.Tell(track.Told{Check: n.recordCheck, Standing: n.recordStanding})
 	if n.loop != nil {
 		n.loop.Tell(n.tracker.Dirty)
 	}
 }
 
-// hooks makes what tells programs of an instance's changes. It is closed when the
-// instance has ended, and so after its last change.
+// trackedBy are the instances as the tracker knows them.
+func trackedBy(cfg *config.Config, routers []*vrrp.Router) []track.Instance {
+	var instances []track.Instance
+	for i, c := range cfg.VRRP {
+		instances = append(instances, track.Instance{
+			Name: c.Name, Priority: c.Priority, Track: c.Track, StartTimeout: c.StartTimeout, Router: routers[i],
+		})
+	}
+	return instances
+}
+
+// hooks returns what tells programs of an instance's changes. It is closed when the
+// daemon ends, after the instance's last change; until then it outlives instances
+// of that name.
 func (n *node) hooks(i config.Instance) *track.Notifier {
-	h := track.NewNotifier(track.Hooks{
-		Active: i.Notify.Active, Backup: i.Notify.Backup, Fault: i.Notify.Fault, Any: i.Notify.Any,
-	}, n.log)
-	n.closers = append(n.closers, h.Close)
+	h := n.notifiers[i.Name]
+	if h == nil {
+		h = track.NewNotifier(hooksOf(i), n.log)
+		n.closers = append(n.closers, h.Close)
+		if n.notifiers == nil {
+			n.notifiers = map[string]*track.Notifier{}
+		}
+		n.notifiers[i.Name] = h
+	}
 	return h
+}
+
+func hooksOf(i config.Instance) track.Hooks {
+	return track.Hooks{Active: i.Notify.Active, Backup: i.Notify.Backup, Fault: i.Notify.Fault, Any: i.Notify.Any}
 }
 
 // printChecks prints what is known of checks.

@@ -28,6 +28,9 @@ var Reference string
 // DefaultSocket is the admin socket where the configuration names none.
 const DefaultSocket = "/run/sluice/sluice.sock"
 
+// DefaultListen is where metrics are where the configuration does not say.
+var DefaultListen = netip.MustParseAddrPort("127.0.0.1:9780")
+
 // DefaultPriority is the VRRP priority where neither the instance nor the node
 // has one.
 const DefaultPriority = 100
@@ -130,9 +133,11 @@ type Instance struct {
 	Rules  []Rule
 }
 
-// Admin is how commands reach the daemon.
+// Admin is how commands and monitoring reach the daemon.
 type Admin struct {
 	Socket string // absolute path of the Unix socket
+	// Listen is where metrics and the status page are; invalid: nowhere.
+	Listen netip.AddrPort
 }
 
 // Load reads a configuration and all that it includes. The error, if any, is of

@@ -77,31 +77,3 @@ func (d *decoder) defaults(n *node) defaults {
 	}
 	return def
 }
-
-var adminSchema = schema{what: "admin", keys: []string{"socket"}, later: []string{"listen"}}
-
-// maxSocketPath is what fits into a Unix socket's address, in bytes.
-const maxSocketPath = 107
-
-func (d *decoder) admin(n *node) Admin {
-	a := Admin{Socket: DefaultSocket}
-	if n == nil {
-		return a
-	}
-	f, ok := d.fields(n, &adminSchema)
-	if !ok || f.own["socket"] == nil {
-		return a
-	}
-	s := f.own["socket"]
-	path, ok := d.text(s, "socket")
-	switch {
-	case !ok:
-	case path[0] != '/':
-		d.errorf(s, "socket must be an absolute path, not %q", path)
-	case len(path) > maxSocketPath:
-		d.errorf(s, "socket is longer than the %d bytes that a Unix socket's path may have", maxSocketPath)
-	default:
-		a.Socket = path
-	}
-	return a
-}

@@ -103,3 +103,27 @@ func TestHeartbeatMistakes(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) { wantMistakes(t, tt.yaml, tt.want) })
 	}
 }
+
+// Who gets heartbeats stays as it is while the daemon runs.
+func TestHeartbeatsNeedARestart(t *testing.T) {
+	const refused = "vrrp.heartbeat, or an instance that has one: " + byRestart
+	before := threeNodes + withKey + beating("{interval: 5ms}")
+	for _, tc := range []struct {
+		name, after string
+		want        []string
+	}{
+		{"the same", before, nil},
+		{"another interval", threeNodes + withKey + beating("{interval: 6ms}"), []string{refused}},
+		{"other peers", threeNodes + withKey + beating("{interval: 5ms, peers: [192.0.2.2]}"), []string{refused}},
+		{"another virtual router", strings.Replace(before, "virtual_router_id: 1", "virtual_router_id: 2", 1), []string{refused}},
+		{"another priority", strings.Replace(before, "addresses", "priority: 7\n  addresses", 1), nil},
+		{"none any more", threeNodes + withKey + strings.Replace(beating(""), "  heartbeat: \n", "", 1), []string{refused}},
+		{"another key", threeNodes + "sync: {key_file: other.key}\n" + beating("{interval: 5ms}"), []string{"sync: " + byRestart}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if diff := cmp.Diff(tc.want, Compare(mustLoad(t, before), mustLoad(t, tc.after)).Refused); diff != "" {
+				t.Errorf("refused (-want +got):\n%s", diff)
+			}
+		})
+	}
+}

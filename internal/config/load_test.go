@@ -102,7 +102,7 @@ func TestLoadPair(t *testing.T) {
 			},
 		},
 		Sync:  Sync{Port: 3780},
-		Admin: Admin{Socket: "/run/test.sock"},
+		Admin: Admin{Socket: "/run/test.sock", Listen: netip.MustParseAddrPort("[2001:db8::1]:9780")},
 	}
 	if diff := cmp.Diff(want, mustLoad(t, pair), compare...); diff != "" {
 		t.Errorf("configuration (-want +got):\n%s", diff)
@@ -124,7 +124,7 @@ func TestLoadDefaultsOfDefaults(t *testing.T) {
 			StartTimeout: 10 * time.Second, Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")},
 		}},
 		Sync:  Sync{Port: 3780},
-		Admin: Admin{Socket: "/run/sluice/sluice.sock"},
+		Admin: Admin{Socket: "/run/sluice/sluice.sock", Listen: netip.MustParseAddrPort("127.0.0.1:9780")},
 	}
 	if diff := cmp.Diff(want, got, compare...); diff != "" {
 		t.Errorf("configuration (-want +got):\n%s", diff)
@@ -320,6 +320,24 @@ services: [{name: s, address: "192.0.2.100:80", backends: [{address: 192.0.2.11}
 		}
 		if diff := cmp.Diff(want, c.Datapath.Interfaces); diff != "" {
 			t.Errorf("%s: interfaces (-want +got):\n%s", node, diff)
+		}
+	}
+}
+
+func TestAdminListen(t *testing.T) {
+	for _, tc := range []struct{ yaml, want string }{
+		{"admin: {listen: none}\n", "invalid AddrPort"},
+		{"admin: {listen: 0.0.0.0:9780}\n", "0.0.0.0:9780"},
+		{"admin: {listen: \"[::]:80\"}\n", "[::]:80"},
+		{"admin: {socket: /a}\n", "127.0.0.1:9780"},
+	} {
+		cfg, err := load(memFiles{"f": tc.yaml}, "f", Options{})
+		if err != nil {
+			t.Errorf("%s: %v", tc.yaml, err)
+			continue
+		}
+		if got := cfg.Admin.Listen.String(); got != tc.want {
+			t.Errorf("%s: listen is %s, want %s", tc.yaml, got, tc.want)
 		}
 	}
 }

@@ -190,6 +190,18 @@ var mistakes = []mistakeCase{
 	{"long socket", "admin:\n  socket: /23456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345678\n", []string{
 		`2:11: socket is longer than the 107 bytes that a Unix socket's path may have`,
 	}},
+	{"listen", "admin: {listen: 9780}\n", []string{
+		`1:17: listen must be an address of the node with a port, such as "127.0.0.1:9780" or "[::]:9780", or none, not "9780"`,
+	}},
+	{"listen without a port", "admin: {listen: 127.0.0.1}\n", []string{
+		`1:17: listen must be an address of the node with a port, such as "127.0.0.1:9780" or "[::]:9780", or none, not "127.0.0.1"`,
+	}},
+	{"listen on a name", "admin: {listen: \"localhost:9780\"}\n", []string{
+		`1:17: listen must be an address of the node with a port, such as "127.0.0.1:9780" or "[::]:9780", or none, not "localhost:9780"`,
+	}},
+	{"listen on port 0", "admin: {listen: \"[::]:0\"}\n", []string{
+		`1:17: listen must be an address of the node with a port, such as "127.0.0.1:9780" or "[::]:9780", or none, not "[::]:0"`,
+	}},
 
 	// Addresses.
 	{"bad addresses", "pools:\n- name: p\n  servers:\n" +

@@ -23,7 +23,6 @@ func TestUnsupportedKeys(t *testing.T) {
 		&healthSchema:   "pools:\n- name: p\n  servers: [{address: 192.0.2.1}]\n  health:\n    type: tcp\n    %s: 1\n",
 		&instanceSchema: "vrrp:\n- name: v\n  interface: e\n  virtual_router_id: 1\n  addresses: [192.0.2.1]\n  %s: 1\n",
 		&checkSchema:    "checks:\n- name: c\n  type: process\n  %s: 1\n",
-		&adminSchema:    "admin:\n  %s: 1\n",
 		&syncSchema:     "sync:\n  key_file: sync.key\n  %s: 1\n",
 	}
 	for _, s := range supported {
@@ -86,7 +85,7 @@ func TestDesign(t *testing.T) {
 	}
 	want := map[string]bool{}
 	for _, key := range []string{
-		"sync_wait", "virtual_mac", "http", "dns", "listen",
+		"sync_wait", "virtual_mac", "http", "dns",
 	} {
 		want[key] = true
 	}

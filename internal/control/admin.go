@@ -31,6 +31,12 @@ type Daemon interface {
 	Status() Status
 	// Change makes an operator's change. Text says what has become of it.
 	Change(Change) (text string, err error)
+	// Events returns the events behind a number, as lines, and the number of the
+	// last one. More is closed when there is another.
+	Events(after uint64) (lines [][]byte, last uint64, more <-chan struct{})
+	// Reload applies the configuration file, or with dry finds out what that would
+	// change. It returns the changes, in words.
+	Reload(dry bool) (changes []string, err error)
 	// HandOver carries out an operator's wish to move VIPs, and waits for its end.
 	HandOver(HandoverOrder) ([]HandoverResult, error)
 }
@@ -67,6 +73,8 @@ func Listen(path string, d Daemon, log *slog.Logger) (*Admin, error) {
 			log.Debug("answer a status request", "error", err)
 		}
 	})
+	mux.HandleFunc("GET /events", serveEvents(d, log))
+	mux.HandleFunc("POST /reload", serveReload(d, log))
 	mux.HandleFunc("POST /backend", command(log, func(c Change) (answer changed, err error) {
 		answer.Text, err = d.Change(c)
 		return answer, err
@@ -155,12 +163,6 @@ func SendChange(ctx context.Context, socket string, c Change) (text string, err 
 
 // ask asks a question and reads the answer; a timeout of 0 is none.
 func ask(ctx context.Context, timeout time.Duration, socket, method, path string, question, answer any) error {
-	client := http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		},
-		DisableKeepAlives: true,
-	}, Timeout: timeout}
 	var body io.Reader
 	if question != nil {
 		text, err := json.Marshal(question)
@@ -169,29 +171,38 @@ func ask(ctx context.Context, timeout time.Duration, socket, method, path string
 		}
 		body = bytes.NewReader(text)
 	}
-	request, err := http.NewRequestWithContext(ctx, method, "http://sluice"+path, body)
+	response, err := send(ctx, clientOf(socket), socket, method, path, body)
 	if err != nil {
-		return fmt.Errorf("ask the daemon: %w", err)
-	}
-	response, err := client.Do(request)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
-		return fmt.Errorf("ask the daemon on %s: %w", socket, ErrNotRunning)
-	}
-	if err != nil {
-		return fmt.Errorf("ask the daemon on %s: %w", socket, err)
+		return err
 	}
 	defer response.Body.Close()
-	switch response.StatusCode {
-	case http.StatusOK:
-	case http.StatusBadRequest:
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 4096))
-		return errors.New(strings.TrimSpace(string(text)))
-	default:
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 200))
-		return fmt.Errorf("ask the daemon on %s: it answered %s: %s", socket, response.Status, text)
-	}
 	if err := json.NewDecoder(response.Body).Decode(answer); err != nil {
 		return fmt.Errorf("read the daemon's answer: %w", err)
 	}
 	return nil
+}
+
+// send returns an answer that is good; whoever gets it closes its body.
+func send(ctx context.Context, client *http.Client, socket, method, path string, body io.Reader) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, method, "http://sluice"+path, body)
+	if err != nil {
+		return nil, fmt.Errorf("ask the daemon: %w", err)
+	}
+	response, err := client.Do(request)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return nil, fmt.Errorf("ask the daemon on %s: %w", socket, ErrNotRunning)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask the daemon on %s: %w", socket, err)
+	}
+	if response.StatusCode == http.StatusOK {
+		return response, nil
+	}
+	defer response.Body.Close()
+	if response.StatusCode == http.StatusBadRequest {
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 1<<20))
+		return nil, errors.New(strings.TrimSpace(string(text)))
+	}
+	text, _ := io.ReadAll(io.LimitReader(response.Body, 200))
+	return nil, fmt.Errorf("ask the daemon on %s: it answered %s: %s", socket, response.Status, text)
 }

@@ -14,18 +14,27 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/sluice-lb/sluice/internal/events"
 )
 
-type fakeDaemon struct{ s Status }
+type fakeDaemon struct {
+	s      Status
+	events *events.Log
+}
 
 func (d fakeDaemon) Status() Status { return d.s }
 
-// Change refuses what is for "nobody".
-func (d fakeDaemon) Change(c Change) (string, error) {
-	if c.Scope == "nobody" {
-		return "", errRefused
+func (d fakeDaemon) Events(after uint64) ([][]byte, uint64, <-chan struct{}) {
+	return d.events.After(after)
+}
+
+// Reload refuses what is not dry.
+func (d fakeDaemon) Reload(dry bool) ([]string, error) {
+	if !dry {
+		return nil, fmt.Errorf("a.yaml:1:1: one\nb.yaml:2:2: two: %w", errRefused)
 	}
-	return fmt.Sprint(c.Action, " ", c.Scope, " ", c.Address, " ", c.Weight), nil
+	return []string{"service web: quorum"}, nil
 }
 
 // HandOver refuses what is for "nobody", and tells what it was asked.
@@ -36,9 +45,17 @@ func (d fakeDaemon) HandOver(o HandoverOrder) ([]HandoverResult, error) {
 	return []HandoverResult{{Instance: o.Instance, Done: true, Text: fmt.Sprintf("%+v", o)}}, nil
 }
 
+// Change refuses what is for "nobody".
+func (d fakeDaemon) Change(c Change) (string, error) {
+	if c.Scope == "nobody" {
+		return "", errRefused
+	}
+	return fmt.Sprint(c.Action, " ", c.Scope, " ", c.Address, " ", c.Weight), nil
+}
+
 func listen(t *testing.T, path string) *Admin {
 	t.Helper()
-	a, err := Listen(path, fakeDaemon{Status{Node: "lb1", Running: true, PID: 7}}, slog.New(slog.DiscardHandler))
+	a, err := Listen(path, fakeDaemon{s: Status{Node: "lb1", Running: true, PID: 7}}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,6 +243,87 @@ func TestAdminTakesChanges(t *testing.T) {
 	}
 	if _, err := SendChange(t.Context(), path, Change{Drain, "nobody", "192.0.2.11", 0}); err == nil || err.Error() != errRefused.Error() {
 		t.Errorf("a change that is refused: %v, want %v", err, errRefused)
+	}
+}
+
+func TestAdminTellsOfEvents(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "sluice.sock")
+	use := func(events.Event) error { return nil }
+	if err := AskEvents(t.Context(), path, 0, false, use); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("without a daemon: %v", err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	happened := events.Open(filepath.Join(dir, "events.jsonl"), log)
+	defer happened.Close()
+	for i := range 3 {
+		happened.Record(events.Event{Type: events.ServerState, Text: fmt.Sprint(i + 1)})
+	}
+	a, err := Listen(path, fakeDaemon{events: happened}, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	take := func(e events.Event) error { got = append(got, e.Text); return nil }
+	if err := AskEvents(t.Context(), path, 1, false, take); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff([]string{"2", "3"}, got); diff != "" {
+		t.Errorf("behind the first (-want +got):\n%s", diff)
+	}
+
+	// Who follows gets each once, until he has enough.
+	got = nil
+	enough := errors.New("enough")
+	err = AskEvents(t.Context(), path, 0, true, func(e events.Event) error {
+		got = append(got, e.Text)
+		if len(got) == 6 {
+			return enough
+		}
+		happened.Record(events.Event{Type: events.ServerState, Text: fmt.Sprint(3 + len(got))})
+		return nil
+	})
+	if diff := cmp.Diff([]string{"1", "2", "3", "4", "5", "6"}, got); !errors.Is(err, enough) || diff != "" {
+		t.Errorf("error %v; followed (-want +got):\n%s", err, diff)
+	}
+
+	// The end of the daemon is an end, and so is that of the context.
+	err = AskEvents(t.Context(), path, 5, true, func(e events.Event) error {
+		if e.Text == "8" {
+			go a.Close()
+		}
+		return nil
+	})
+	if errors.Is(err, ErrNotRunning) || errors.Is(err, context.Canceled) {
+		t.Errorf("when the daemon ends: %v", err)
+	}
+	a.Close()
+	if a, err = Listen(path, fakeDaemon{events: happened}, log); err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	err = AskEvents(ctx, path, 0, true, func(events.Event) error { cancel(); return nil })
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("when its context ends: %v", err)
+	}
+}
+
+func TestAdminReloads(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sluice.sock")
+	if _, err := SendReload(t.Context(), path, false); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("without a daemon: %v", err)
+	}
+	a := listen(t, path)
+	defer a.Close()
+	got, err := SendReload(t.Context(), path, true)
+	if diff := cmp.Diff([]string{"service web: quorum"}, got); diff != "" || err != nil {
+		t.Errorf("error %v, changes (-want +got):\n%s", err, diff)
+	}
+	_, err = SendReload(t.Context(), path, false)
+	if want := "a.yaml:1:1: one\nb.yaml:2:2: two: no room"; !errors.Is(err, ErrRefused) || err.Error() != want {
+		t.Errorf("refused with %q, want %q", err, want)
 	}
 }
 

@@ -230,9 +230,16 @@ func webService() lb.Service {
 // runLoop runs a loop in virtual time until f returns.
 func runLoop(t *testing.T, patience time.Duration, services []lb.Service, f func(*testing.T, *Loop, *fakeWorld)) {
 	t.Helper()
+	runLoopWith(t, patience, services, func(*Loop) {}, f)
+}
+
+// runLoopWith does so after prepare.
+func runLoopWith(t *testing.T, patience time.Duration, services []lb.Service, prepare func(*Loop), f func(*testing.T, *Loop, *fakeWorld)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := newFakeWorld()
 		l := NewLoop(services, w, fakeChecker{w}, fakeHops{w}, fakePaths{w}, w.changes, slog.New(slog.DiscardHandler))
+		prepare(l)
 		ctx, cancel := context.WithCancel(t.Context())
 		var done sync.WaitGroup
 		done.Go(func() { l.Run(ctx, patience) })

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sluice-lb/sluice/internal/events"
 	"github.com/sluice-lb/sluice/internal/health"
 	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/loader"
@@ -73,8 +74,10 @@ type Loop struct {
 	log      *slog.Logger
 
 	dirty   chan struct{}
+	reloads chan *reload
 	applied chan struct{} // closed after the first Apply
 	told    func()        // of new views; nil: nobody
+	record  func(events.Event)
 
 	// What is wrong with the interfaces, the maintenance, the ways of probes and the
 	// last write; Run's own.
@@ -83,18 +86,21 @@ type Loop struct {
 	slowStarts slowStarts
 	// What runs short; Run's own.
 	shortages shortages
+	// Services that are about to take the place of the present ones; Run's own.
+	coming *reload
 
-	mu      sync.Mutex
+	mu      sync.Mutex // of services, too, which Run alone changes
 	views   []View
-	problem string   // of the interfaces and the last Apply
-	alarms  []string // about what runs short
+	problem string  // of the interfaces and the last Apply
+	wrong   []Alarm // the same, one by one
+	alarms  []Alarm // about what runs short
 }
 
 // NewLoop returns a loop over the services of a configuration. Run runs it.
 func NewLoop(services []lb.Service, tables Tables, checker Checker, hops NextHops, paths ProbePaths, changes *Overrides, log *slog.Logger) *Loop {
 	return &Loop{
 		services: services, tables: tables, checker: checker, hops: hops, paths: paths, changes: changes, log: log,
-		dirty: make(chan struct{}, 1), applied: make(chan struct{}), shortages: newShortages(log),
+		dirty: make(chan struct{}, 1), reloads: make(chan *reload), applied: make(chan struct{}), shortages: newShortages(log), record: func(events.Event) {},
 	}
 }
 
@@ -114,6 +120,10 @@ func (l *Loop) Applied() <-chan struct{} { return l.applied }
 // it before Run.
 func (l *Loop) Tell(f func()) { l.told = f }
 
+// Record has f told what happens to services and servers, and what operators
+// change; f must not wait. Call it before Run.
+func (l *Loop) Record(f func(events.Event)) { l.record = f }
+
 // Views returns the services as they are now, and what is wrong with the data
 // plane, if anything is.
 func (l *Loop) Views() ([]View, string) {
@@ -122,20 +132,18 @@ func (l *Loop) Views() ([]View, string) {
 	return slices.Clone(l.views), l.problem
 }
 
-// Alarms tells what runs short, in words.
-func (l *Loop) Alarms() []string {
+// Alarms tells what is wrong with the data plane, and what runs short.
+func (l *Loop) Alarms() []Alarm {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.Clone(l.alarms)
+	return slices.Concat(l.wrong, l.alarms)
 }
 
 // Run keeps the data plane in line until ctx ends. Until every server has a
 // verdict, but no longer than patience, it writes nothing: what an earlier
 // daemon left forwarding goes on.
 func (l *Loop) Run(ctx context.Context, patience time.Duration) {
-	l.hops.Set(l.addresses())
-	l.setPaths()
-	l.checker.Set(l.targets())
+	l.follow(addressesOf(l.services), targetsOfAll(l.services))
 	if !l.wait(ctx, patience) {
 		return
 	}
@@ -151,10 +159,18 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 	defer maintenance.Stop()
 	step := time.NewTimer(lookEvery)
 	defer step.Stop()
+	patient := time.NewTimer(lookEvery) // with services that come
+	defer patient.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case r := <-l.reloads:
+			l.begin(r)
+			if l.coming != nil {
+				patient.Reset(time.Until(l.coming.deadline))
+			}
+		case <-patient.C:
 		case <-l.checker.Changed():
 		case <-l.dirty:
 		case <-retry.C:
@@ -166,16 +182,23 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 			}
 			continue
 		}
+		arrived := l.takeOver()
 		views := l.look()
 		if at := l.slowStarts.next; !at.IsZero() {
 			step.Reset(time.Until(at))
 		}
 		next := snapshot(views)
-		if ok && sameBackends(last, next) {
+		if ok && arrived == nil && sameBackends(last, next) {
 			l.publish(views, "")
 			continue
 		}
 		err := l.tables.Apply(next)
+		if err != nil && arrived != nil {
+			l.giveUp(arrived, err)
+			ok = false
+			retry.Reset(0) // with the services of before
+			continue
+		}
 		if ok = err == nil; !ok {
 			l.log.Error("the data plane is not up to date", "error", err, "retry", retryAfter)
 			l.publish(views, "write the data plane: "+err.Error())
@@ -184,6 +207,9 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 		}
 		l.publish(views, "")
 		last = next
+		if arrived != nil {
+			arrived.done <- arrived.Finish()
+		}
 		select {
 		case <-l.applied:
 		default:
@@ -275,7 +301,20 @@ func (l *Loop) maintain() {
 // setProblem makes known what is wrong: with the last write, and beside.
 func (l *Loop) setProblem(written string) {
 	l.written = written
-	all := slices.DeleteFunc([]string{written, l.interfaces, l.maintenance, l.probing, l.changes.Alarm()}, func(s string) bool { return s == "" })
+	l.wrong = nil
+	var all []string
+	for _, p := range []struct {
+		kind AlarmKind
+		text string
+	}{
+		{AlarmTables, written}, {AlarmInterfaces, l.interfaces}, {AlarmMaintenance, l.maintenance},
+		{AlarmProbes, l.probing}, {AlarmOverrides, l.changes.Alarm()},
+	} {
+		if p.text != "" {
+			l.wrong = append(l.wrong, Alarm{Kind: p.kind, Text: p.text})
+			all = append(all, p.text)
+		}
+	}
 	l.problem = strings.Join(all, "; ")
 }
 
@@ -284,10 +323,14 @@ func (l *Loop) setProblem(written string) {
 func (l *Loop) publish(views []View, problem string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for i, v := range views {
+	known := map[string]View{}
+	for _, v := range l.views {
+		known[v.Service.Name] = v
+	}
+	for _, v := range views {
 		before := -1
-		if l.views != nil {
-			before = l.views[i].Serving()
+		if old, ok := known[v.Service.Name]; ok {
+			before = old.Serving()
 		}
 		switch now := v.Serving(); {
 		case now == 0 && before != 0:
@@ -296,6 +339,7 @@ func (l *Loop) publish(views []View, problem string) {
 			l.log.Info("service is up again", "service", v.Service.Name, "servers", now)
 		}
 	}
+	l.recordViews(l.views, views)
 	l.views = views
 	l.setProblem(problem)
 	if l.told != nil {
@@ -303,9 +347,10 @@ func (l *Loop) publish(views []View, problem string) {
 	}
 }
 
-func (l *Loop) addresses() []netip.Addr {
+// addressesOf returns the addresses of all servers of services.
+func addressesOf(services []lb.Service) []netip.Addr {
 	var as []netip.Addr
-	for _, s := range l.services {
+	for _, s := range services {
 		for _, server := range s.Pool.Servers {
 			as = append(as, server.Address)
 		}
@@ -317,10 +362,14 @@ func (l *Loop) addresses() []netip.Addr {
 // Change makes an operator's change and has it applied. Text says what has become
 // of it.
 func (l *Loop) Change(c Change) (text string, err error) {
-	if text, err = l.changes.Apply(c, l.services); err != nil {
+	l.mu.Lock()
+	services := l.services
+	l.mu.Unlock()
+	if text, err = l.changes.Apply(c, services); err != nil {
 		return "", err
 	}
 	l.log.Info("changed by an operator", "change", text)
+	l.record(events.Event{Type: events.OperatorChange, To: string(c.Action), Text: text})
 	l.Dirty()
 	return text, nil
 }

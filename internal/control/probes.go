@@ -29,10 +29,10 @@ func targetsOf(service lb.Service, s lb.Server) []health.Target {
 	return all
 }
 
-// targets returns all that is probed.
-func (l *Loop) targets() []health.Target {
+// targetsOfAll returns all that is probed of services.
+func targetsOfAll(services []lb.Service) []health.Target {
 	var ts []health.Target
-	for _, s := range l.services {
+	for _, s := range services {
 		if s.Pool.Probe == nil {
 			continue
 		}
@@ -43,10 +43,11 @@ func (l *Loop) targets() []health.Target {
 	return ts
 }
 
-// setPaths makes the ways known that probes take.
-func (l *Loop) setPaths() {
+// follow has these addresses and targets followed, and no others.
+func (l *Loop) follow(addresses []netip.Addr, targets []health.Target) {
+	l.hops.Set(addresses)
 	var paths []lb.ProbePath
-	for _, t := range l.targets() {
+	for _, t := range targets {
 		if t.Path != (lb.ProbePath{}) {
 			paths = append(paths, t.Path)
 		}
@@ -55,6 +56,7 @@ func (l *Loop) setPaths() {
 		l.log.Error("old ways of probes are left", "error", err)
 	}
 	l.leadProbes()
+	l.checker.Set(targets)
 }
 
 // leadProbes has the ways of probes follow those of packets. What is wrong is known

@@ -21,25 +21,26 @@ const quiet = time.Minute
 
 // A lossKind is something that a service loses for lack of room.
 type lossKind struct {
+	alarm        AlarmKind
 	count        func(loader.Losses) uint64
 	what, advice string
 }
 
 var lossKinds = []lossKind{
 	{
-		func(l loader.Losses) uint64 { return l.NoPort },
+		AlarmNoPort, func(l loader.Losses) uint64 { return l.NoPort },
 		"connections refused: no source port is free", "give it more source_addresses",
 	},
 	{
-		func(l loader.Losses) uint64 { return l.FlowsFull },
+		AlarmFlowsFull, func(l loader.Losses) uint64 { return l.FlowsFull },
 		"connections refused: the flow table is full", roomAdvice,
 	},
 	{
-		func(l loader.Losses) uint64 { return l.HandshakesFull },
+		AlarmHandshakesFull, func(l loader.Losses) uint64 { return l.HandshakesFull },
 		"handshakes not remembered: more than fit come in 5 s", "source_limit and deny keep a flood out",
 	},
 	{
-		func(l loader.Losses) uint64 { return l.PinsFull },
+		AlarmPinsFull, func(l loader.Losses) uint64 { return l.PinsFull },
 		"connections not pinned, which the next change of backends may move: no room", roomAdvice,
 	},
 }
@@ -73,23 +74,26 @@ func newShortages(log *slog.Logger) shortages {
 	return shortages{log: log, ports: map[portsID]bool{}, losses: map[lossID]*loss{}}
 }
 
-// observe returns the alarms there are now, in words, and logs those that begin and
-// end. What was lost before it was called first is no alarm.
-func (s *shortages) observe(usage []loader.Usage, now time.Time) []string {
-	var alarms []string
+// observe returns the alarms there are now, and logs those that begin and end. What
+// was lost before it was called first is no alarm.
+func (s *shortages) observe(usage []loader.Usage, now time.Time) []Alarm {
+	var alarms []Alarm
 	high := map[portsID]bool{}
 	for _, p := range usage {
 		for i, kind := range lossKinds {
 			if text := s.lost(lossID{p.Service, i}, kind, kind.count(p.Losses), now); text != "" {
-				alarms = append(alarms, text)
+				alarms = append(alarms, Alarm{Kind: kind.alarm, Service: p.Service, Text: text})
 			}
 		}
 		for _, b := range p.Backends {
 			id := portsID{p.Service, b.Address}
 			if s.short(id, b.Source) {
 				high[id] = true
-				alarms = append(alarms, fmt.Sprintf("service %s: %d of %d source ports towards %v are in use (%d %%): give it more source_addresses",
-					p.Service, b.Source.Used, b.Source.Ports, b.Address, b.Source.Percent()))
+				alarms = append(alarms, Alarm{
+					Kind: AlarmSourcePorts, Service: p.Service, Server: b.Address.String(),
+					Text: fmt.Sprintf("service %s: %d of %d source ports towards %v are in use (%d %%): give it more source_addresses",
+						p.Service, b.Source.Used, b.Source.Ports, b.Address, b.Source.Percent()),
+				})
 			}
 		}
 	}

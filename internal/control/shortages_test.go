@@ -38,7 +38,11 @@ func startWatched(w *fakeWorld) {
 func wantAlarms(t *testing.T, l *Loop, when string, want ...string) {
 	t.Helper()
 	synctest.Wait()
-	if diff := cmp.Diff(want, l.Alarms()); diff != "" {
+	var got []string
+	for _, a := range l.Alarms() {
+		got = append(got, a.Text)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("%s: alarms (-want +got):\n%s", when, diff)
 	}
 }

@@ -71,6 +71,17 @@ func (v View) belowQuorum() string {
 	return ""
 }
 
+// state is how the service stands.
+func (v View) state() string {
+	switch {
+	case v.Serving() == 0:
+		return ServiceDown
+	case v.Healthy() < v.Service.Quorum:
+		return ServiceQuorum
+	}
+	return ServiceUp
+}
+
 // Serving counts the servers that get new connections.
 func (v View) Serving() int {
 	n := 0

@@ -23,11 +23,13 @@ type Status struct {
 	Time    time.Time `json:"time"`
 	// Running is false where no daemon answered and the rest was read from what
 	// it left in the kernel.
-	Running    bool          `json:"running"`
-	PID        int           `json:"pid,omitempty"`
-	Started    *time.Time    `json:"started,omitempty"`
-	Forwarding bool          `json:"forwarding"` // the XDP program is on some interface
-	Problems   []string      `json:"problems"`
+	Running    bool       `json:"running"`
+	PID        int        `json:"pid,omitempty"`
+	Started    *time.Time `json:"started,omitempty"`
+	Forwarding bool       `json:"forwarding"` // the XDP program is on some interface
+	Problems   []string   `json:"problems"`
+	// Alarms are those of Problems that have a kind.
+	Alarms     []Alarm       `json:"alarms"`
 	Interfaces []Interface   `json:"interfaces"`
 	VRRP       []Instance    `json:"vrrp"`
 	Checks     []CheckStatus `json:"checks"`
@@ -36,6 +38,8 @@ type Status struct {
 	Services   []ServiceStatus `json:"services"`
 	// Outcomes counts packets that were not forwarded.
 	Outcomes []loader.Outcome `json:"outcomes"`
+	// Tables are those of single flows.
+	Tables []loader.FlowTable `json:"tables"`
 	// Upgrade tells what this daemon has taken over from an earlier version's data
 	// plane.
 	Upgrade *loader.Upgrade `json:"upgrade,omitempty"`
@@ -198,14 +202,8 @@ func Services(views []View, stats loader.Stats) []ServiceStatus {
 		s := ServiceStatus{
 			Name: v.Service.Name, Addresses: v.Service.Addresses, Pool: v.Service.Pool.Name,
 			Protocol: v.Service.Protocol.String(),
-			Forward:  v.Service.Forward.String(), State: ServiceUp, Healthy: v.Healthy(),
+			Forward:  v.Service.Forward.String(), State: v.state(), Healthy: v.Healthy(),
 			Quorum: v.Service.Quorum, Losses: c.Losses, Moves: c.Moves, Backends: []BackendStatus{},
-		}
-		switch {
-		case v.Serving() == 0:
-			s.State = ServiceDown
-		case v.Healthy() < v.Service.Quorum:
-			s.State = ServiceQuorum
 		}
 		backends := map[netip.AddrPort]loader.BackendStats{}
 		for _, b := range c.Backends {
@@ -282,7 +280,7 @@ func mac(h lb.NextHop) string {
 
 // FindProblems lists what an operator should look at, in words.
 func (s *Status) FindProblems() {
-	s.Problems = orEmpty(s.Problems)
+	s.Problems, s.Alarms, s.Tables = orEmpty(s.Problems), orEmpty(s.Alarms), orEmpty(s.Tables)
 	for _, i := range s.VRRP {
 		if i.State == vrrp.Fault.String() {
 			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s cannot run: %s", i.Name, i.Reason))

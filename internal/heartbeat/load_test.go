@@ -80,7 +80,7 @@ func (silence) Close() error    { return nil }
 func route(t *testing.T, m *Node, peer, source netip.Addr, priority uint8, beat time.Duration, log *lines) *vrrp.Router {
 	t.Helper()
 	vips := []netip.Prefix{netip.MustParsePrefix("192.0.2.100/24")}
-	h := m.Add(Instance{VRID: 51, Digest: Digest(vips)}, []netip.Addr{peer}, beat, time.Minute)
+	h := m.Add(Instance{VRID: 51, Digest: Digest(vips)}, []netip.Addr{peer}, beat)
 	host := &deafHost{source: source}
 	r, err := vrrp.New(vrrp.Config{
 		Name: "VI_1", Interface: "lo", VRID: 51, Version: vrrp.V3, Priority: priority, Interval: 200 * time.Millisecond,
@@ -89,7 +89,7 @@ func route(t *testing.T, m *Node, peer, source netip.Addr, priority uint8, beat 
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.Deliver(r.Hear)
+	h.Deliver(r.Hear, time.Minute)
 	return r
 }
 

@@ -124,10 +124,8 @@ func Digest(addresses []netip.Prefix) uint32 {
 }
 
 // Add adds a virtual router, with the addresses of the other nodes that hear of it.
-// Where it has told nothing for as long as patience while Active, heartbeats call
-// it Active no more.
-func (n *Node) Add(id Instance, peers []netip.Addr, interval, patience time.Duration) *Handle {
-	h := &Handle{node: n, id: id, peers: peers, interval: interval, patience: patience, hear: func(vrrp.Beat) {}}
+func (n *Node) Add(id Instance, peers []netip.Addr, interval time.Duration) *Handle {
+	h := &Handle{node: n, id: id, peers: peers, interval: interval, hear: func(vrrp.Beat) {}}
 	n.instances = append(n.instances, h)
 	for _, a := range peers {
 		w := n.wayTo(a)
@@ -149,9 +147,24 @@ func (n *Node) wayTo(a netip.Addr) *way {
 	return nil
 }
 
-// Deliver sets who hears what heartbeats say of this virtual router. It must not
-// wait for anything.
-func (h *Handle) Deliver(hear func(vrrp.Beat)) { h.hear = hear }
+// Find returns a virtual router that was added, or nil.
+func (n *Node) Find(id Instance) *Handle {
+	for _, h := range n.instances {
+		if h.id == id {
+			return h
+		}
+	}
+	return nil
+}
+
+// Deliver sets who hears what heartbeats say of this virtual router, which must not
+// wait for anything. Where it has told nothing for as long as patience while Active,
+// heartbeats call it Active no more.
+func (h *Handle) Deliver(hear func(vrrp.Beat), patience time.Duration) {
+	h.node.mu.Lock()
+	defer h.node.mu.Unlock()
+	h.hear, h.patience = hear, patience
+}
 
 // ID implements vrrp.Heartbeats.
 func (h *Handle) ID() vrrp.NodeID { return vrrp.NodeID(h.node.own.epoch) }

@@ -92,12 +92,12 @@ func join(t *testing.T, port uint16, at, peer netip.Addr, keys ...key.Key) *memb
 	pacer := pace.New(pace.Thread, log)
 	m.Node = New(Config{Name: "n" + at.String(), Local: at, Roster: []netip.Addr{peer}, Port: port, Keys: keys, Pacer: pacer, Log: log})
 	m.listenOn = netip.AddrPortFrom(at, port).String()
-	m.handle = m.Add(virtual, []netip.Addr{peer}, interval, time.Minute)
+	m.handle = m.Add(virtual, []netip.Addr{peer}, interval)
 	m.handle.Deliver(func(b vrrp.Beat) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.beats = append(m.beats, b)
-	})
+	}, time.Minute)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); m.Run(ctx) }()
@@ -316,7 +316,7 @@ func TestTakingAHeartbeatDoesNotAllocate(t *testing.T) {
 	k := key.New()
 	n := New(Config{Name: "b", Port: 1, Keys: []key.Key{k}, Pacer: pacer, Log: log})
 	heard := 0
-	n.Add(virtual, []netip.Addr{one}, interval, time.Minute).Deliver(func(vrrp.Beat) { heard++ })
+	n.Add(virtual, []netip.Addr{one}, interval).Deliver(func(vrrp.Beat) { heard++ }, time.Minute)
 	w := n.paths[0]
 	w.peer, w.theirs = Epoch{1}, interval
 	s := newSigner(k)

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -207,7 +208,12 @@ func TestCloseLeavesNothing(t *testing.T) {
 		}
 		return pids
 	}
-	Eventually(t, 5*time.Second, "the shell and its child", func() (bool, error) { return len(inside()) == 2, nil })
+	Eventually(t, 5*time.Second, "the shell and its child in a session of its own", func() (bool, error) {
+		return slices.ContainsFunc(inside(), func(pid int) bool {
+			comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+			return string(comm) == "sleep\n" // setsid has become it
+		}), nil
+	})
 	// Its own SIGKILL, not Stop's grace, is what ends the shell here: the test
 	// is about the child.
 	if err := p.Kill(); err != nil {

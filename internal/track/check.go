@@ -40,8 +40,12 @@ type checker struct {
 	check   lb.Check
 	run     func(context.Context, lb.Check) error
 	recover func(context.Context, []string) error
-	changed func() // called when the status has changed in more than its last run
+	changed func()                        // called when the status has changed in more than its last run
+	told    func(before, now CheckStatus) // as Told.Check
 	log     *slog.Logger
+
+	ctx    context.Context // ends with its place in the configuration
+	cancel context.CancelFunc
 
 	successes, failures int // in a row
 
@@ -52,13 +56,20 @@ type checker struct {
 func newChecker(c lb.Check, w World, changed func(), log *slog.Logger) *checker {
 	return &checker{
 		check: c, run: w.Run, recover: w.Recover, changed: changed, log: log.With("check", c.Name),
-		status: CheckStatus{Check: c},
+		told: func(CheckStatus, CheckStatus) {}, status: CheckStatus{Check: c},
 	}
 }
 
 // runCommand is how a real World recovers.
 func runCommand(ctx context.Context, args []string) error {
 	return command.Command{Args: args}.Run(ctx)
+}
+
+// inherit takes over the verdict of one that it takes the place of.
+func (c *checker) inherit(old *checker) {
+	s := old.get()
+	c.status.Verdict, c.status.Since, c.status.Why = s.Verdict, s.Since, s.Why
+	c.status.Exhausted = s.Exhausted && c.check.Recover != nil
 }
 
 func (c *checker) get() CheckStatus {
@@ -138,6 +149,7 @@ func (c *checker) take(err error) (recover bool) {
 }
 
 func (c *checker) decide(v health.Verdict, why string) {
+	before := c.get()
 	c.update(func(s *CheckStatus) {
 		s.Verdict, s.Since, s.Why, s.Recovering = v, time.Now(), why, false
 		s.Exhausted = v == health.Down && c.check.Recover != nil
@@ -147,6 +159,7 @@ func (c *checker) decide(v health.Verdict, why string) {
 	} else {
 		c.log.Warn("check fails", "error", why)
 	}
+	c.told(before, c.get())
 	c.changed()
 }
 
@@ -156,11 +169,12 @@ func (c *checker) decide(v health.Verdict, why string) {
 // recovered for ever.
 func (c *checker) tryRecovery(ctx context.Context) {
 	for {
-		attempt := 0
+		attempt, before := 0, c.get()
 		c.update(func(s *CheckStatus) {
 			s.Recovering, s.Attempts = true, s.Attempts+1
 			attempt = s.Attempts
 		})
+		c.told(before, c.get())
 		c.changed()
 		c.log.Warn("check fails: recovering", "error", c.get().LastError, "command", c.check.Recover.Command,
 			"attempt", attempt, "of", c.check.Recover.Attempts)
@@ -180,7 +194,11 @@ func (c *checker) tryRecovery(ctx context.Context) {
 			c.log.Info("check passes again after its recovery", "attempt", attempt)
 		}
 		if !c.take(err) {
+			before := c.get()
 			c.update(func(s *CheckStatus) { s.Recovering = false })
+			if before.Recovering { // else its end was a verdict, and is told
+				c.told(before, c.get())
+			}
 			c.changed()
 			return
 		}

@@ -26,6 +26,7 @@ type fakeWorld struct {
 	services map[string]string    // absent: not known
 	onHeal   func([]string) error // what a recovery does
 	healing  int                  // recoveries that are under way
+	ran      int                  // runs of checks
 	diary    []string
 }
 
@@ -43,6 +44,7 @@ func (w *fakeWorld) note(format string, args ...any) {
 func (w *fakeWorld) run(ctx context.Context, c lb.Check) error {
 	w.mu.Lock()
 	takes, healing := w.takes, w.healing
+	w.ran++
 	w.mu.Unlock()
 	if healing > 0 {
 		w.note("check %s runs beside its recovery", c.Name)

@@ -44,12 +44,12 @@ func (h Hooks) of(s vrrp.State) (all [][]string) {
 // A Notifier runs the hooks of one instance, one at a time and in order, in a
 // goroutine of its own.
 type Notifier struct {
-	hooks Hooks
-	run   func(context.Context, command.Command) error
-	log   *slog.Logger
-	done  chan struct{}
+	run  func(context.Context, command.Command) error
+	log  *slog.Logger
+	done chan struct{}
 
 	mu      sync.Mutex
+	hooks   Hooks
 	waiting []vrrp.Change
 	closed  bool
 	wake    chan struct{} // has a value when there is something new
@@ -72,12 +72,9 @@ func newNotifier(h Hooks, log *slog.Logger, run func(context.Context, command.Co
 
 // Notify has the hooks of a change run. It never waits.
 func (n *Notifier) Notify(c vrrp.Change) {
-	if n.hooks.none() {
-		return
-	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.closed {
+	if n.closed || n.hooks.none() {
 		return
 	}
 	if len(n.waiting) == maxHooks {
@@ -94,6 +91,13 @@ func (n *Notifier) signal() {
 	case n.wake <- struct{}{}:
 	default:
 	}
+}
+
+// Set makes these the hooks from now on, also of changes that wait.
+func (n *Notifier) Set(h Hooks) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.hooks = h
 }
 
 // Close runs what waits, and kills what has not ended after 10 seconds.
@@ -138,7 +142,10 @@ func (n *Notifier) next() (c vrrp.Change, ok, closed bool) {
 }
 
 func (n *Notifier) handle(c vrrp.Change) {
-	for _, args := range n.hooks.of(c.To) {
+	n.mu.Lock()
+	hooks := n.hooks
+	n.mu.Unlock()
+	for _, args := range hooks.of(c.To) {
 		ctx, cancel := context.WithTimeout(n.ctx, hookTimeout)
 		err := n.run(ctx, command.Command{Args: args, Env: []string{
 			"SLUICE_INSTANCE=" + c.Instance,

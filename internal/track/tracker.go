@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"reflect"
+	"regexp"
 	"sync"
 	"time"
 
@@ -56,18 +58,34 @@ const lookEvery = 10 * time.Second
 // A Tracker follows what instances depend on. Its methods may be called from
 // several goroutines.
 type Tracker struct {
+	world World
+	log   *slog.Logger
+	dirty chan struct{}
+	told  Told
+	run   sync.WaitGroup // the loops of checkers
+
+	driving sync.Mutex // held while instances are driven, or become others
+
+	mu        sync.Mutex
 	instances []*instance
 	checkers  []*checker
 	byName    map[string]*checker
-	world     World
-	log       *slog.Logger
-	dirty     chan struct{}
+	ctx       context.Context // of Run; nil: it has not begun
+}
+
+// Told is who is told of what happens. Its functions must not wait.
+type Told struct {
+	// Check got another verdict, its recovery another attempt, or that made it pass.
+	Check func(before, now CheckStatus)
+	// Standing of an instance got another priority.
+	Standing func(instance string, before, now Standing)
 }
 
 // An instance is one that is driven.
 type instance struct {
 	Instance
 	ready chan struct{} // closed when it may take part
+	began time.Time
 
 	mu       sync.Mutex
 	standing Standing
@@ -84,16 +102,96 @@ func New(checks []lb.Check, instances []Instance, w World, log *slog.Logger) *Tr
 	if w.Link == nil {
 		w.Link = hostLink
 	}
-	t := &Tracker{byName: map[string]*checker{}, world: w, log: log, dirty: make(chan struct{}, 1)}
-	for _, c := range checks {
-		k := newChecker(c, w, t.Dirty, log)
-		t.checkers = append(t.checkers, k)
-		t.byName[c.Name] = k
-	}
-	for _, i := range instances {
-		t.instances = append(t.instances, &instance{Instance: i, ready: make(chan struct{}), standing: Standing{Base: i.Priority, Priority: i.Priority}})
-	}
+	t := &Tracker{world: w, log: log, dirty: make(chan struct{}, 1)}
+	t.Tell(Told{})
+	t.Set(checks, instances)
 	return t
+}
+
+// Set makes these the checks and instances. A check that is the same goes on with
+// its verdict and its history; so does an instance whose Router is the same, with
+// what it tracks now. Other Routers are to be new ones.
+func (t *Tracker) Set(checks []lb.Check, instances []Instance) {
+	t.driving.Lock()
+	defer t.driving.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var checkers []*checker
+	byName := map[string]*checker{}
+	for _, c := range checks {
+		k := t.byName[c.Name]
+		if k == nil || !sameCheck(k.check, c) {
+			k = t.newChecker(c, k)
+		}
+		checkers = append(checkers, k)
+		byName[c.Name] = k
+	}
+	for _, k := range t.checkers {
+		if byName[k.check.Name] != k {
+			k.cancel()
+		}
+	}
+	var all []*instance
+	for _, i := range instances {
+		next := &instance{Instance: i, ready: make(chan struct{}), began: time.Now(), standing: Standing{Base: i.Priority, Priority: i.Priority}}
+		for _, old := range t.instances {
+			if old.Router == i.Router {
+				next.ready, next.began, next.standing = old.ready, old.began, old.get()
+			}
+		}
+		all = append(all, next)
+	}
+	t.checkers, t.byName, t.instances = checkers, byName, all
+	t.Dirty()
+}
+
+// sameCheck tells whether two checks do the same.
+func sameCheck(a, b lb.Check) bool {
+	body := func(r *regexp.Regexp) string {
+		if r == nil {
+			return ""
+		}
+		return "~" + r.String()
+	}
+	same := body(a.Body) == body(b.Body)
+	a.Body, b.Body = nil, nil
+	return same && reflect.DeepEqual(a, b)
+}
+
+// newChecker makes a checker, which takes the place of old if that is not nil: a
+// change of configuration alone fails nothing, so its verdict stands until it has
+// failed, or passed, as often as any other. t.mu is held.
+func (t *Tracker) newChecker(c lb.Check, old *checker) *checker {
+	k := newChecker(c, t.world, t.Dirty, t.log)
+	k.told = func(before, now CheckStatus) { t.told.Check(before, now) }
+	k.ctx, k.cancel = context.WithCancel(context.Background())
+	if old != nil {
+		k.inherit(old)
+	}
+	if t.ctx != nil {
+		t.start(k)
+	}
+	return k
+}
+
+// start runs a checker until its end, or Run's. t.mu is held.
+func (t *Tracker) start(k *checker) {
+	stop := context.AfterFunc(t.ctx, k.cancel)
+	t.run.Go(func() {
+		defer stop()
+		k.loop(k.ctx)
+	})
+}
+
+// Tell makes these functions those that are told; nil: nobody. Call it before Run.
+func (t *Tracker) Tell(told Told) {
+	if told.Check == nil {
+		told.Check = func(CheckStatus, CheckStatus) {}
+	}
+	if told.Standing == nil {
+		told.Standing = func(string, Standing, Standing) {}
+	}
+	t.told = told
 }
 
 // hostLink looks at an interface of this machine.
@@ -120,21 +218,25 @@ func (t *Tracker) Dirty() {
 
 // Ready returns a channel that is closed when an instance may take part: all that
 // it tracks is known and its Router has been told, or its StartTimeout is over.
-// Instances count from 0, as New was given them.
-func (t *Tracker) Ready(i int) <-chan struct{} { return t.instances[i].ready }
+// Instances count from 0, as New or Set was given them.
+func (t *Tracker) Ready(i int) <-chan struct{} { return t.list()[i].ready }
 
 // Standing returns how an instance stands.
-func (t *Tracker) Standing(i int) Standing {
-	k := t.instances[i]
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.standing
+func (t *Tracker) Standing(i int) Standing { return t.list()[i].get() }
+
+func (t *Tracker) list() []*instance {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.instances
 }
 
 // Checks returns what is known of all checks, in the order of the configuration.
 func (t *Tracker) Checks() []CheckStatus {
-	all := make([]CheckStatus, len(t.checkers))
-	for i, c := range t.checkers {
+	t.mu.Lock()
+	checkers := t.checkers
+	t.mu.Unlock()
+	all := make([]CheckStatus, len(checkers))
+	for i, c := range checkers {
 		all[i] = c.get()
 	}
 	return all
@@ -142,25 +244,23 @@ func (t *Tracker) Checks() []CheckStatus {
 
 // Run runs the checks and drives the routers until ctx ends.
 func (t *Tracker) Run(ctx context.Context) {
-	var all sync.WaitGroup
-	defer all.Wait()
+	defer t.run.Wait()
+	now := time.Now()
+	t.mu.Lock()
+	t.ctx = ctx
 	for _, c := range t.checkers {
-		all.Go(func() { c.loop(ctx) })
+		t.start(c)
 	}
-	began := time.Now()
+	for _, i := range t.instances {
+		i.began = now
+	}
+	t.mu.Unlock()
 	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
 	start := time.NewTimer(0) // the next end of a StartTimeout
 	defer start.Stop()
 	for {
-		var next time.Duration // of what is left of the shortest of those
-		waited := time.Since(began)
-		for _, i := range t.instances {
-			t.drive(i, waited)
-			if left := i.StartTimeout - waited; !i.isReady() && (next == 0 || left < next) {
-				next = left
-			}
-		}
+		next := t.driveAll()
 		start.Stop()
 		if next > 0 {
 			start.Reset(next)
@@ -175,10 +275,25 @@ func (t *Tracker) Run(ctx context.Context) {
 	}
 }
 
+// driveAll drives the instances. It returns what is left of the shortest
+// StartTimeout of those that are not ready; 0: all are.
+func (t *Tracker) driveAll() (next time.Duration) {
+	t.driving.Lock()
+	defer t.driving.Unlock()
+	for _, i := range t.list() {
+		waited := time.Since(i.began)
+		t.drive(i, waited)
+		if left := i.StartTimeout - waited; !i.isReady() && (next == 0 || left < next) {
+			next = left
+		}
+	}
+	return next
+}
+
 // drive brings a router in line with what its instance depends on. Waited is the
-// time since the start.
+// time since the instance began.
 func (t *Tracker) drive(i *instance, waited time.Duration) {
-	before := t.standingOf(i)
+	before := i.get()
 	now := stand(i.Priority, i.Track, t)
 	if now.Priority != before.Priority {
 		if err := i.Router.SetPriority(now.Priority); err != nil {
@@ -189,6 +304,7 @@ func (t *Tracker) drive(i *instance, waited time.Duration) {
 				text = fmt.Sprintf("%d, as configured", now.Priority)
 			}
 			t.log.Info("priority of virtual router", "instance", i.Name, "priority", text)
+			t.told.Standing(i.Name, before, now)
 		}
 	}
 	switch now.Fault {
@@ -210,7 +326,7 @@ func (t *Tracker) drive(i *instance, waited time.Duration) {
 	close(i.ready)
 }
 
-func (t *Tracker) standingOf(i *instance) Standing {
+func (i *instance) get() Standing {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.standing
@@ -226,7 +342,15 @@ func (i *instance) isReady() bool {
 	}
 }
 
-func (t *Tracker) checkStatus(name string) CheckStatus { return t.byName[name].get() }
+func (t *Tracker) checkStatus(name string) CheckStatus {
+	t.mu.Lock()
+	c := t.byName[name]
+	t.mu.Unlock()
+	if c == nil { // Set has just taken it away, and the instance that tracked it
+		return CheckStatus{}
+	}
+	return c.get()
+}
 
 func (t *Tracker) link(name string) error { return t.world.Link(name) }
 

@@ -1,10 +1,18 @@
 package track
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/sluice-lb/sluice/internal/health"
 	"github.com/sluice-lb/sluice/internal/lb"
@@ -217,4 +225,72 @@ func TestRunsDoNotOverlap(t *testing.T) {
 			t.Errorf("a run took %v", got)
 		}
 	})
+}
+
+// Who is told hears of each verdict, attempt and priority, once.
+func TestTold(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		recover *lb.Recover
+		heals   bool
+		want    []string
+	}{
+		{"without recovery", nil, false, []string{
+			"0s check unknown -> up", "3s check up -> down: refused", "3s priority 100 -> 98",
+			"9s check down -> up", "9s priority 98 -> 100",
+		}},
+		{"recovery in vain", recovery(1), false, []string{
+			"0s check unknown -> up", "3s recovering, attempt 1", "6s check up -> down: refused",
+			"9s check down -> up",
+		}},
+		{"recovery helps", recovery(1), true, []string{
+			"0s check unknown -> up", "3s recovering, attempt 1", "6s recovered",
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := &fakeWorld{began: time.Now(), results: map[string]error{}, links: map[string]error{}, services: map[string]string{}}
+				k := New([]lb.Check{webCheck(tc.recover)}, []Instance{{
+					Name: "VI_1", Priority: 100, Track: []lb.Tracked{tracked(lb.TrackCheck, "web_ok", -2)}, StartTimeout: 4 * time.Second, Router: w,
+				}}, w.world(), slog.New(slog.DiscardHandler))
+				var mu sync.Mutex
+				var got []string
+				note := func(format string, args ...any) {
+					mu.Lock()
+					defer mu.Unlock()
+					got = append(got, fmt.Sprintf("%v ", time.Since(w.began).Truncate(time.Second))+strings.TrimSuffix(fmt.Sprintf(format, args...), ": "))
+				}
+				k.Tell(Told{
+					Check: func(before, now CheckStatus) {
+						switch {
+						case now.Recovering:
+							note("recovering, attempt %d", now.Attempts)
+						case before.Verdict == now.Verdict:
+							note("recovered")
+						default:
+							note("check %v -> %v: %s", before.Verdict, now.Verdict, now.Why)
+						}
+					},
+					Standing: func(_ string, before, now Standing) { note("priority %d -> %d", before.Priority, now.Priority) },
+				})
+				ctx, cancel := context.WithCancel(t.Context())
+				var done sync.WaitGroup
+				done.Go(func() { k.Run(ctx) })
+				w.after(500 * time.Millisecond)
+				w.fail("web_ok", "refused")
+				w.after(4 * time.Second)
+				if tc.heals {
+					w.fail("web_ok", "")
+				}
+				w.after(7500 * time.Millisecond)
+				w.fail("web_ok", "")
+				w.after(20 * time.Second)
+				cancel()
+				done.Wait()
+				if diff := cmp.Diff(tc.want, got); diff != "" {
+					t.Errorf("told (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
 }

@@ -1,0 +1,426 @@
+package web
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/prometheus/common/expfmt"
+
+	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/internal/events"
+	"github.com/sluice-lb/sluice/internal/health"
+	"github.com/sluice-lb/sluice/internal/lb"
+	"github.com/sluice-lb/sluice/internal/testenv"
+	"github.com/sluice-lb/sluice/loader"
+)
+
+var (
+	quiet = slog.New(slog.DiscardHandler)
+	now   = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+)
+
+// fullStatus has something in every field.
+func fullStatus() control.Status {
+	started, run := now.Add(-time.Hour), now.Add(-time.Second)
+	return control.Status{
+		Node: "lb1", Version: "1.0", Config: "/etc/sluice/sluice.yaml", Time: now, Running: true, PID: 7, Started: &started, Forwarding: true,
+		Problems:   []string{"service web is <below> its quorum"},
+		Alarms:     []control.Alarm{{Kind: control.AlarmNoPort, Instance: "VI_1", Service: "web", Server: "192.0.2.11:80", Interface: "eth0", Peer: "192.0.2.2", Text: "short", Since: run}},
+		Interfaces: []control.Interface{{Name: "eth0", Mode: loader.Native}},
+		VRRP: []control.Instance{{
+			Name: "VI_1", Interface: "eth0", VirtualRouterID: 51, Version: 3, State: "active", Since: run, Reason: "192.0.2.2 gave up", Priority: 100,
+			Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.100/24")}, Present: []netip.Prefix{netip.MustParsePrefix("192.0.2.100/24")},
+			Source: "192.0.2.1", Peer: &control.Peer{Address: netip.MustParseAddr("192.0.2.2"), Priority: 99, Heard: run},
+			Sent: 5, Received: 6, Failed: 1, Dropped: map[string]uint64{"ttl": 3}, Alarms: []string{"another version"},
+			Tracking: &control.Tracking{Base: 102, Priority: 100, Sum: "100 = 102 - 2 (ok)", Fault: "f", Items: []control.TrackedItem{
+				{Kind: "check", Name: "ok", Weight: -2, State: "failing", Why: "refused", Effect: -2},
+			}},
+		}},
+		Checks: []control.CheckStatus{{
+			Name: "ok", Type: "http", Verdict: "down", Since: &run, Why: "refused", Recovering: true, Attempts: 2, Exhausted: true,
+			LastRun: &run, Took: 1500 * time.Millisecond, LastError: "refused",
+		}},
+		Services: []control.ServiceStatus{{
+			Name: "web", Addresses: []lb.Frontend{lb.FrontendOf(netip.MustParseAddrPort("192.0.2.100:80"))}, Pool: "pool", Protocol: "tcp",
+			Forward: "nat", State: control.ServiceQuorum, Healthy: 1, Quorum: 2,
+			Losses: loader.Losses{NoBackend: 1, NoPort: 2, FlowsFull: 3, EarlyReuse: 4, Evicted: 5, HandshakesFull: 6, PinsFull: 7, TooBig: 8},
+			Moves:  &loader.Moves{At: run, Changed: 20, Least: 10},
+			Backends: []control.BackendStatus{{
+				Address: netip.MustParseAddrPort("192.0.2.11:80"), State: control.ServerUp, Why: "w", Serving: true, Weight: 2, Configured: 1, Backup: true,
+				Slots: 65537, NextHop: "02:00:00:00:00:01", Packets: 11, Bytes: 1200, Flows: 13, ReplyPackets: 14, ReplyBytes: 15,
+				Override: "enabled, weight 2", Share: 0.5, SlowStart: &control.SlowStartStatus{Percent: 30, Ends: now.Add(time.Minute)},
+				Previous: 16, Pinned: 17, PortsUsed: 18, Ports: 19,
+			}},
+		}},
+		Outcomes: []loader.Outcome{{Name: "ttl", Dropped: true, Packets: 21}},
+		Tables:   []loader.FlowTable{{Name: "pins", Used: 22, Size: 23}},
+		Upgrade:  &loader.Upgrade{At: run, From: 1, To: 2, VIPs: 1, Services: 2, Backends: 3, Flows: 4, NotKept: []string{"a"}},
+	}
+}
+
+func fullReport() Report {
+	return Report{
+		Status: fullStatus(), Ready: true,
+		Probes: []health.Status{{
+			Target:  health.Target{Address: netip.MustParseAddrPort("192.0.2.11:80"), Probe: lb.Probe{Type: lb.ProbeTCP}},
+			Verdict: health.Up, Checks: 9, LastRun: now, LastDuration: 250 * time.Millisecond,
+		}},
+		Transitions: map[Transition]uint64{{"VI_1", "active"}: 2},
+		Events:      map[events.Type]uint64{events.VRRPState: 3},
+	}
+}
+
+// gather returns all metrics of a report as text.
+func gather(t *testing.T, r Report) string {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(collector{func() Report { return r }})
+	all, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	for _, f := range all {
+		if _, err := expfmt.MetricFamilyToText(&b, f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b.String()
+}
+
+// Names and help texts are as Prometheus wants them, and each metric is there.
+func TestMetricsAreGoodOnes(t *testing.T) {
+	c := collector{fullReport}
+	mistakes, err := testutil.CollectAndLint(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range mistakes {
+		t.Errorf("%s: %s", m.Metric, m.Text)
+	}
+	text := gather(t, fullReport())
+	for _, f := range families {
+		if !strings.Contains(text, "# HELP "+f.name+" ") {
+			t.Errorf("a report of everything has no %s", f.name)
+		}
+	}
+	gather(t, Report{}) // of a daemon that knows nothing yet
+}
+
+func TestMetricValues(t *testing.T) {
+	text := gather(t, fullReport())
+	for _, want := range []string{
+		`sluice_backend_bytes_total{backend="192.0.2.11:80",direction="forward",service="web"} 1200`,
+		`sluice_backend_slow_start_ratio{backend="192.0.2.11:80",service="web"} 0.3`,
+		`sluice_check_duration_seconds{check="ok"} 1.5`,
+		`sluice_check_state{check="ok",state="down"} 1`,
+		`sluice_check_state{check="ok",state="up"} 0`,
+		`sluice_events_total{type="daemon.stop"} 0`,
+		`sluice_events_total{type="vrrp.state"} 3`,
+		`sluice_outcome_packets_total{action="drop",outcome="ttl"} 21`,
+		`sluice_probe_duration_seconds{probe="tcp 192.0.2.11:80"} 0.25`,
+		`sluice_service_lost_total{reason="no_port",service="web"} 2`,
+		`sluice_service_state{service="web",state="below_quorum"} 1`,
+		`sluice_vrrp_state{instance="VI_1",state="active"} 1`,
+		`sluice_vrrp_state{instance="VI_1",state="backup"} 0`,
+		`sluice_vrrp_transitions_total{instance="VI_1",to="active"} 2`,
+		`sluice_vrrp_transitions_total{instance="VI_1",to="fault"} 0`,
+		`sluice_alarm{instance="VI_1",interface="eth0",kind="no_port",peer="192.0.2.2",server="192.0.2.11:80",service="web"} 1`,
+	} {
+		if !strings.Contains(text, want+"\n") {
+			t.Errorf("there is no %s", want)
+		}
+	}
+}
+
+// notInMetrics is what `sluice status --json` tells and metrics do not: words for
+// people, and what does not change while the daemon runs.
+var notInMetrics = []string{
+	"config", "time", "running", "pid", "alarms.text", "problems", "interfaces.warning",
+	"vrrp.reason", "vrrp.addresses", "vrrp.present", "vrrp.alarms", "vrrp.tracking.sum", "vrrp.tracking.fault", "vrrp.tracking.priority",
+	"vrrp.tracking.items.why", "vrrp.tracking.items.faults",
+	"checks.type", "checks.since", "checks.why", "checks.last_error",
+	"services.backends.why", "services.backends.slow_start.ends", "upgrade.from_layout", "upgrade.to_layout", "upgrade.not_kept",
+}
+
+// Everything else that a status tells is in the metrics: they change with it.
+func TestMetricsTellWhatAStatusDoes(t *testing.T) {
+	before := gather(t, fullReport())
+	text, err := json.Marshal(fullStatus())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tree any
+	if err := json.Unmarshal(text, &tree); err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]bool{}
+	check := func(path string) {
+		text, err := json.Marshal(tree)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := fullReport()
+		r.Status = control.Status{}
+		if err := json.Unmarshal(text, &r.Status); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		found[path] = true
+		if same, excused := gather(t, r) == before, slices.Contains(notInMetrics, path); same && !excused {
+			t.Errorf("the metrics do not tell of %s", path)
+		}
+	}
+	walk(tree, "", check)
+	for _, path := range notInMetrics {
+		if !found[path] && !slices.Contains([]string{"interfaces.warning"}, path) {
+			t.Errorf("%s is no key of a status", path)
+		}
+	}
+}
+
+// walk changes one leaf of a tree after another, and calls f while it is changed.
+func walk(v any, path string, f func(path string)) {
+	try := func(old any, set func(any), at string) {
+		if other, ok := another(old); ok {
+			set(other)
+			f(strings.Trim(at, "."))
+			set(old)
+		}
+	}
+	switch v := v.(type) {
+	case map[string]any:
+		for k, e := range v {
+			try(e, func(x any) { v[k] = x }, path+"."+k)
+			walk(e, path+"."+k, f)
+		}
+	case []any:
+		for i, e := range v {
+			try(e, func(x any) { v[i] = x }, path)
+			walk(e, path, f)
+		}
+	}
+}
+
+// another returns a value of the same kind.
+func another(v any) (any, bool) {
+	switch v := v.(type) {
+	case bool:
+		return !v, true
+	case float64:
+		return v + 1, true
+	case string:
+		if _, err := time.Parse(time.RFC3339Nano, v); err == nil {
+			return "2001-02-03T04:05:06Z", true
+		}
+		if strings.HasPrefix(v, "192.0.2.") {
+			return strings.Replace(v, "192.0.2.", "198.51.100.", 1), true
+		}
+		return v + "x", true
+	}
+	return nil, false
+}
+
+func TestProbesOfOneName(t *testing.T) {
+	r := fullReport()
+	worse := r.Probes[0]
+	worse.Verdict, worse.Target.Probe.Path = health.Down, "/other"
+	r.Probes = append(r.Probes, worse, r.Probes[0])
+	if text := gather(t, r); !strings.Contains(text, `sluice_probe_up{probe="tcp 192.0.2.11:80"} 0`) {
+		t.Errorf("of three probes one fails:\n%s", text)
+	}
+}
+
+func TestHandler(t *testing.T) {
+	good, starting := fullReport(), fullReport()
+	starting.Ready = false
+	starting.Status.Problems = []string{"write the data plane: no room"}
+	for _, tc := range []struct {
+		name, method, path string
+		report             Report
+		code               int
+		want               []string
+	}{
+		{"metrics", "GET", "/metrics", good, 200, []string{"sluice_build_info{", "go_goroutines ", "process_resident_memory_bytes "}},
+		{"healthy", "GET", "/healthz", good, 200, []string{"ok\n"}},
+		{"not healthy", "GET", "/healthz", starting, 503, []string{"not ready\nwrite the data plane: no room\n"}},
+		{"page", "GET", "/", good, 200, []string{
+			"sluice lb1", "service web is &lt;below&gt; its quorum", `<td class="good">active</td>`, "192.0.2.2 gave up", "100 = 102 - 2 (ok)",
+			"192.0.2.11:80", "slow start, 30 %, 1m0s left", "1.2 kB", "18 of 19 source ports in use", `<td>ttl</td><td class="n">21</td>`, "below quorum",
+		}},
+		{"page of a daemon that starts", "GET", "/", Report{}, 200, []string{"No problems."}},
+		{"another path", "GET", "/status", good, 404, nil},
+		{"nothing is changed here", "POST", "/", good, 405, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := httptest.NewRecorder()
+			Handler(func() Report { return tc.report }, quiet).ServeHTTP(w, httptest.NewRequest(tc.method, tc.path, nil))
+			if w.Code != tc.code {
+				t.Errorf("code %d, want %d", w.Code, tc.code)
+			}
+			for _, want := range tc.want {
+				if !strings.Contains(w.Body.String(), want) {
+					t.Errorf("%q is not in\n%s", want, w.Body)
+				}
+			}
+		})
+	}
+}
+
+func TestBytesForPeople(t *testing.T) {
+	for n, want := range map[uint64]string{0: "0 B", 999: "999 B", 1000: "1 kB", 1234: "1.23 kB", 999499: "999 kB", 999999: "1 MB", 1 << 63: "9.22 EB"} {
+		if got := bytesText(n); got != want {
+			t.Errorf("%d: %q, want %q", n, got, want)
+		}
+	}
+}
+
+// serve runs a server on a free port until the test ends.
+func serve(t *testing.T, s *Server, report func() Report) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var done sync.WaitGroup
+	done.Go(func() { s.Serve(ctx, report) })
+	t.Cleanup(func() { cancel(); done.Wait() })
+}
+
+func freePort(t *testing.T) (netip.AddrPort, net.Listener) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l.Addr().(*net.TCPAddr).AddrPort(), l
+}
+
+func get(at netip.AddrPort, path string) (string, error) {
+	client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	r, err := client.Get(fmt.Sprintf("http://%v%s", at, path))
+	if err != nil {
+		return "", err
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if r.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", r.Status, b)
+	}
+	return string(b), err
+}
+
+// A port that somebody has is a problem that says what to do, and is tried again.
+func TestPortInUse(t *testing.T) {
+	at, other := freePort(t)
+	s := Listen(at, quiet)
+	want := fmt.Sprintf("no metrics and no status page: listen tcp %v: bind: address already in use: `ss -ltnp sport = :%d` says who has it; end that, or set another admin.listen, or none", at, at.Port())
+	if diff := cmp.Diff(want, s.Problem()); diff != "" {
+		t.Errorf("problem (-want +got):\n%s", diff)
+	}
+	s.again = 20 * time.Millisecond
+	serve(t, s, fullReport)
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, 30*time.Second, "an answer", func() (bool, error) {
+		_, err := get(at, "/healthz")
+		return err == nil, err
+	})
+	if p := s.Problem(); p != "" {
+		t.Errorf("problem %q while it is served", p)
+	}
+}
+
+func TestAddressOfNobody(t *testing.T) {
+	s := Listen(netip.MustParseAddrPort("192.0.2.1:9780"), quiet)
+	defer s.Close()
+	if p := s.Problem(); !strings.Contains(p, "it is no address of this node") {
+		t.Errorf("problem %q", p)
+	}
+}
+
+// Who asks and does not read keeps nobody else from an answer, and the data plane
+// is not read more often for it.
+func TestSlowReaders(t *testing.T) {
+	at, l := freePort(t)
+	l.Close()
+	s := Listen(at, quiet)
+	var mu sync.Mutex
+	reports := 0
+	big := fullReport()
+	for i := range 2000 {
+		p := big.Probes[0]
+		p.Target.Address = netip.AddrPortFrom(p.Target.Address.Addr(), uint16(1000+i))
+		big.Probes = append(big.Probes, p)
+	}
+	serve(t, s, func() Report {
+		mu.Lock()
+		defer mu.Unlock()
+		reports++
+		return big
+	})
+	began := time.Now()
+	for range mostReaders / 2 {
+		c, err := net.Dial("tcp", at.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := c.(*net.TCPConn).SetReadBuffer(1024); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		// Its answer has begun, and stands.
+		if _, err := bufio.NewReaderSize(c, 16).ReadByte(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := get(at, "/metrics")
+	if err != nil || !strings.Contains(text, "sluice_build_info") {
+		t.Errorf("who reads gets %q, %v", text[:min(len(text), 100)], err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if most := int(time.Since(began)/fresh) + 2; reports > most {
+		t.Errorf("%d reports for %d readers in %v, want at most %d", reports, mostReaders/2+1, time.Since(began), most)
+	}
+}
+
+func TestTooManyReaders(t *testing.T) {
+	release, entered := make(chan struct{}), make(chan struct{}, mostReaders)
+	h := bounded(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		entered <- struct{}{}
+		<-release
+	}))
+	var all sync.WaitGroup
+	for range mostReaders {
+		all.Go(func() { h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil)) })
+	}
+	for range mostReaders {
+		<-entered
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+	if w.Code != http.StatusServiceUnavailable {
+		t.Errorf("one more gets %d", w.Code)
+	}
+	close(release)
+	all.Wait()
+}
