@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -47,17 +48,20 @@ func (p *Pinned) Explainer(nic string) (*Explainer, error) {
 	return e, nil
 }
 
-// attachedNIC finds an interface among those that the program is on.
+// attachedNIC finds an interface among those that the program is on. In another
+// network namespace the same number is another interface.
 func (p *Pinned) attachedNIC(name string) (lbInterface, string, error) {
 	var known []string
+	elsewhere := false
 	for i := range int(lbLimitsMAX_INTERFACES) {
 		entry := *p.tables.nic(i)
 		if entry.Index == 0 {
 			continue
 		}
 		nic, err := net.InterfaceByIndex(int(entry.Index))
-		if err != nil {
-			continue // it is gone
+		if err != nil || !bytes.Equal(nic.HardwareAddr, entry.Mac[:]) {
+			elsewhere = true
+			continue
 		}
 		if name == "" || name == nic.Name {
 			return entry, nic.Name, nil
@@ -65,6 +69,9 @@ func (p *Pinned) attachedNIC(name string) (lbInterface, string, error) {
 		known = append(known, nic.Name)
 	}
 	switch {
+	case len(known) == 0 && elsewhere:
+		return lbInterface{}, "", errors.New("the interfaces that the program is on are not here: they are gone, or in another network namespace: " +
+			"if `sluice status` shows them, run this where the daemon runs, with `nsenter -t PID -n`")
 	case name == "":
 		return lbInterface{}, "", errors.New("the program is on no interface: `sluice status` says why")
 	case len(known) == 0:
