@@ -287,6 +287,12 @@ type Service struct {
 	Pool        Pool
 }
 
+// A Misfit is why the data plane has no room for the services of a configuration.
+type Misfit struct {
+	Service int    // the first one, by its place in the list, that does not fit any more
+	Message string // one line
+}
+
 // A NextHop is where a frame goes on the link: what is written into it and the
 // interface it leaves by. The zero value is none.
 type NextHop struct {
