@@ -276,7 +276,7 @@ type Service struct {
 	// SlowStart is how long a backend that comes back takes to its full weight.
 	SlowStart time.Duration
 	// TrackWindow is how long after a planned change of backends a connection is
-	// found, by any packet of its, and stays where it is.
+	// found, by any packet of its, and stays where it is. 0: its slot moves at once.
 	TrackWindow time.Duration
 	// DrainTimeout is how long a removed backend keeps its connections.
 	DrainTimeout time.Duration
