@@ -208,9 +208,25 @@ func (e *Explainer) Close() error {
 	return errors.Join(e.program.Close(), e.trace.Close())
 }
 
-// run runs one frame: its verdict, how it left, and the steps.
-func (e *Explainer) run(frame []byte) (uint32, []byte, lbTrace, error) {
-	var t lbTrace
+// foresee runs one frame as the program that forwards would at this moment.
+func (e *Explainer) foresee(frame []byte) (uint32, []byte, lbTrace, error) {
+	verdict, out, t, err := e.run(frame, lbTrace{})
+	if err != nil || t.Found != uint32(lbTraceFoundNEW_HANDSHAKE) {
+		return verdict, out, t, err
+	}
+	handshakes := 0
+	if err := eachFlow(e.pinned.maps.Handshakes, func(lbFlowKey, lbPin) { handshakes++ }); err != nil {
+		return 0, nil, t, err
+	}
+	if handshakes < int(e.pinned.maps.Handshakes.MaxEntries()) {
+		return verdict, out, t, nil
+	}
+	return e.run(frame, lbTrace{HandshakesFull: 1})
+}
+
+// run runs one frame: its verdict, how it left, and the steps. Whether there is room
+// for another handshake only a write would tell the program: it goes by what t says.
+func (e *Explainer) run(frame []byte, t lbTrace) (uint32, []byte, lbTrace, error) {
 	if err := e.trace.Put(uint32(0), &t); err != nil {
 		return 0, nil, t, fmt.Errorf("clear the trace: %w", err)
 	}
