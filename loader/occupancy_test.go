@@ -107,6 +107,24 @@ func TestPortsOfSourceAddresses(t *testing.T) {
 	wantPorts(t, d, "with 12 connections", PortUse{used[backendAddr(1)], 20}, PortUse{used[backendAddr(2)], 20})
 }
 
+// Ports of UDP are no services' of TCP.
+func TestPortsOfUDP(t *testing.T) {
+	share := freeShare(t, 40)
+	web := service("web", lb.NAT, 80, backends(1, 80))
+	web.Protocol = lb.UDP
+	d := newDatapathWith(t, Options{MaxFlows: 10000, Ports: share}, natTimeouts, web)
+	ports := stats(t, d).Services[0].Backends[0].Source.Ports
+	if ports == 0 {
+		t.Fatal("there are no ports")
+	}
+	extra := service("extra", lb.DSR, share.First, backends(1, share.First))
+	apply(t, d, extra, web)
+	wantPorts(t, d, "with a service of TCP in the share", PortUse{0, ports})
+	extra.Protocol = lb.UDP
+	apply(t, d, extra, web)
+	wantPorts(t, d, "with one of UDP", PortUse{0, ports - 1})
+}
+
 // Backends without source NAT have no ports.
 func TestPortsOfDSR(t *testing.T) {
 	d := newDatapath(t, service("web", lb.DSR, 80, backends(1, 80)))
