@@ -34,6 +34,7 @@ enum trace_found {
 	FOUND_NAT,		/* a client's flow */
 	FOUND_REPLY,		/* a flow that the backend answers to */
 	NEW_HANDSHAKE,		/* its slot's owner; the SYN is remembered */
+	NEW_HANDSHAKE_LOST,	/* there is no room to remember it: its slot's previous owner */
 	NEW_STRAGGLER,		/* its slot's previous owner: it is older than the window */
 	NEW_UDP,		/* its slot's owner; the flow is remembered */
 	NEW_NAT,		/* its slot's owner; a flow is made */
@@ -53,6 +54,7 @@ struct trace {
 	__u32 passed; /* nat: places of the pair's ring that would be passed over */
 	__u32 interface; /* it leaves by */
 	__u32 outcome; /* enum outcome */
+	__u32 handshakes_full; /* told to the program, which can't ask without writing */
 };
 
 /* Not pinned and not shared: each program has its own. */

@@ -79,6 +79,14 @@ static __always_inline bool may_straggle(void)
 	return true;
 }
 
+/* Remembers a SYN, in place of an old one of the same flow; false where there is no room. */
+static __always_inline bool remember_syn(struct flow_key *key, struct pin *pin, struct pin *old)
+{
+	if (dry)
+		return old || !traced.handshakes_full;
+	return !bpf_map_update_elem(&handshakes, key, pin, BPF_ANY);
+}
+
 /*
  * A SYN goes to the current owner if it can be remembered, else to the previous
  * one, where its later packets will go. It changes no pin.
@@ -98,8 +106,9 @@ static __always_inline __u32 owner_of_syn(struct flow *f, struct flow_key *key, 
 		return owner;
 	TRACE(found, NEW_HANDSHAKE);
 	make_pin(&pin, owner, f->sequence);
-	if (dry || !bpf_map_update_elem(&handshakes, key, &pin, BPF_ANY))
+	if (remember_syn(key, &pin, old))
 		return owner;
+	TRACE(found, NEW_HANDSHAKE_LOST);
 	COUNT_LOSS(backend_at(owner)->service, handshakes_full);
 	return previous ? previous : owner;
 }

@@ -60,6 +60,7 @@ func (d *Datapath) Attach(interfaces []string, mode Mode) ([]Attachment, error) 
 		return done, err
 	}
 	d.forgetInterfaces(done)
+	d.checkPeers(done)
 	if d.upgrade != nil {
 		if err := d.finishUpgrade(); err != nil {
 			return done, fmt.Errorf("upgrade the data plane: %w", err)

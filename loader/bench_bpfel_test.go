@@ -375,19 +375,21 @@ type benchSourceKey struct {
 }
 
 type benchTrace struct {
-	_         structs.HostLayout
-	Hash      uint64
-	Slot      uint64
-	Service   uint32
-	Found     uint32
-	Backend   uint32
-	Pair      uint32
-	Port      uint32
-	VoidFlow  uint32
-	Joins     uint32
-	Passed    uint32
-	Interface uint32
-	Outcome   uint32
+	_              structs.HostLayout
+	Hash           uint64
+	Slot           uint64
+	Service        uint32
+	Found          uint32
+	Backend        uint32
+	Pair           uint32
+	Port           uint32
+	VoidFlow       uint32
+	Joins          uint32
+	Passed         uint32
+	Interface      uint32
+	Outcome        uint32
+	HandshakesFull uint32
+	_              [4]byte
 }
 
 // Names of all BPF objects in the ELF.

@@ -2,17 +2,24 @@ package loader
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"net/netip"
 
 	"github.com/sluice-lb/sluice/internal/lb"
 )
 
-// Fits tells whether the data plane has room for the services of a
-// configuration, all of which it must hold or none. The error names every limit
-// that is exceeded.
-func Fits(services []lb.Service) error {
+// A room is how many there may be of something that services need.
+type room struct {
+	what  string
+	limit int
+	have  int
+	full  int // the service with which there were too many; -1: there are not
+}
+
+// Fits tells whether the data plane has room for the services of a configuration,
+// all of which it must hold or none. It returns every limit that is exceeded, with
+// the service that is the first beyond it.
+func Fits(services []lb.Service) []lb.Misfit {
 	type pair struct {
 		server   netip.AddrPort
 		source   netip.Addr
@@ -24,46 +31,54 @@ func Fits(services []lb.Service) error {
 	}
 	addresses, listening, pairs := map[netip.Addr]bool{}, map[tableOf]bool{}, map[pair]bool{}
 	backends, choices, rules := 0, 0, 0
-	var errs []error
-	for _, s := range services {
+	// Number 0 of each is none. Open addressing is sure to find places while its
+	// table is filled to a quarter.
+	rooms := []room{
+		{what: "services", limit: int(lbLimitsMAX_SERVICES) - 1},
+		{what: "backends of all services together", limit: int(lbLimitsMAX_BACKENDS) - 1},
+		{what: "VIPs and source addresses", limit: int(lbLimitsMAX_VIPS) / 4},
+		{what: "VIPs with services, by protocol", limit: int(lbLimitsMAX_PORT_TABLES) - 1},
+		{what: "pairs of a nat server and a source address", limit: int(lbLimitsMAX_PAIRS) - 1},
+		// Old and new ones must fit together while they change.
+		{what: "allow and deny prefixes", limit: int(lbLimitsMAX_RULES) / 2},
+		{what: "source addresses of all nat backends together", limit: int(lbLimitsMAX_CHOICES)},
+	}
+	for r := range rooms {
+		rooms[r].full = -1
+	}
+	var misfits []lb.Misfit
+	for i, s := range services {
 		if s.SourceLimit.Rate > 0 && s.Protocol == lb.UDP {
-			errs = append(errs, fmt.Errorf("service %s: source_limit counts new connections, and UDP has none: leave it out", s.Name))
+			misfits = append(misfits, lb.Misfit{Service: i, Message: "source_limit counts new connections, and UDP has none: leave it out"})
 		}
 		rules += len(s.Rules)
 		backends += len(s.Pool.Servers)
 		for _, a := range s.Addresses {
 			addresses[a.Addr()], listening[tableOf{a.Addr(), s.Protocol}] = true, true
 		}
-		if s.Forward != lb.NAT {
-			continue
-		}
-		choices += len(s.Pool.Servers) * len(s.SourceAddresses)
-		for _, source := range s.SourceAddresses {
-			addresses[source] = true
-			for _, server := range s.Pool.Servers {
-				port := cmp.Or(server.Port, s.Addresses[0].Port())
-				pairs[pair{netip.AddrPortFrom(server.Address, port), source, s.Protocol}] = true
+		if s.Forward == lb.NAT {
+			choices += len(s.Pool.Servers) * len(s.SourceAddresses)
+			for _, source := range s.SourceAddresses {
+				addresses[source] = true
+				for _, server := range s.Pool.Servers {
+					port := cmp.Or(server.Port, s.Addresses[0].Port())
+					pairs[pair{netip.AddrPortFrom(server.Address, port), source, s.Protocol}] = true
+				}
 			}
 		}
-	}
-	for _, l := range []struct {
-		what       string
-		want, room int
-	}{
-		// Number 0 of each is none. Open addressing is sure to find places while its
-		// table is filled to a quarter.
-		{"services", len(services), int(lbLimitsMAX_SERVICES) - 1},
-		{"backends of all services together", backends, int(lbLimitsMAX_BACKENDS) - 1},
-		{"VIPs and source addresses", len(addresses), int(lbLimitsMAX_VIPS) / 4},
-		{"VIPs with services, by protocol", len(listening), int(lbLimitsMAX_PORT_TABLES) - 1},
-		{"pairs of a nat server and a source address", len(pairs), int(lbLimitsMAX_PAIRS) - 1},
-		// Old and new ones must fit together while they change.
-		{"allow and deny prefixes", rules, int(lbLimitsMAX_RULES) / 2},
-		{"source addresses of all nat backends together", choices, int(lbLimitsMAX_CHOICES)},
-	} {
-		if l.want > l.room {
-			errs = append(errs, fmt.Errorf("%d %s: there is room for %d", l.want, l.what, l.room))
+		for r, have := range []int{i + 1, backends, len(addresses), len(listening), len(pairs), rules, choices} {
+			if have > rooms[r].limit && rooms[r].full < 0 {
+				rooms[r].full = i
+			}
+			rooms[r].have = have
 		}
 	}
-	return errors.Join(errs...)
+	for _, r := range rooms {
+		if r.full >= 0 {
+			misfits = append(misfits, lb.Misfit{
+				Service: r.full, Message: fmt.Sprintf("too much for the data plane: %d %s, there is room for %d", r.have, r.what, r.limit),
+			})
+		}
+	}
+	return misfits
 }

@@ -55,14 +55,28 @@ type dryRun struct {
 	trace   lbTrace
 }
 
-// runDry runs a frame dry.
+// runDry runs a frame dry, where there is room for handshakes.
 func runDry(t testing.TB, d *Datapath, frame []byte) dryRun {
 	t.Helper()
-	verdict, out, trace, err := explainerOf(t, d).run(frame)
+	verdict, out, trace, err := explainerOf(t, d).run(frame, lbTrace{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return dryRun{verdict, out, trace}
+}
+
+// sendForeseen is send where there may be no room for handshakes. It counts them
+// for each SYN.
+func sendForeseen(t testing.TB, d *Datapath, frame []byte) (verdict uint32, out []byte) {
+	t.Helper()
+	var dry dryRun
+	var err error
+	if dry.verdict, dry.out, dry.trace, err = explainerOf(t, d).foresee(frame); err != nil {
+		t.Fatal(err)
+	}
+	verdict, out = sendEarnest(t, d, frame)
+	dry.agrees(t, verdict, out)
+	return verdict, out
 }
 
 // agrees compares a dry run with what the program has then done with the frame.

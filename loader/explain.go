@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -47,17 +48,20 @@ func (p *Pinned) Explainer(nic string) (*Explainer, error) {
 	return e, nil
 }
 
-// attachedNIC finds an interface among those that the program is on.
+// attachedNIC finds an interface among those that the program is on. In another
+// network namespace the same number is another interface.
 func (p *Pinned) attachedNIC(name string) (lbInterface, string, error) {
 	var known []string
+	elsewhere := false
 	for i := range int(lbLimitsMAX_INTERFACES) {
 		entry := *p.tables.nic(i)
 		if entry.Index == 0 {
 			continue
 		}
 		nic, err := net.InterfaceByIndex(int(entry.Index))
-		if err != nil {
-			continue // it is gone
+		if err != nil || !bytes.Equal(nic.HardwareAddr, entry.Mac[:]) {
+			elsewhere = true
+			continue
 		}
 		if name == "" || name == nic.Name {
 			return entry, nic.Name, nil
@@ -65,6 +69,9 @@ func (p *Pinned) attachedNIC(name string) (lbInterface, string, error) {
 		known = append(known, nic.Name)
 	}
 	switch {
+	case len(known) == 0 && elsewhere:
+		return lbInterface{}, "", errors.New("the interfaces that the program is on are not here: they are gone, or in another network namespace: " +
+			"if `sluice status` shows them, run this where the daemon runs, with `nsenter -t PID -n`")
 	case name == "":
 		return lbInterface{}, "", errors.New("the program is on no interface: `sluice status` says why")
 	case len(known) == 0:
@@ -201,9 +208,25 @@ func (e *Explainer) Close() error {
 	return errors.Join(e.program.Close(), e.trace.Close())
 }
 
-// run runs one frame: its verdict, how it left, and the steps.
-func (e *Explainer) run(frame []byte) (uint32, []byte, lbTrace, error) {
-	var t lbTrace
+// foresee runs one frame as the program that forwards would at this moment.
+func (e *Explainer) foresee(frame []byte) (uint32, []byte, lbTrace, error) {
+	verdict, out, t, err := e.run(frame, lbTrace{})
+	if err != nil || t.Found != uint32(lbTraceFoundNEW_HANDSHAKE) {
+		return verdict, out, t, err
+	}
+	handshakes := 0
+	if err := eachFlow(e.pinned.maps.Handshakes, func(lbFlowKey, lbPin) { handshakes++ }); err != nil {
+		return 0, nil, t, err
+	}
+	if handshakes < int(e.pinned.maps.Handshakes.MaxEntries()) {
+		return verdict, out, t, nil
+	}
+	return e.run(frame, lbTrace{HandshakesFull: 1})
+}
+
+// run runs one frame: its verdict, how it left, and the steps. Whether there is room
+// for another handshake only a write would tell the program: it goes by what t says.
+func (e *Explainer) run(frame []byte, t lbTrace) (uint32, []byte, lbTrace, error) {
 	if err := e.trace.Put(uint32(0), &t); err != nil {
 		return 0, nil, t, fmt.Errorf("clear the trace: %w", err)
 	}

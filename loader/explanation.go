@@ -94,6 +94,7 @@ const (
 	FoundNAT           Found = "nat"
 	FoundReply         Found = "nat_reply"
 	NewHandshake       Found = "new_handshake"
+	NewHandshakeLost   Found = "new_handshake_lost"
 	NewStraggler       Found = "new_straggler"
 	NewUDP             Found = "new_udp"
 	NewNAT             Found = "new_nat"
@@ -111,6 +112,7 @@ var foundNames = map[lbTraceFound]Found{
 	lbTraceFoundFOUND_NAT:            FoundNAT,
 	lbTraceFoundFOUND_REPLY:          FoundReply,
 	lbTraceFoundNEW_HANDSHAKE:        NewHandshake,
+	lbTraceFoundNEW_HANDSHAKE_LOST:   NewHandshakeLost,
 	lbTraceFoundNEW_STRAGGLER:        NewStraggler,
 	lbTraceFoundNEW_UDP:              NewUDP,
 	lbTraceFoundNEW_NAT:              NewNAT,
@@ -132,7 +134,7 @@ func (e *Explainer) Explain(p Packet) (Explanation, error) {
 		x.MAC = *p.MAC
 	}
 	frame := p.frame(x.MAC, e.sequence(p))
-	verdict, out, t, err := e.run(frame)
+	verdict, out, t, err := e.foresee(frame)
 	if err != nil {
 		return x, fmt.Errorf("explain a packet: %w", err)
 	}

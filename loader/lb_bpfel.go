@@ -573,19 +573,21 @@ type lbSourceKey struct {
 }
 
 type lbTrace struct {
-	_         structs.HostLayout
-	Hash      uint64
-	Slot      uint64
-	Service   uint32
-	Found     uint32
-	Backend   uint32
-	Pair      uint32
-	Port      uint32
-	VoidFlow  uint32
-	Joins     uint32
-	Passed    uint32
-	Interface uint32
-	Outcome   uint32
+	_              structs.HostLayout
+	Hash           uint64
+	Slot           uint64
+	Service        uint32
+	Found          uint32
+	Backend        uint32
+	Pair           uint32
+	Port           uint32
+	VoidFlow       uint32
+	Joins          uint32
+	Passed         uint32
+	Interface      uint32
+	Outcome        uint32
+	HandshakesFull uint32
+	_              [4]byte
 }
 
 type lbTraceFound uint32
@@ -602,9 +604,10 @@ const (
 	lbTraceFoundFOUND_NAT            lbTraceFound = 8
 	lbTraceFoundFOUND_REPLY          lbTraceFound = 9
 	lbTraceFoundNEW_HANDSHAKE        lbTraceFound = 10
-	lbTraceFoundNEW_STRAGGLER        lbTraceFound = 11
-	lbTraceFoundNEW_UDP              lbTraceFound = 12
-	lbTraceFoundNEW_NAT              lbTraceFound = 13
+	lbTraceFoundNEW_HANDSHAKE_LOST   lbTraceFound = 11
+	lbTraceFoundNEW_STRAGGLER        lbTraceFound = 12
+	lbTraceFoundNEW_UDP              lbTraceFound = 13
+	lbTraceFoundNEW_NAT              lbTraceFound = 14
 )
 
 type lbVip struct {

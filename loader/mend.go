@@ -18,6 +18,7 @@ func (q *portQueue) mend() {
 			suspects = append(suspects, uint16(port))
 		}
 	}
+	q.at("suspected")
 	if err := waitForPrograms(); err != nil {
 		time.Sleep(longRun) // a kernel that can't be asked
 	}

@@ -66,24 +66,32 @@ func TestNATShareKilled(t *testing.T) {
 		step     string
 		nth      int
 		to, next lb.PortRange
+		idle     bool // nobody comes before the next daemon
 	}{
-		{"begun", 1, upper, upper},
-		{"share stored", 1, upper, lower},
-		{"marked", 1, upper, upper},
-		{"marked", 20, upper, all},
-		{"ticket taken", 1, upper, upper},
-		{"ticket taken", 1, upper, lower},
-		{"ticket taken", 7, upper, all},
-		{"pushed", 7, upper, lower},
-		{"popped", 1, upper, upper},
-		{"popped", 5, upper, lower},
-		{"popped", 3, all, all},
+		{"begun", 1, upper, upper, false},
+		{"share stored", 1, upper, lower, false},
+		{"share stored", 1, upper, upper, false},
+		{"marked", 1, upper, upper, false},
+		{"marked", 20, upper, all, false},
+		{"ticket taken", 1, upper, upper, false},
+		{"ticket taken", 1, upper, lower, false},
+		{"ticket taken", 7, upper, all, false},
+		{"pushed", 7, upper, lower, false},
+		{"popped", 1, upper, upper, false},
+		{"popped", 5, upper, lower, false},
+		{"popped", 3, all, all, false},
 		// In the second half ports of the old share are moved behind the new ones.
-		{"ticket taken", 25, all, all},
-		{"ticket taken", 25, all, upper},
-		{"filled", 1, upper, all},
+		{"ticket taken", 25, all, all, false},
+		{"ticket taken", 25, all, upper, false},
+		{"filled", 1, upper, all, false},
+		// What was popped last stands right before the ring's head.
+		{"popped", 1, upper, upper, true},
+		{"popped", 3, all, all, true},
+		{"popped", 3, all, lower, true},
+		{"ticket taken", 1, upper, upper, true},
+		{"ticket taken", 25, all, all, true},
 	} {
-		t.Run(fmt.Sprintf("%s %d, %v then %v", tc.step, tc.nth, tc.to, tc.next), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s %d, %v then %v, idle %v", tc.step, tc.nth, tc.to, tc.next, tc.idle), func(t *testing.T) {
 			reshare(t, d, lower)
 			var conns []*conn
 			for range 10 {
@@ -93,14 +101,17 @@ func TestNATShareKilled(t *testing.T) {
 			if !killReshare(t, d, tc.to, tc.step, tc.nth) {
 				t.Fatal("the daemon did not come so far")
 			}
-			// The program goes on with what it finds.
-			for range 3 {
-				if c := open(t); c != nil {
-					conns = append(conns, c)
+			live := conns[1:]
+			if !tc.idle {
+				// The program goes on with what it finds.
+				for range 3 {
+					if c := open(t); c != nil {
+						conns = append(conns, c)
+					}
 				}
+				conns[1].close(t)
+				live = conns[2:]
 			}
-			conns[1].close(t)
-			live := conns[2:]
 
 			startAgain(t, d)
 			reshare(t, d, tc.next)
@@ -124,6 +135,9 @@ func TestNATShareKilled(t *testing.T) {
 			}
 			if got := int(view.words().Ports); got != tc.next.Count() {
 				t.Errorf("%d ports are known, want %d", got, tc.next.Count())
+			}
+			if got := view.words().Handshakes + 1; got != handshakes(tc.next) {
+				t.Errorf("there is room for %d handshakes, want %d", got, handshakes(tc.next))
 			}
 			startAgain(t, d)
 			if d.state.Pairs[1].Filling {

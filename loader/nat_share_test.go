@@ -91,6 +91,13 @@ func TestNATShareChanges(t *testing.T) {
 	if got := view.queued(); !slices.Contains(got, conns[2].source.Port()) {
 		t.Errorf("port %d of a closed flow is not in the ring", conns[2].source.Port())
 	}
+	for share, want := range map[lb.PortRange]uint32{lower: 8, all: 16} {
+		reshare(t, d, share)
+		// The power of two up to half of its ports.
+		if got := view.words().Handshakes + 1; got != want {
+			t.Errorf("there is room for %d handshakes of %v, want %d", got, share, want)
+		}
+	}
 	reshare(t, d, all)
 	checkRing(t, view, all)
 	for _, c := range conns[3:] {
@@ -127,4 +134,41 @@ func TestNATShareWalk(t *testing.T) {
 		c.translates(t, testenv.ACK)
 	}
 	checkRing(t, view, d.share)
+}
+
+// A port that somebody on the node listens on is given to no pair, and one that a pair
+// has already is known still.
+func TestShareKnowsPortsThatSomebodyListensOn(t *testing.T) {
+	all := freeShare(t, 20)
+	first := lb.PortRange{First: all.First, Last: all.First + 9}
+	d, view := newNAT(t, first)
+	used := openConn(t, d, clientAddr(0)).source.Port()
+	queued := view.queued()[0]
+	for _, tc := range []struct {
+		name      string
+		listening []uint16
+		want      int
+	}{
+		{"nobody", nil, 20}, {"on a port in use", []uint16{used}, 20}, {"on one in the ring", []uint16{queued}, 20}, {"on a new one", []uint16{all.Last}, 19},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			d.tables.listening = map[lb.Protocol]map[uint16]bool{lb.TCP: {}}
+			for _, port := range tc.listening {
+				d.tables.listening[lb.TCP][port] = true
+			}
+			for _, share := range []lb.PortRange{first, all} {
+				if err := d.tables.setShare(1, share, lb.TCP); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := int(view.words().Ports); got != tc.want {
+				t.Errorf("%d ports are known, want %d", got, tc.want)
+			}
+			for _, port := range tc.listening {
+				if port == all.Last && slices.Contains(view.queued(), port) {
+					t.Errorf("port %d is to be had", port)
+				}
+			}
+		})
+	}
 }

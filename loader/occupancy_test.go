@@ -82,6 +82,14 @@ func TestPortsInUse(t *testing.T) {
 	reshare(t, d, share)
 	wantPorts(t, d, "with all of it", PortUse{39, 40})
 
+	// A port that becomes a service's while a flow has it is nobody's to use.
+	openConn(t, d, clientAddr(50000))
+	wantPorts(t, d, "with every port taken", PortUse{40, 40})
+	used := conns[1].source.Port()
+	apply(t, d, service("extra", lb.DSR, used, backends(1, used)), web)
+	wantPorts(t, d, "with a service on a port in use", PortUse{39, 39})
+	apply(t, d, web)
+
 	view.ageAll(125 * time.Minute)
 	wantPorts(t, d, "with all flows idle for too long", PortUse{0, 40})
 }
@@ -97,6 +105,24 @@ func TestPortsOfSourceAddresses(t *testing.T) {
 		used[openConn(t, d, clientAddr(i)).backend.Addr()]++
 	}
 	wantPorts(t, d, "with 12 connections", PortUse{used[backendAddr(1)], 20}, PortUse{used[backendAddr(2)], 20})
+}
+
+// Ports of UDP are no services' of TCP.
+func TestPortsOfUDP(t *testing.T) {
+	share := freeShare(t, 40)
+	web := service("web", lb.NAT, 80, backends(1, 80))
+	web.Protocol = lb.UDP
+	d := newDatapathWith(t, Options{MaxFlows: 10000, Ports: share}, natTimeouts, web)
+	ports := stats(t, d).Services[0].Backends[0].Source.Ports
+	if ports == 0 {
+		t.Fatal("there are no ports")
+	}
+	extra := service("extra", lb.DSR, share.First, backends(1, share.First))
+	apply(t, d, extra, web)
+	wantPorts(t, d, "with a service of TCP in the share", PortUse{0, ports})
+	extra.Protocol = lb.UDP
+	apply(t, d, extra, web)
+	wantPorts(t, d, "with one of UDP", PortUse{0, ports - 1})
 }
 
 // Backends without source NAT have no ports.
@@ -172,5 +198,26 @@ func TestUpgradeCountsPorts(t *testing.T) {
 	}
 	if got != used {
 		t.Errorf("%d ports are in use, want %d", got, used)
+	}
+}
+
+func TestPortUse(t *testing.T) {
+	for _, tc := range []struct {
+		use     PortUse
+		percent int
+		at70    bool
+	}{
+		{PortUse{0, 0}, 0, false}, {PortUse{0, 10}, 0, false}, {PortUse{6, 10}, 60, false}, {PortUse{699, 1000}, 69, false},
+		{PortUse{7, 10}, 70, true}, {PortUse{10, 10}, 100, true},
+	} {
+		if got := tc.use.Percent(); got != tc.percent {
+			t.Errorf("%+v: %d percent, want %d", tc.use, got, tc.percent)
+		}
+		if got := tc.use.AtLeast(70); got != tc.at70 {
+			t.Errorf("%+v: at least 70 percent: %v, want %v", tc.use, got, tc.at70)
+		}
+	}
+	if (PortUse{}).AtLeast(0) {
+		t.Error("no ports are in use at all, and enough of them are")
 	}
 }

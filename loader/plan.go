@@ -228,7 +228,10 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 	// Only TCP tells a new flow from an old one, and full nat has an entry for each.
 	tracked := s.Protocol == lb.TCP && s.Forward.Stateless()
 	alive := func(n uint32) bool { return keepBackends[n] && p.next.Backends[n].Alive }
-	closes := p.lim.now + min(s.TrackWindow, maxWindow)
+	closes := noWindow
+	if s.TrackWindow > 0 {
+		closes = p.lim.now + min(s.TrackWindow, maxWindow)
+	}
 	var changes []slotChange
 	for i, o := range index {
 		var owner uint32

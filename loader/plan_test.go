@@ -403,21 +403,35 @@ func TestPlanGenerations(t *testing.T) {
 	}
 }
 
-// Only the slots whose owner changes are written.
+// Only the slots whose owner changes are written, with a window or without.
 func TestPlanSlots(t *testing.T) {
-	_, have := mustPlan(t, newState(), snapshot(t, "web dsr 192.0.2.100:80: 11 12"))
-	steps, _, err := plan(have, snapshot(t, "web dsr 192.0.2.100:80: 11 12 13"), testLimits, testTable)
-	if err != nil {
-		t.Fatal(err)
-	}
 	moved := func(owner, previous uint32) slot {
-		return makeSlot(owner, previous, lbSlotStateSLOT_TRACKED).closing(testLimits.now)
+		return makeSlot(owner, previous, lbSlotStateSLOT_TRACKED).closing(testLimits.now + testWindow)
 	}
-	i := slices.IndexFunc(steps, func(s step) bool { _, ok := s.(setSlots); return ok })
-	// 1 2 1 2 1 2 becomes 1 2 3 1 2 3.
-	want := setSlots{Service: 1, First: 0, Changes: []slotChange{
-		{2, moved(3, 1)}, {3, moved(1, 2)}, {4, moved(2, 1)}, {5, moved(3, 2)}}}
-	if diff := cmp.Diff(step(want), steps[i]); diff != "" {
-		t.Errorf("slots (-want +got):\n%s", diff)
+	at := func(owner, _ uint32) slot { return makeSlot(owner, 0, lbSlotStateSLOT_CLEAN) }
+	for _, tc := range []struct {
+		name   string
+		window time.Duration
+		want   func(owner, previous uint32) slot
+	}{
+		{"a window", testWindow, moved},
+		{"no window", 0, at},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, have := mustPlan(t, newState(), snapshot(t, "web dsr 192.0.2.100:80: 11 12"))
+			next := snapshot(t, "web dsr 192.0.2.100:80: 11 12 13")
+			next.Services[0].TrackWindow = tc.window
+			steps, _, err := plan(have, next, testLimits, testTable)
+			if err != nil {
+				t.Fatal(err)
+			}
+			i := slices.IndexFunc(steps, func(s step) bool { _, ok := s.(setSlots); return ok })
+			// 1 2 1 2 1 2 becomes 1 2 3 1 2 3.
+			want := setSlots{Service: 1, First: 0, Changes: []slotChange{
+				{2, tc.want(3, 1)}, {3, tc.want(1, 2)}, {4, tc.want(2, 1)}, {5, tc.want(3, 2)}}}
+			if diff := cmp.Diff(step(want), steps[i]); diff != "" {
+				t.Errorf("slots (-want +got):\n%s", diff)
+			}
+		})
 	}
 }

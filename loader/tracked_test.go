@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/internal/testenv"
@@ -35,7 +36,7 @@ type dsrClient struct {
 	d    *Datapath
 	addr netip.AddrPort
 	isn  uint32
-	// A dry run does not foresee that there is no room for a handshake.
+	// There may be no room for its handshake.
 	crowded bool
 }
 
@@ -47,7 +48,7 @@ func (c dsrClient) send(t testing.TB, flags testenv.TCPFlags, seq uint32, payloa
 	})
 	through := send
 	if c.crowded {
-		through = sendEarnest
+		through = sendForeseen
 	}
 	verdict, out := through(t, c.d, frame.Bytes())
 	if verdict != xdpTX {
@@ -380,6 +381,30 @@ func TestHandshakesFull(t *testing.T) {
 	}
 	if got := losses(t, d).HandshakesFull; got != uint64(at[1]) {
 		t.Errorf("handshakes_full is %d, want %d", got, at[1])
+	}
+	found := map[Found]int{}
+	for _, c := range all {
+		x, err := explainerOf(t, d).Explain(Packet{Protocol: lb.TCP, Source: c.addr, Destination: vipPort, Flags: TCPSyn, Sequence: &c.isn})
+		if err != nil {
+			t.Fatal(err)
+		}
+		found[x.Found]++
+	}
+	if diff := cmp.Diff(map[Found]int{FoundHandshake: at[2], NewHandshakeLost: at[1]}, found); diff != "" {
+		t.Errorf("explained (-want +got):\n%s", diff)
+	}
+	// Another SYN of a flow that is remembered takes the place of the first.
+	for _, c := range all {
+		c.isn++
+		if to := c.syn(t); to == 2 {
+			found[FoundHandshake]--
+		}
+	}
+	if found[FoundHandshake] != 0 {
+		t.Errorf("%d other SYNs of flows that are remembered went elsewhere", found[FoundHandshake])
+	}
+	if got := losses(t, d).HandshakesFull; got != uint64(2*at[1]) {
+		t.Errorf("handshakes_full is %d after the other SYNs, want %d", got, 2*at[1])
 	}
 	for _, c := range all {
 		if syn, ack := c.syn(t), c.ack(t); syn != ack {

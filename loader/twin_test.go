@@ -62,7 +62,7 @@ func (w *twin) run(frame []byte) (verdict uint32, out []byte, first, last moment
 	var dry dryRun
 	began := ticks()
 	err = w.host.Do(func() (err error) {
-		if dry.verdict, dry.out, dry.trace, err = w.dry.run(frame); err != nil {
+		if dry.verdict, dry.out, dry.trace, err = w.dry.run(frame, lbTrace{}); err != nil {
 			return err
 		}
 		first = moment{tick: ticks(), before: clock(unix.CLOCK_MONOTONIC)}

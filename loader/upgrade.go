@@ -255,7 +255,8 @@ func variable(spec *ebpf.CollectionSpec) (*btf.Struct, uint32, error) {
 }
 
 // convert hands each entry of an old map that holds something to f, as one of this
-// version. Of those from room on it counts how many are not kept.
+// version. Of those from room on it counts how many are not kept, and of fields that
+// are gone in how many entries they held something.
 func (u *upgrade) convert(name string, to btf.Type, f func(i uint32, entry []byte), room uint32) error {
 	old := u.old[name]
 	from, err := entryType(old, to)
@@ -271,7 +272,7 @@ func (u *upgrade) convert(name string, to btf.Type, f func(i uint32, entry []byt
 		return fmt.Errorf("take over %s: %w", name, err)
 	}
 	zero := make([]byte, old.ValueSize())
-	used, lost := 0, 0
+	without, lost := make([]int, len(c.lost)), 0
 	for i := range old.MaxEntries() {
 		entry, err := old.LookupBytes(i)
 		if err != nil {
@@ -280,10 +281,14 @@ func (u *upgrade) convert(name string, to btf.Type, f func(i uint32, entry []byt
 		if bytes.Equal(entry, zero) {
 			continue
 		}
-		used++
 		if i >= room {
 			lost++
 			continue
+		}
+		for n, field := range c.lost {
+			if field.holds(entry) {
+				without[n]++
+			}
 		}
 		converted := make([]byte, size)
 		c.convert(entry, converted)
@@ -292,8 +297,10 @@ func (u *upgrade) convert(name string, to btf.Type, f func(i uint32, entry []byt
 	if lost > 0 {
 		u.notKept = append(u.notKept, fmt.Sprintf("%d entries of %s that do not fit any more", lost, name))
 	}
-	for _, field := range c.lost {
-		u.notKept = append(u.notKept, fmt.Sprintf("%s of %d entries of %s", field, used, name))
+	for n, field := range c.lost {
+		if without[n] > 0 {
+			u.notKept = append(u.notKept, fmt.Sprintf("%s of %d entries of %s", field.name, without[n], name))
+		}
 	}
 	return nil
 }
@@ -381,9 +388,7 @@ func (d *Datapath) finishUpgrade() error {
 		if err := c.copy(); err != nil {
 			return err
 		}
-		if c.lost > 0 {
-			u.notKept = append(u.notKept, fmt.Sprintf("%d packets that were counted by an outcome that there is no more", c.lost))
-		}
+		u.notKept = append(u.notKept, c.notKept()...)
 	}
 	if err := u.at("difference copied"); err != nil {
 		return err

@@ -18,6 +18,9 @@ type counterCopy struct {
 	place    func(i uint32) (uint32, bool) // of an old entry; false: there is none
 	copied   map[uint32][]byte             // of each entry, with all CPUs
 	lost     uint64                        // what was counted in entries without a place
+	gone     []lostField
+	goneSums []uint64 // what was counted in those
+	name     string   // of the map
 }
 
 func (u *upgrade) newCounterCopy(name string, old, now *ebpf.Map, value btf.Type) (*counterCopy, error) {
@@ -34,10 +37,15 @@ func (u *upgrade) newCounterCopy(name string, old, now *ebpf.Map, value btf.Type
 			return nil, fmt.Errorf("take over %s: a counter has %d bytes", name, f.size)
 		}
 	}
-	for _, field := range conv.lost {
-		u.notKept = append(u.notKept, fmt.Sprintf("counter %s of %s", field, name))
+	for _, f := range conv.lost {
+		if f.size%8 != 0 {
+			return nil, fmt.Errorf("take over %s: counter %s has %d bytes", name, f.name, f.size)
+		}
 	}
-	c := &counterCopy{old: old, new: now, fields: conv.fields, copied: map[uint32][]byte{}}
+	c := &counterCopy{
+		old: old, new: now, fields: conv.fields, copied: map[uint32][]byte{},
+		gone: conv.lost, goneSums: make([]uint64, len(conv.lost)), name: name,
+	}
 	c.place = func(i uint32) (uint32, bool) { return i, i < now.MaxEntries() }
 	if name == "outcomes" {
 		numbers := map[string]uint32{}
@@ -79,9 +87,7 @@ func (c *counterCopy) copy() error {
 func (c *counterCopy) add(i uint32, before, now []byte) error {
 	place, ok := c.place(i)
 	if !ok {
-		for at := 0; at < len(now); at += 8 {
-			c.lost += binary.NativeEndian.Uint64(now[at:]) - binary.NativeEndian.Uint64(before[at:])
-		}
+		c.lost += counted(now) - counted(before)
 		return nil
 	}
 	sum, err := c.new.LookupBytes(place)
@@ -92,6 +98,9 @@ func (c *counterCopy) add(i uint32, before, now []byte) error {
 	from, to := int(c.old.ValueSize()+7)&^7, int(c.new.ValueSize()+7)&^7
 	values := make([][]byte, len(sum)/to)
 	for cpu := range values {
+		for n, f := range c.gone {
+			c.goneSums[n] += counted(f.in(now[cpu*from:])) - counted(f.in(before[cpu*from:]))
+		}
 		for _, f := range c.fields {
 			at := sum[cpu*to+int(f.to):]
 			old := cpu*from + int(f.from)
@@ -104,4 +113,27 @@ func (c *counterCopy) add(i uint32, before, now []byte) error {
 		return fmt.Errorf("write entry %d of %v: %w", place, c.new, err)
 	}
 	return nil
+}
+
+// notKept tells what was counted and has no place any more.
+func (c *counterCopy) notKept() []string {
+	var all []string
+	if c.lost > 0 {
+		all = append(all, fmt.Sprintf("%d packets that were counted by an outcome that there is no more", c.lost))
+	}
+	for n, f := range c.gone {
+		if c.goneSums[n] > 0 {
+			all = append(all, fmt.Sprintf("%d of counter %s of %s", c.goneSums[n], f.name, c.name))
+		}
+	}
+	return all
+}
+
+// counted sums up counters of 64 bits.
+func counted(words []byte) uint64 {
+	sum := uint64(0)
+	for at := 0; at < len(words); at += 8 {
+		sum += binary.NativeEndian.Uint64(words[at:])
+	}
+	return sum
 }

@@ -2,6 +2,7 @@ package loader
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -14,11 +15,25 @@ import (
 // its low bytes come first.
 type fieldCopy struct{ from, to, size uint32 }
 
+// A lostField is a field of an earlier layout that this version has no place for.
+type lostField struct {
+	name     string
+	at, size uint32
+}
+
+// in returns what an entry has in the field.
+func (f lostField) in(entry []byte) []byte { return entry[f.at:][:f.size] }
+
+// holds tells whether an entry has anything in the field: zero is nothing.
+func (f lostField) holds(entry []byte) bool {
+	return slices.ContainsFunc(f.in(entry), func(b byte) bool { return b != 0 })
+}
+
 // A converter makes entries of this version of those of an earlier one, field by
 // field. What the earlier one did not have is zero.
 type converter struct {
 	fields []fieldCopy
-	lost   []string // fields that this version has no place for
+	lost   []lostField
 	moved  map[string]string
 }
 
@@ -60,7 +75,10 @@ func (c *converter) walk(from, to btf.Type, at, place uint32, name string) error
 			return fmt.Errorf("%s: %w", name, err)
 		}
 		if f.Nelems > t.Nelems {
-			c.lost = append(c.lost, fmt.Sprintf("%s[%d] and what is behind it", name, t.Nelems))
+			c.lost = append(c.lost, lostField{
+				name: fmt.Sprintf("%s[%d] and what is behind it", name, t.Nelems),
+				at:   at + t.Nelems*uint32(size), size: (f.Nelems - t.Nelems) * uint32(size),
+			})
 		}
 		for i := range min(f.Nelems, t.Nelems) {
 			element := fmt.Sprintf("%s[%d]", name, i)
@@ -94,7 +112,11 @@ func (c *converter) members(from, to *btf.Struct, at, place uint32, name string)
 			return fmt.Errorf("%s: %w", path, err)
 		}
 		if t == nil {
-			c.lost = append(c.lost, path)
+			size, err := btf.Sizeof(m.Type)
+			if err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
+			c.lost = append(c.lost, lostField{path, at + m.Offset.Bytes(), uint32(size)})
 			continue
 		}
 		if err := c.walk(m.Type, t, at+m.Offset.Bytes(), place+offset, path); err != nil {

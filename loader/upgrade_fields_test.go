@@ -47,7 +47,7 @@ func TestConverter(t *testing.T) {
 		{"a new field is zero", structOf(4, at(0, "a", u32)), structOf(8, at(0, "new", u32), at(4, "a", u32)),
 			nil, "aaaa", "\x00\x00\x00\x00aaaa", nil, ""},
 		{"a field is gone", structOf(8, at(0, "a", u32), at(4, "b", u32)), structOf(4, at(0, "b", u32)),
-			nil, "aaaabbbb", "bbbb", []string{"a"}, ""},
+			nil, "aaaabbbb", "bbbb", []string{"a=aaaa"}, ""},
 		{"padding is nothing", structOf(8, at(0, "pad", u32), at(4, "pad2", u32)), structOf(8, at(0, "pad", u32), at(4, "pad2", u32)),
 			nil, "aaaabbbb", "\x00\x00\x00\x00\x00\x00\x00\x00", nil, ""},
 		{"a name that begins like padding", structOf(4, at(0, "padded", u32)), structOf(4, at(0, "padded", u32)),
@@ -65,11 +65,11 @@ func TestConverter(t *testing.T) {
 		{"a longer array", structOf(4, at(0, "a", array(2, u16))), structOf(8, at(2, "a", array(3, u16))),
 			nil, "0011", "\x00\x000011\x00\x00", nil, ""},
 		{"a shorter array", structOf(6, at(0, "a", array(3, u16))), structOf(4, at(0, "a", array(2, u16))),
-			nil, "001122", "0011", []string{"a[2] and what is behind it"}, ""},
+			nil, "001122", "0011", []string{"a[2] and what is behind it=22"}, ""},
 		{"structs in an array", structOf(8, at(0, "a", array(2, inner("x", "y")))), structOf(8, at(0, "a", array(2, inner("y", "x")))),
 			nil, "x0y0x1y1", "y0x0y1x1", nil, ""},
 		{"what is gone of a struct in a struct", structOf(4, at(0, "a", inner("x", "y"))), structOf(4, at(0, "a", inner("y"))),
-			nil, "xxyy", "yy\x00\x00", []string{"a.x"}, ""},
+			nil, "xxyy", "yy\x00\x00", []string{"a.x=xx"}, ""},
 		{"fields become an array", structOf(4, at(0, "tcp", u16), at(2, "udp", u16)), structOf(4, at(0, "ports", array(2, u16))),
 			map[string]string{"entry.tcp": "ports[1]", "entry.udp": "ports[0]"}, "ttuu", "uutt", nil, ""},
 		{"no such element", structOf(4, at(0, "tcp", u16)), structOf(4, at(0, "ports", array(2, u16))),
@@ -91,7 +91,11 @@ func TestConverter(t *testing.T) {
 			if diff := cmp.Diff(tc.want, string(got)); diff != "" {
 				t.Errorf("entry (-want +got):\n%s", diff)
 			}
-			if diff := cmp.Diff(tc.lost, c.lost); diff != "" {
+			var lost []string
+			for _, f := range c.lost {
+				lost = append(lost, f.name+"="+string(f.in([]byte(tc.in))))
+			}
+			if diff := cmp.Diff(tc.lost, lost); diff != "" {
 				t.Errorf("lost fields (-want +got):\n%s", diff)
 			}
 		})

@@ -17,6 +17,9 @@ const (
 	maxWindow  = closesMask / 2 * closesUnit
 )
 
+// noWindow is when a window closes that is not to be opened.
+const noWindow time.Duration = -1
+
 func makeSlot(owner, previous uint32, state lbSlotState) slot {
 	return slot(owner&ownerMask) | slot(previous&ownerMask)<<lbSlotBitsSLOT_PREVIOUS_SHIFT |
 		slot(state)<<lbSlotBitsSLOT_STATE_SHIFT
@@ -53,14 +56,14 @@ func (s slot) left(now time.Duration) time.Duration {
 // previous owner, so its slot moves at once.
 //
 // A slot that is not tracked yet gets a window that closes at the given time
-// since boot; a window that is open stays as it is.
+// since boot, or with noWindow moves at once; a window that is open stays as it is.
 func (s slot) change(owner uint32, alive func(uint32) bool, closes time.Duration) slot {
 	previous := s.previous()
 	if s.state() != lbSlotStateSLOT_TRACKED || !alive(previous) {
 		previous = 0
 	}
 	outgoing := s.owner()
-	if owner == outgoing || !alive(outgoing) {
+	if owner == outgoing || !alive(outgoing) || closes == noWindow && s.state() != lbSlotStateSLOT_TRACKED {
 		outgoing = 0
 	}
 	switch {

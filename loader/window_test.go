@@ -25,19 +25,24 @@ func TestSlotChange(t *testing.T) {
 		owner uint32
 		dead  uint32
 		want  slot
+		none  bool // no window is to be opened
 	}{
-		{"a planned change opens a window", makeSlot(1, 0, clean), 2, 0, makeSlot(2, 1, tracked)},
-		{"the same owner changes nothing", makeSlot(1, 0, clean), 1, 0, makeSlot(1, 0, clean)},
-		{"a failed owner's slot moves at once", makeSlot(1, 0, clean), 2, 1, makeSlot(2, 0, clean)},
-		{"the first owner comes from none", makeSlot(0, 0, clean), 2, 0, makeSlot(2, 0, clean)},
-		{"the last owner goes as planned", makeSlot(1, 0, clean), 0, 0, makeSlot(0, 1, tracked)},
-		{"a second change keeps the previous owner", makeSlot(2, 1, tracked), 3, 0, makeSlot(3, 1, tracked)},
-		{"a change back keeps the previous owner", makeSlot(2, 1, tracked), 1, 0, makeSlot(1, 1, tracked)},
-		{"a dead previous owner gives way to the outgoing one", makeSlot(2, 1, tracked), 3, 1, makeSlot(3, 2, tracked)},
-		{"a dead previous owner without a change", makeSlot(2, 1, tracked), 2, 1, makeSlot(2, 0, tracked)},
-		{"an owner that fails in a window", makeSlot(2, 1, tracked), 3, 2, makeSlot(3, 1, tracked)},
-		{"a change while settling opens a new window", makeSlot(2, 0, settling), 3, 0, makeSlot(3, 2, tracked)},
-		{"a failure while settling moves at once", makeSlot(2, 0, settling), 3, 2, makeSlot(3, 0, settling)},
+		{"a planned change opens a window", makeSlot(1, 0, clean), 2, 0, makeSlot(2, 1, tracked), false},
+		{"the same owner changes nothing", makeSlot(1, 0, clean), 1, 0, makeSlot(1, 0, clean), false},
+		{"a failed owner's slot moves at once", makeSlot(1, 0, clean), 2, 1, makeSlot(2, 0, clean), false},
+		{"the first owner comes from none", makeSlot(0, 0, clean), 2, 0, makeSlot(2, 0, clean), false},
+		{"the last owner goes as planned", makeSlot(1, 0, clean), 0, 0, makeSlot(0, 1, tracked), false},
+		{"a second change keeps the previous owner", makeSlot(2, 1, tracked), 3, 0, makeSlot(3, 1, tracked), false},
+		{"a change back keeps the previous owner", makeSlot(2, 1, tracked), 1, 0, makeSlot(1, 1, tracked), false},
+		{"a dead previous owner gives way to the outgoing one", makeSlot(2, 1, tracked), 3, 1, makeSlot(3, 2, tracked), false},
+		{"a dead previous owner without a change", makeSlot(2, 1, tracked), 2, 1, makeSlot(2, 0, tracked), false},
+		{"an owner that fails in a window", makeSlot(2, 1, tracked), 3, 2, makeSlot(3, 1, tracked), false},
+		{"a change while settling opens a new window", makeSlot(2, 0, settling), 3, 0, makeSlot(3, 2, tracked), false},
+		{"a failure while settling moves at once", makeSlot(2, 0, settling), 3, 2, makeSlot(3, 0, settling), false},
+		{"a change without a window moves at once", makeSlot(1, 0, clean), 2, 0, makeSlot(2, 0, clean), true},
+		{"a change without a window while settling", makeSlot(2, 0, settling), 3, 0, makeSlot(3, 0, settling), true},
+		{"a change in a window that is open still", makeSlot(2, 1, tracked), 3, 0, makeSlot(3, 1, tracked), true},
+		{"a dead previous owner in a window that is open still", makeSlot(2, 1, tracked), 3, 1, makeSlot(3, 2, tracked), true},
 	}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
@@ -52,7 +57,11 @@ func TestSlotChange(t *testing.T) {
 			if tc.from.state() == tracked {
 				tc.from = tc.from.closing(oldWindow)
 			}
-			if got := tc.from.change(tc.owner, alive, newWindow); got != tc.want {
+			closes := newWindow
+			if tc.none {
+				closes = noWindow
+			}
+			if got := tc.from.change(tc.owner, alive, closes); got != tc.want {
 				t.Errorf("got %v, want %v", got, tc.want)
 			}
 		})

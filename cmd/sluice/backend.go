@@ -173,9 +173,9 @@ func remaining(s control.Status, change control.Change) (bool, string) {
 	case !counted:
 		return true, "counting its connections"
 	case previous > 0:
-		return true, fmt.Sprintf("%d connections are known so far; others are found while the window of %d slots is open", pinned, previous)
+		return true, fmt.Sprintf("known so far: %s; others are found while the window of %d slots is open", count(pinned, "connection"), previous)
 	case pinned > 0:
-		return true, fmt.Sprintf("%d connections are left", pinned)
+		return true, count(pinned, "connection") + " left"
 	}
 	return false, "nothing is left"
 }

@@ -46,15 +46,7 @@ func readConfig(c *cli.Context) (*config.Config, error) {
 	if err != nil {
 		host = ""
 	}
-	file := c.String("config")
-	cfg, err := config.Load(file, config.Options{Node: c.String("node"), Hostname: host})
-	if err != nil {
-		return nil, err
-	}
-	if err := loader.Fits(cfg.Services); err != nil {
-		return nil, fmt.Errorf("%s: too much for the data plane: %w", file, err)
-	}
-	return cfg, nil
+	return config.Load(c.String("config"), config.Options{Node: c.String("node"), Hostname: host, Fits: loader.Fits})
 }
 
 func count(n int, what string) string {

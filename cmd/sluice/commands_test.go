@@ -81,6 +81,25 @@ func TestMistakesArePrintedWithTheirPlaces(t *testing.T) {
 	}
 }
 
+// Too much for the data plane is a mistake like any other.
+func TestCheckOfTooMuch(t *testing.T) {
+	var many []string
+	for i := range 256 {
+		many = append(many, fmt.Sprintf(`"198.51.100.%d:80"`, i))
+	}
+	file := filepath.Join(t.TempDir(), "sluice.yaml")
+	text := roster + webPool + services(dsr, `{name: many, address: [`+strings.Join(many, ", ")+`], forward: dsr, pool: web}`)
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr strings.Builder
+	code := run(t.Context(), []string{"sluice", "check", "-c", file, "--node", "lb1"}, &stdout, &stderr)
+	want := file + ":16:12: too much for the data plane: 257 VIPs with services, by protocol, there is room for 255\n"
+	if code != exitFailed || !strings.HasPrefix(stderr.String(), want) || !strings.HasSuffix(stderr.String(), ": 1 error\n") || stdout.Len() > 0 {
+		t.Errorf("it ends with %d and says %q, want %q", code, stderr.String(), want)
+	}
+}
+
 func TestCheckOfAGoodFile(t *testing.T) {
 	r := newRig(t, lab1())
 	file := r.usual()

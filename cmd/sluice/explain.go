@@ -148,6 +148,7 @@ var foundTexts = map[loader.Found]string{
 	loader.FoundNAT:           "translated",
 	loader.FoundReply:         "an answer of the backend to a translated one",
 	loader.NewHandshake:       "a new connection: the slot's owner gets it, and the SYN is remembered",
+	loader.NewHandshakeLost:   "a new connection, and no room to remember its SYN: it goes where its later packets will go, to the slot's previous owner",
 	loader.NewStraggler:       "known nowhere, so it is older than the slot's window: the slot's previous owner keeps it",
 	loader.NewUDP:             "a new one: the slot's owner gets it, which is remembered",
 	loader.NewNAT:             "none: a new one is made",

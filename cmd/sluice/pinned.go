@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"slices"
 
@@ -17,7 +16,7 @@ import (
 func openPinned(c *cli.Context) (*loader.Pinned, error) {
 	p, err := loader.OpenPinned(c.String("pin-dir"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("nothing of sluice is in the kernel (nothing is pinned in %s): start it with `sluice run`", c.String("pin-dir"))
+		return nil, notPinned(c)
 	}
 	return p, err
 }

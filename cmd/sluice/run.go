@@ -280,6 +280,7 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 			return err
 		}
 	}
+	n.warnIfHidden()
 	if datapath.Fresh() { // also where a first start was cut short
 		if err := datapath.Apply(control.Unserved(n.cfg.Services)); err != nil {
 			return err

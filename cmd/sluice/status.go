@@ -232,7 +232,10 @@ func printStatus(w io.Writer, s control.Status) error {
 				k.Why = strings.TrimPrefix(fmt.Sprintf("%s, %d of %d source ports in use", k.Why, u.Used, u.Ports), ", ")
 			}
 			weight := fmt.Sprint(k.Weight)
-			if s.Running && k.Weight != k.Configured {
+			switch {
+			case !s.Running:
+				weight = "-" // the kernel does not know it
+			case k.Weight != k.Configured:
 				weight += fmt.Sprintf(" (configured %d)", k.Configured)
 			}
 			fmt.Fprintf(t, "  %s\t%s\t%s\t%d\t%.1f %%\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", k.Address, strings.ReplaceAll(state, "_", " "),
@@ -273,8 +276,10 @@ func printStatus(w io.Writer, s control.Status) error {
 	return err
 }
 
+// age tells how long ago something was. What has come up while the status was made is
+// of now.
 func age(now, then time.Time) string {
-	d := now.Sub(then)
+	d := max(0, now.Sub(then))
 	if d >= time.Second {
 		return d.Round(time.Second).String()
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/loader"
 )
 
 // The text says how many source ports are in use where there are not many left.
@@ -34,6 +35,32 @@ func TestStatusShowsPorts(t *testing.T) {
 				t.Fatal(err)
 			}
 			if tc.want == "" && strings.Contains(b.String(), said) || !strings.Contains(b.String(), tc.want) {
+				t.Errorf("got\n%s\nwant %q", b.String(), tc.want)
+			}
+		})
+	}
+}
+
+// What nobody knows, or lies in no past, is not made up.
+func TestStatusOfTheMoment(t *testing.T) {
+	now := time.Now()
+	server := control.BackendStatus{Address: netip.MustParseAddrPort("192.0.2.11:80"), Slots: 7}
+	moves := &loader.Moves{At: now.Add(7 * time.Millisecond), Changed: 7, Least: 7}
+	for _, tc := range []struct {
+		name   string
+		status control.Status
+		want   string
+	}{
+		{"weights of a dead daemon", control.Status{Services: []control.ServiceStatus{{Backends: []control.BackendStatus{server}}}}, "192.0.2.11:80 - - 7 "},
+		{"a change in this moment", control.Status{Running: true, Started: &now, Services: []control.ServiceStatus{{Moves: moves}}}, "last change, 0s ago: 7 slots moved"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var b strings.Builder
+			tc.status.Time = now
+			if err := printStatus(&b, tc.status); err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Join(strings.Fields(b.String()), " "); !strings.Contains(got, tc.want) {
 				t.Errorf("got\n%s\nwant %q", b.String(), tc.want)
 			}
 		})

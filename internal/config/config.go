@@ -39,6 +39,9 @@ const DefaultPriority = 100
 type Options struct {
 	Node     string // --node; "": not given
 	Hostname string // used where neither the caller nor the file names the node
+	// Fits tells which services the data plane has no room for; nil: it has room for
+	// all. It is asked where nothing else is wrong.
+	Fits func([]lb.Service) []lb.Misfit
 }
 
 // A Config is a configuration, valid and complete: defaults are filled in,

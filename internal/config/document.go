@@ -37,6 +37,11 @@ func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config 
 	d.crossCheck(c, services, instances, doc.set["sync"])
 
 	c.Admin = d.admin(doc.set["admin"])
+	if opts.Fits != nil && len(d.errs) == 0 {
+		for _, m := range opts.Fits(c.Services) {
+			d.errorf(services[m.Service].at(), "%s", m.Message)
+		}
+	}
 	return c
 }
 

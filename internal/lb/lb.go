@@ -276,7 +276,7 @@ type Service struct {
 	// SlowStart is how long a backend that comes back takes to its full weight.
 	SlowStart time.Duration
 	// TrackWindow is how long after a planned change of backends a connection is
-	// found, by any packet of its, and stays where it is.
+	// found, by any packet of its, and stays where it is. 0: its slot moves at once.
 	TrackWindow time.Duration
 	// DrainTimeout is how long a removed backend keeps its connections.
 	DrainTimeout time.Duration
@@ -285,6 +285,12 @@ type Service struct {
 	AllowOnly   bool
 	SourceLimit SourceLimit
 	Pool        Pool
+}
+
+// A Misfit is why the data plane has no room for the services of a configuration.
+type Misfit struct {
+	Service int    // the first one, by its place in the list, that does not fit any more
+	Message string // one line
 }
 
 // A NextHop is where a frame goes on the link: what is written into it and the

@@ -1,15 +1,14 @@
 package testenv
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -20,13 +19,18 @@ const FloodMark = 0x28
 
 // A FloodConfig says what a Flood is made of.
 type FloodConfig struct {
-	Target  netip.AddrPort // IPv4
-	Sources netip.Prefix   // an IPv4 /24: each packet has any address and any port of it
-	Rate    int            // packets a second that it tries to reach
+	Target  netip.AddrPort
+	Sources netip.Prefix // 256 addresses or fewer: each packet has any of them, and any port
+	Rate    int          // packets a second that it tries to reach
+	// Either of these flags is in each segment; none: SYN or ACK.
+	Flags [2]TCPFlags
+	UDP   bool // datagrams in place of segments
+	// Whose frames they seem to be; nil: the switch's.
+	SrcMAC net.HardwareAddr
 }
 
-// A Flood is TCP segments from spoofed sources, half of them SYNs and half ACKs of
-// no connection, all valid. The kernel makes them of live frames, so that one CPU
+// A Flood is packets from spoofed sources, half of them with one kind of flags and
+// half with the other, all valid. The kernel makes them of live frames, so that one CPU
 // makes hundreds of thousands a second. They enter the host by its first interface
 // as if its switch had sent them. Where the host sends them on, its switch drops
 // them: whoever they are for would be busy with nothing else.
@@ -67,8 +71,8 @@ func (r FloodResult) Rate() float64 { return float64(r.Arrived) / r.Length.Secon
 // StartFlood floods the host. Its first interface must have an XDP program. The
 // lab ends it at Close.
 func (h *Host) StartFlood(cfg FloodConfig) (_ *Flood, err error) {
-	if !cfg.Target.Addr().Is4() || !cfg.Sources.Addr().Is4() || cfg.Sources.Bits() != 24 || cfg.Rate <= 0 {
-		return nil, fmt.Errorf("start flood of %s: want an IPv4 target, a /24 of sources and a rate, got %+v", h.Name, cfg)
+	if err := cfg.check(); err != nil {
+		return nil, fmt.Errorf("start flood of %s: %w", h.Name, err)
 	}
 	f := &Flood{cfg: cfg, host: h, quit: make(chan struct{}), done: make(chan struct{})}
 	defer func() {
@@ -80,11 +84,8 @@ func (h *Host) StartFlood(cfg FloodConfig) (_ *Flood, err error) {
 	if f.port, err = h.lab.sw.nl.LinkByName(portName(h.Name, iface)); err != nil {
 		return nil, err
 	}
-	f.frame = Frame{
-		DstMAC: h.MAC(iface), SrcMAC: bridgeAddr(0), TOS: FloodMark, Window: 1024, PadTo: 60,
-		Src: netip.AddrPortFrom(cfg.Sources.Masked().Addr(), 0), Dst: cfg.Target,
-	}.Bytes()
-	if f.made, err = loadFlood(f.frame, f.port.Attrs().Index); err != nil {
+	f.frame = cfg.frame(h.MAC(iface))
+	if f.made, err = cfg.load(f.frame, f.port.Attrs().Index); err != nil {
 		return nil, err
 	}
 	if f.count, f.drop, err = loadFloodDrop(); err != nil {
@@ -213,149 +214,4 @@ func (h *Host) received(iface string) (uint64, error) {
 		return 0, fmt.Errorf("find %s of %s: %w", iface, h.Name, err)
 	}
 	return link.Attrs().Statistics.RxPackets, nil
-}
-
-// Offsets in a frame of the flood.
-const (
-	atEtherType  = 12
-	atTOS        = 15
-	atIPChecksum = 24
-	atLastByte   = 29 // of the source address
-	atSourcePort = 34
-	atSequence   = 38
-	atFlags      = 47
-	atChecksum   = 50
-)
-
-// loadFlood loads a program that writes the frame, with another source, sequence
-// number and flag each time, and sends it by an interface. All is written each
-// time: live frames come back as the last receiver has left them.
-func loadFlood(frame []byte, ifindex int) (*ebpf.Program, error) {
-	const data, random, sequence = asm.R7, asm.R8, asm.R9
-	ins := asm.Instructions{
-		asm.LoadMem(data, asm.R1, 0, asm.Word),
-		asm.LoadMem(asm.R2, asm.R1, 4, asm.Word),
-		asm.Mov.Reg(asm.R3, data),
-		asm.Add.Imm(asm.R3, int32(len(frame))),
-		asm.JGT.Reg(asm.R3, asm.R2, "short"),
-	}
-	for at := 0; at < len(frame); at += 4 {
-		ins = append(ins, asm.StoreImm(data, int16(at), int64(int32(binary.NativeEndian.Uint32(frame[at:]))), asm.Word))
-	}
-	ins = append(ins,
-		asm.FnGetPrandomU32.Call(),
-		asm.Mov.Reg(random, asm.R0),
-		asm.FnGetPrandomU32.Call(),
-		asm.Mov.Reg(sequence, asm.R0),
-		// R1: the port, 1024 or more; R2: the last byte of the address; R3: SYN or ACK.
-		asm.Mov.Reg(asm.R1, random),
-		asm.And.Imm(asm.R1, 0xffff),
-		asm.Or.Imm(asm.R1, 0x400),
-		asm.Mov.Reg(asm.R2, random),
-		asm.RSh.Imm(asm.R2, 16),
-		asm.And.Imm(asm.R2, 0xff),
-		asm.Mov.Reg(asm.R3, random),
-		asm.RSh.Imm(asm.R3, 24),
-		asm.And.Imm(asm.R3, 1),
-		asm.Mul.Imm(asm.R3, int32(ACK-SYN)),
-		asm.Add.Imm(asm.R3, int32(SYN)),
-		asm.StoreMem(data, atLastByte, asm.R2, asm.Byte),
-		asm.StoreMem(data, atFlags, asm.R3, asm.Byte),
-	)
-	// What was zero in the frame adds to the sums that it has.
-	ins = append(ins,
-		asm.Mov.Imm(asm.R4, int32(^binary.BigEndian.Uint16(frame[atIPChecksum:]))),
-		asm.Add.Reg(asm.R4, asm.R2))
-	ins = append(ins, foldInto(data, atIPChecksum)...)
-	ins = append(ins,
-		asm.Mov.Imm(asm.R4, int32(^binary.BigEndian.Uint16(frame[atChecksum:]))),
-		asm.Add.Reg(asm.R4, asm.R2),
-		asm.Add.Reg(asm.R4, asm.R1),
-		asm.Add.Reg(asm.R4, asm.R3),
-		asm.Mov.Reg(asm.R5, sequence),
-		asm.RSh.Imm(asm.R5, 16),
-		asm.Add.Reg(asm.R4, asm.R5),
-		asm.Mov.Reg(asm.R5, sequence),
-		asm.And.Imm(asm.R5, 0xffff),
-		asm.Add.Reg(asm.R4, asm.R5))
-	ins = append(ins, foldInto(data, atChecksum)...)
-	ins = append(ins,
-		asm.HostTo(asm.BE, asm.R1, asm.Half),
-		asm.StoreMem(data, atSourcePort, asm.R1, asm.Half),
-		asm.HostTo(asm.BE, sequence, asm.Word),
-		asm.StoreMem(data, atSequence, sequence, asm.Word),
-		asm.Mov.Imm(asm.R1, int32(ifindex)),
-		asm.Mov.Imm(asm.R2, 0),
-		asm.FnRedirect.Call(),
-		asm.Return(),
-		asm.Mov.Imm(asm.R0, 0).WithSymbol("short"), // XDP_ABORTED
-		asm.Return(),
-	)
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "lab_flood", Type: ebpf.XDP, Instructions: ins, License: "Dual BSD/GPL",
-	})
-	if err != nil {
-		return nil, fmt.Errorf("load xdp program that floods: %w", err)
-	}
-	return prog, nil
-}
-
-// foldInto writes the checksum of the sum in R4. It uses R5.
-func foldInto(data asm.Register, at int16) asm.Instructions {
-	var ins asm.Instructions
-	for range 2 {
-		ins = append(ins,
-			asm.Mov.Reg(asm.R5, asm.R4),
-			asm.RSh.Imm(asm.R5, 16),
-			asm.And.Imm(asm.R4, 0xffff),
-			asm.Add.Reg(asm.R4, asm.R5))
-	}
-	return append(ins,
-		asm.Xor.Imm(asm.R4, 0xffff),
-		asm.HostTo(asm.BE, asm.R4, asm.Half),
-		asm.StoreMem(data, at, asm.R4, asm.Half))
-}
-
-// loadFloodDrop loads a program that drops IPv4 packets with FloodMark, counts
-// them, and passes everything else.
-func loadFloodDrop() (*ebpf.Map, *ebpf.Program, error) {
-	const xdpDrop, xdpPass = 1, 2
-	count, err := ebpf.NewMap(&ebpf.MapSpec{
-		Name: "lab_flood", Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8, MaxEntries: 1,
-	})
-	if err != nil {
-		return nil, nil, fmt.Errorf("create map of a flood: %w", err)
-	}
-	ipv4 := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, EtherTypeIPv4))
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "lab_flood_drop", Type: ebpf.XDP, License: "Dual BSD/GPL",
-		Instructions: asm.Instructions{
-			asm.LoadMem(asm.R2, asm.R1, 0, asm.Word),
-			asm.LoadMem(asm.R3, asm.R1, 4, asm.Word),
-			asm.Mov.Reg(asm.R4, asm.R2),
-			asm.Add.Imm(asm.R4, atTOS+1),
-			asm.JGT.Reg(asm.R4, asm.R3, "pass"),
-			asm.LoadMem(asm.R5, asm.R2, atEtherType, asm.Half),
-			asm.JNE.Imm(asm.R5, int32(ipv4), "pass"),
-			asm.LoadMem(asm.R5, asm.R2, atTOS, asm.Byte),
-			asm.JNE.Imm(asm.R5, FloodMark, "pass"),
-			asm.StoreImm(asm.RFP, -4, 0, asm.Word),
-			asm.LoadMapPtr(asm.R1, count.FD()),
-			asm.Mov.Reg(asm.R2, asm.RFP),
-			asm.Add.Imm(asm.R2, -4),
-			asm.FnMapLookupElem.Call(),
-			asm.JEq.Imm(asm.R0, 0, "drop"),
-			asm.LoadMem(asm.R1, asm.R0, 0, asm.DWord),
-			asm.Add.Imm(asm.R1, 1),
-			asm.StoreMem(asm.R0, 0, asm.R1, asm.DWord),
-			asm.Mov.Imm(asm.R0, xdpDrop).WithSymbol("drop"),
-			asm.Return(),
-			asm.Mov.Imm(asm.R0, xdpPass).WithSymbol("pass"),
-			asm.Return(),
-		},
-	})
-	if err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("load xdp program that drops a flood: %w", err), count.Close())
-	}
-	return count, prog, nil
 }
