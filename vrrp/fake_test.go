@@ -62,6 +62,7 @@ type node struct {
 	setUp   func(*Router) // before it runs; may be nil
 	group   *Group
 	routes  RouteStore
+	fence   Fence // nil: none
 
 	mu       sync.Mutex
 	link     Link
@@ -88,7 +89,7 @@ func (n *node) run(change func(*Config)) {
 	if change != nil {
 		change(&cfg)
 	}
-	r, err := New(cfg, Deps{Network: n, Addresses: n, Log: slog.New(n.log), Group: n.group, Routes: n.routes, OnChange: func(c Change) {
+	r, err := New(cfg, Deps{Network: n, Addresses: n, Log: slog.New(n.log), Group: n.group, Routes: n.routes, Fence: n.fence, OnChange: func(c Change) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.changes = append(n.changes, c)

@@ -45,6 +45,9 @@ func (r *Router) refresh(now time.Time, into chan<- *received) {
 			r.announce(now)
 		}
 	}
+	if r.transport != nil {
+		r.placeFence() // also where the link is as it was: the data plane may have come to it
+	}
 	r.settle(now)
 }
 

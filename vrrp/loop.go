@@ -46,6 +46,9 @@ type loop struct {
 	addAfter time.Time         // when faultAdd is over
 	grace    time.Time         // a late takeover waits until then; zero: none is due
 
+	beatAt   time.Time // when the fence is to be told that this node is at work; zero: it is not Active
+	unfenced string    // as in Status
+
 	alarms  alarms
 	lastLog [numReasons]time.Time // of a dropped packet
 	sendLog time.Time             // of a failed advertisement
@@ -116,8 +119,10 @@ func (r *Router) Run(ctx context.Context) error {
 		case <-r.wake:
 			r.obey(time.Now())
 		case p := <-received:
+			r.yield(time.Now())
 			r.take(time.Now(), p)
 		case <-timer.C:
+			r.yield(time.Now())
 			// What has been heard already comes before what is due: a Backup
 			// that was late itself must not take that for silence.
 			select {
@@ -143,6 +148,7 @@ func (r *Router) Run(ctx context.Context) error {
 		r.settle(time.Now())
 		r.noteGroup()
 		r.noteStanding()
+		r.beat(time.Now())
 	}
 	return nil
 }
@@ -162,6 +168,7 @@ func (r *Router) next(recheck time.Time) time.Time {
 		earlier(t)
 	}
 	earlier(r.schedule.next)
+	earlier(r.beatAt)
 	earlier(r.alarms.next)
 	earlier(r.retry)
 	return next
@@ -224,9 +231,12 @@ func (r *Router) settle(now time.Time) {
 			case err != nil:
 				r.failAdd(now, err)
 				continue
-			case reason == "":
+			case held:
+				r.deps.Fence.Adopt()
+			}
+			if reason == "" {
 				r.perform(now, r.machine.Startup(now, held))
-			default:
+			} else {
 				r.perform(now, r.machine.Unfit(now, reason, held))
 			}
 		case reason == r.reason:
@@ -357,6 +367,7 @@ func (r *Router) announce(now time.Time) {
 }
 
 func (r *Router) addVIPs(now time.Time) {
+	r.deps.Fence.Hold()
 	err := r.deps.Addresses.Add(r.cfg.Interface, r.cfg.Addresses, r.cfg.owner())
 	var conflict *ConflictError
 	switch {
@@ -383,6 +394,8 @@ func (r *Router) removeVIPs() {
 	if err := r.deps.Addresses.Remove(r.cfg.Interface, r.cfg.Addresses); err != nil {
 		r.log.Error("vips could not be removed; trying again", "error", oneLine(err))
 		r.retryAt(time.Now().Add(retryAfter))
+	} else {
+		r.deps.Fence.Drop()
 	}
 	r.noteAddresses()
 }
