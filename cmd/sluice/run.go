@@ -85,6 +85,7 @@ type node struct {
 	host       *vrrp.Host
 	addresses  *vrrp.Addresses
 	routes     *vrrp.Routes
+	fences     *loader.Fences             // nil with tables
 	notifiers  map[string]*track.Notifier // by instance
 	until      context.Context            // ends when the daemon is to stop
 	inside     context.Context            // ends after its handover
@@ -423,6 +424,12 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 	if err := n.openRoutes(); err != nil {
 		return err
 	}
+	if n.fences, err = n.openFences(); err != nil {
+		return err
+	}
+	if n.fences != nil {
+		goroutines.Go(func() { beAlive(ctx, n.fences) })
+	}
 	groups := map[string]*vrrp.Group{}
 	for _, i := range n.cfg.VRRP {
 		r, err := n.newRouter(i, groups)
@@ -465,7 +472,7 @@ func (n *node) newRouter(i config.Instance, groups map[string]*vrrp.Group) (*vrr
 		Priority: i.Priority, Interval: i.Interval, Password: i.Password, Addresses: i.Addresses,
 		Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, Peers: i.Peers, Source: i.Source, Extra: extra(i),
 	}, vrrp.Deps{
-		Network: n.host, Addresses: n.addresses, Routes: n.routes, Log: n.log, OnChange: n.changes(n.hooks(i)), Group: groups[i.Group],
+		Network: n.host, Addresses: n.addresses, Routes: n.routes, Fence: fenceOf(n.fences, i), Log: n.log, OnChange: n.changes(n.hooks(i)), Group: groups[i.Group],
 	})
 	if err != nil {
 		return nil, fmt.Errorf("vrrp instance %s: %w", i.Name, err)
