@@ -98,7 +98,7 @@ func (a *asker) answers(address netip.Addr) []string {
 
 func (a *asker) nodeOf(mac net.HardwareAddr) string {
 	for _, node := range []string{"lb1", "lb2"} {
-		if slices.Equal(a.host(node).MAC("eth0"), mac) {
+		if h := a.lab.Host(node); h != nil && slices.Equal(h.MAC("eth0"), mac) {
 			return node
 		}
 	}

@@ -85,7 +85,8 @@ type node struct {
 	host       *vrrp.Host
 	addresses  *vrrp.Addresses
 	routes     *vrrp.Routes
-	fences     *loader.Fences             // nil with tables
+	fences     *loader.Fences // nil with tables
+	settings   *vrrp.ARPSettings
 	notifiers  map[string]*track.Notifier // by instance
 	until      context.Context            // ends when the daemon is to stop
 	inside     context.Context            // ends after its handover
@@ -421,6 +422,9 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 	if _, err := n.addresses.Forget(configured(n.cfg)); err != nil {
 		return err
 	}
+	if err := n.settleARP(); err != nil {
+		return err
+	}
 	if err := n.openRoutes(); err != nil {
 		return err
 	}
@@ -449,6 +453,7 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 		for {
 			select {
 			case <-changed: // an interface may have another MAC address, or be another one
+				n.applyARP()
 				if n.loop != nil {
 					n.loop.Dirty()
 				}
