@@ -31,10 +31,13 @@ type loop struct {
 	machine  *Machine
 	filter   Filter
 	schedule schedule
+	watch    watch // for strangers that answer for the VIPs
 
 	link      Link
 	transport *receiver // nil while the link cannot be used
 	announcer Announcer // nil with transport
+	prober    *listener // nil with transport, or where it could not be opened
+	claims    chan claim
 
 	out    Advertisement // what is sent, but for the priority
 	outBuf []byte
@@ -49,9 +52,10 @@ type loop struct {
 	beatAt   time.Time // when the fence is to be told that this node is at work; zero: it is not Active
 	unfenced string    // as in Status
 
-	alarms  alarms
-	lastLog [numReasons]time.Time // of a dropped packet
-	sendLog time.Time             // of a failed advertisement
+	alarms   alarms
+	lastLog  [numReasons]time.Time // of a dropped packet
+	sendLog  time.Time             // of a failed advertisement
+	probeLog time.Time             // of failed probes
 
 	request  *handoverRequest // who waits for the end of a handover; nil: nobody
 	standing standing
@@ -101,6 +105,7 @@ func (r *Router) Run(ctx context.Context) error {
 	defer r.closeLink()
 
 	received := make(chan *received)
+	r.claims = make(chan claim)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 
@@ -121,6 +126,9 @@ func (r *Router) Run(ctx context.Context) error {
 		case p := <-received:
 			r.yield(time.Now())
 			r.take(time.Now(), p)
+		case c := <-r.claims:
+			r.yield(time.Now())
+			r.claimed(time.Now(), c)
 		case <-timer.C:
 			r.yield(time.Now())
 			// What has been heard already comes before what is due: a Backup
@@ -134,6 +142,7 @@ func (r *Router) Run(ctx context.Context) error {
 					r.perform(now, r.machine.Expire(now))
 				}
 				r.announce(now)
+				r.probe(now)
 				r.expireAlarms(now)
 				retry := !r.retry.IsZero() && !now.Before(r.retry)
 				if retry {
@@ -169,6 +178,7 @@ func (r *Router) next(recheck time.Time) time.Time {
 	}
 	earlier(r.schedule.next)
 	earlier(r.beatAt)
+	earlier(r.watch.next)
 	earlier(r.alarms.next)
 	earlier(r.retry)
 	return next
@@ -280,6 +290,7 @@ func (r *Router) perform(now time.Time, actions []Action) {
 			if a.Priority == PriorityRelease {
 				// An announcement after the goodbye would fight the next node's.
 				r.schedule.stop()
+				r.watch.stop()
 			}
 			r.send(now, a.Priority)
 		case ActionAdd:
@@ -292,8 +303,11 @@ func (r *Router) perform(now time.Time, actions []Action) {
 			r.schedule.begin(now)
 			r.announce(now)
 		case ActionState:
-			if a.To != Active {
+			if a.To == Active {
+				r.watch.begin(now, r.cfg.Interval)
+			} else {
 				r.schedule.stop()
+				r.watch.stop()
 			}
 			r.changed(now, a)
 		case ActionReleased:
