@@ -174,6 +174,10 @@ func TestKilledWithTheLinkUpNobodyElseAnswers(t *testing.T) {
 	if !r.has("lb1", vip) {
 		t.Fatal("lb1 has no VIP any more: nothing is shown here")
 	}
+	// lb2 has asked who else answers, by now more than once.
+	if i, err := instanceOf(r.mustStatus("lb2"), "VI_1"); err != nil || len(i.Alarms) > 0 {
+		t.Errorf("alarms of lb2: %q, %v", i.Alarms, err)
+	}
 
 	out := r.leftOn("lb1", file)
 	for _, want := range []string{
