@@ -87,7 +87,7 @@ type FencePlace struct {
 func (f *Fence) Place(p FencePlace) error {
 	f.all.mu.Lock()
 	defer f.all.mu.Unlock()
-	keys, err := f.all.keys(p.Interface, f.vips)
+	way, err := f.all.way(p.Interface, netlink.LinkByIndex)
 	if err != nil {
 		if f.number != 0 {
 			err = errors.Join(err, f.all.setAddresses(f.number, nil))
@@ -105,6 +105,11 @@ func (f *Fence) Place(p FencePlace) error {
 	want.Patience, want.Source, want.Mac = uint64(p.Patience), mapped(p.Source), p.MAC
 	want.Heard, want.Claimed, want.Other = at.Heard, at.Claimed, at.Other
 	storeFence(at, &want)
+	keys := map[lbFenceKey]bool{}
+	for _, vip := range f.vips {
+		way.Address = mapped(vip)
+		keys[way] = true
+	}
 	return f.all.setAddresses(f.number, keys)
 }
 
@@ -223,33 +228,27 @@ func idOf(f *lbFence) fenceID { return fenceID{f.Interface, f.Vrid, f.V6 != 0} }
 
 func boolByte(b bool) uint8 { return uint8(boolWord(b)) }
 
-// keys are how frames name VIPs of an interface: by the NIC that the program is on,
-// and tags. The error says that there is none.
-func (f *Fences) keys(index int, vips []netip.Addr) (map[lbFenceKey]bool, error) {
+// way is how frames of an interface come in: by a NIC that the program is on, with
+// tags. The error says that they do not.
+func (f *Fences) way(index int, linkBy func(int) (netlink.Link, error)) (lbFenceKey, error) {
 	var key lbFenceKey
 	for at, tags := index, 0; ; tags++ {
 		if f.tables.nic(at).Index == uint32(at) {
 			key.Interface = uint32(at)
-			break
+			return key, nil
 		}
-		l, err := netlink.LinkByIndex(at)
+		l, err := linkBy(at)
 		if err != nil {
-			return nil, fmt.Errorf("look at interface number %d: %w", at, err)
+			return key, fmt.Errorf("look at interface number %d: %w", at, err)
 		}
 		v, ok := l.(*netlink.Vlan)
 		if !ok || tags == len(key.Vlan) {
-			return nil, fmt.Errorf("the XDP program is not on %s: name it in datapath.interfaces", l.Attrs().Name)
+			return key, fmt.Errorf("the XDP program is not on %s: name it in datapath.interfaces", l.Attrs().Name)
 		}
 		key.Vlan[1] = key.Vlan[0]
 		key.Vlan[0] = bigEndian16(uint16(v.VlanId))
 		at = v.ParentIndex
 	}
-	keys := map[lbFenceKey]bool{}
-	for _, vip := range vips {
-		key.Address = mapped(vip)
-		keys[key] = true
-	}
-	return keys, nil
 }
 
 // setAddresses makes the given VIPs those of an entry, and no others.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/internal/lb"
@@ -338,5 +339,50 @@ func TestFencePlaces(t *testing.T) {
 	err = next.Place(FencePlace{Interface: 1 << 20, Source: thisNode})
 	if err == nil || r.tables.arrays.Fences != 0 {
 		t.Errorf("a place without the program: %v, the program looks: %v", err, r.tables.arrays.Fences != 0)
+	}
+}
+
+// By which NIC, and with which tags, frames of an interface come in.
+func TestFenceWay(t *testing.T) {
+	r := newFenceRig(t)
+	vlan := func(name string, parent, id int) netlink.Link {
+		return &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: name, ParentIndex: parent}, VlanId: id}
+	}
+	links := map[int]netlink.Link{
+		2: &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "eth1"}},
+		3: vlan("lo.7", nicIndex, 7), 4: vlan("lo.7.8", 3, 8), 5: vlan("lo.7.8.9", 4, 9), 6: vlan("eth1.7", 2, 7),
+	}
+	key := func(tags ...uint16) lbFenceKey {
+		k := lbFenceKey{Interface: nicIndex}
+		for i, tag := range tags {
+			k.Vlan[i] = bigEndian16(tag)
+		}
+		return k
+	}
+	for _, tc := range []struct {
+		name  string
+		index int
+		want  lbFenceKey
+		err   string
+	}{
+		{"the NIC itself", nicIndex, key(), ""},
+		{"a VLAN", 3, key(7), ""},
+		{"a VLAN in a VLAN", 4, key(7, 8), ""},
+		{"three tags", 5, key(), "the XDP program is not on lo.7: name it in datapath.interfaces"},
+		{"another NIC", 2, key(), "the XDP program is not on eth1: name it in datapath.interfaces"},
+		{"a VLAN of it", 6, key(), "the XDP program is not on eth1: name it in datapath.interfaces"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := r.fences.way(tc.index, func(i int) (netlink.Link, error) { return links[i], nil })
+			if err != nil || tc.err != "" {
+				if err == nil || err.Error() != tc.err {
+					t.Fatalf("error %v, want %q", err, tc.err)
+				}
+				return
+			}
+			if got != tc.want {
+				t.Errorf("got %+v, want %+v", got, tc.want)
+			}
+		})
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mdlayher/arp"
-	"github.com/mdlayher/ethernet"
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
 	"github.com/mdlayher/packet"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -22,24 +22,30 @@ import (
 	"github.com/sluice-lb/sluice/internal/testenv"
 )
 
-// An asker asks from a host who has an IPv4 address, and hears all who answer.
+// An asker asks from a host who has an address, and hears all who answer.
 type asker struct {
 	*rig
 	conn *packet.Conn
 	mac  net.HardwareAddr
-	from netip.Addr
+	from netip.Addr // IPv4 or IPv6
 }
 
-func (r *rig) asker(on string) *asker {
+func (r *rig) asker(on string) *asker { r.Helper(); return r.askerFrom(on, r.host(on).Address()) }
+
+func (r *rig) askerFrom(on string, from netip.Addr) *asker {
 	r.Helper()
 	h := r.host(on)
-	a := &asker{rig: r, mac: h.MAC("eth0"), from: h.Address()}
+	a := &asker{rig: r, mac: h.MAC("eth0"), from: from}
+	protocol := unix.ETH_P_ARP
+	if from.Is6() {
+		protocol = unix.ETH_P_IPV6
+	}
 	if err := h.Do(func() error {
 		nic, err := net.InterfaceByName("eth0")
 		if err != nil {
 			return err
 		}
-		a.conn, err = packet.Listen(nic, packet.Raw, unix.ETH_P_ARP, nil)
+		a.conn, err = packet.Listen(nic, packet.Raw, protocol, nil)
 		return err
 	}); err != nil {
 		r.Fatal(err)
@@ -53,19 +59,8 @@ func (r *rig) asker(on string) *asker {
 // does not answer.
 func (a *asker) answers(address netip.Addr) []string {
 	a.Helper()
-	request, err := arp.NewPacket(arp.OperationRequest, a.mac, a.from, make(net.HardwareAddr, 6), address)
-	if err != nil {
-		a.Fatal(err)
-	}
-	body, err := request.MarshalBinary()
-	if err != nil {
-		a.Fatal(err)
-	}
-	frame, err := (&ethernet.Frame{Destination: ethernet.Broadcast, Source: a.mac, EtherType: ethernet.EtherTypeARP, Payload: body}).MarshalBinary()
-	if err != nil {
-		a.Fatal(err)
-	}
-	if _, err := a.conn.WriteTo(frame, &packet.Addr{HardwareAddr: ethernet.Broadcast}); err != nil {
+	question := a.question(address)
+	if _, err := a.conn.WriteTo(question, &packet.Addr{HardwareAddr: net.HardwareAddr(question[:6])}); err != nil {
 		a.Fatal(err)
 	}
 	const while = 50 * time.Millisecond
@@ -82,18 +77,63 @@ func (a *asker) answers(address netip.Addr) []string {
 		if err != nil {
 			a.Fatal(err)
 		}
-		var f ethernet.Frame
-		var p arp.Packet
-		if f.UnmarshalBinary(buf[:n]) != nil || p.UnmarshalBinary(f.Payload) != nil {
-			continue
-		}
-		// Announcements are no answers.
-		if p.Operation == arp.OperationReply && p.SenderIP == address && p.TargetIP == a.from {
-			nodes = append(nodes, a.nodeOf(p.SenderHardwareAddr))
+		if mac := a.answer(buf[:n], address); mac != nil {
+			nodes = append(nodes, a.nodeOf(mac))
 		}
 	}
 	slices.Sort(nodes)
 	return slices.Compact(nodes)
+}
+
+// question is an ARP request, or a neighbour solicitation.
+func (a *asker) question(address netip.Addr) []byte {
+	a.Helper()
+	var all []gopacket.SerializableLayer
+	if address.Is4() {
+		all = append(all, &layers.Ethernet{SrcMAC: a.mac, DstMAC: layers.EthernetBroadcast, EthernetType: layers.EthernetTypeARP},
+			&layers.ARP{
+				AddrType: layers.LinkTypeEthernet, Protocol: layers.EthernetTypeIPv4, HwAddressSize: 6, ProtAddressSize: 4, Operation: layers.ARPRequest,
+				SourceHwAddress: a.mac, SourceProtAddress: a.from.AsSlice(), DstHwAddress: make([]byte, 6), DstProtAddress: address.AsSlice(),
+			})
+	} else {
+		last := address.AsSlice()[13:]
+		ip := &layers.IPv6{
+			Version: 6, NextHeader: layers.IPProtocolICMPv6, HopLimit: 255, SrcIP: a.from.AsSlice(),
+			DstIP: append([]byte{0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff}, last...),
+		}
+		icmp := &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(layers.ICMPv6TypeNeighborSolicitation, 0)}
+		if err := icmp.SetNetworkLayerForChecksum(ip); err != nil {
+			a.Fatal(err)
+		}
+		all = append(all, &layers.Ethernet{SrcMAC: a.mac, DstMAC: append([]byte{0x33, 0x33, 0xff}, last...), EthernetType: layers.EthernetTypeIPv6},
+			ip, icmp, &layers.ICMPv6NeighborSolicitation{
+				TargetAddress: address.AsSlice(), Options: layers.ICMPv6Options{{Type: layers.ICMPv6OptSourceAddress, Data: a.mac}},
+			})
+	}
+	buf := gopacket.NewSerializeBuffer()
+	if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, all...); err != nil {
+		a.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+// answer is the MAC address of who answers with a frame; announcements are no answers.
+func (a *asker) answer(frame []byte, address netip.Addr) net.HardwareAddr {
+	p := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.Default)
+	if l, ok := p.Layer(layers.LayerTypeARP).(*layers.ARP); ok {
+		if l.Operation == layers.ARPReply && slices.Equal(l.SourceProtAddress, address.AsSlice()) && slices.Equal(l.DstProtAddress, a.from.AsSlice()) {
+			return l.SourceHwAddress
+		}
+		return nil
+	}
+	if l, ok := p.Layer(layers.LayerTypeICMPv6NeighborAdvertisement).(*layers.ICMPv6NeighborAdvertisement); ok && l.Solicited() && l.TargetAddress.Equal(address.AsSlice()) {
+		for _, o := range l.Options {
+			if o.Type == layers.ICMPv6OptTargetAddress {
+				return o.Data
+			}
+		}
+	}
+	return nil
 }
 
 func (a *asker) nodeOf(mac net.HardwareAddr) string {
@@ -217,6 +257,35 @@ func (r *rig) linkIndex(node string) int {
 		r.Fatal(err)
 	}
 	return l.Attrs().Index
+}
+
+// IPv6 asks and answers in another way.
+func TestKilledWithTheLinkUpNobodyElseAnswersIPv6(t *testing.T) {
+	r := viaRig(t, 2)
+	for _, name := range []string{"b1", "b2"} {
+		r.lo(name, vip6, true)
+	}
+	file := r.file("six.yaml", pair6, vrrps(
+		`{name: VI_1, interface: eth0, virtual_router_id: 51, advertisement_interval: 200ms, addresses: ["fe80::100/64", "2001:db8::100/64"]}`))
+	daemon := r.start("lb1", file)
+	r.start("lb2", file)
+	r.waitReady("lb1")
+	r.waitBackup("lb2")
+	ask := r.askerFrom("client", netip.MustParseAddr("2001:db8::200"))
+	ask.wait(vip6, "lb1")
+	r.kill(daemon)
+	ask.wait(vip6, "lb2")
+	for _, a := range []netip.Addr{vip6, link6} {
+		ask.stays(a, "lb2")
+		if !r.has("lb1", a) {
+			t.Fatalf("lb1 has %v no more: nothing is shown here", a)
+		}
+	}
+	r.start("lb1", file)
+	ask.wait(vip6, "lb1")
+	if n := fencedPackets(r.mustStatus("lb1")); n == 0 {
+		t.Error("lb1 has counted no question as fenced")
+	}
 }
 
 // Without a taker nothing is silenced, however long the daemon is dead.
