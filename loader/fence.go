@@ -66,6 +66,7 @@ type Fence struct {
 	vrid   uint8
 	vips   []netip.Addr
 	number uint32 // 0: it has no place yet
+	held   bool   // by this daemon, or adopted
 }
 
 // Fence returns the entry of an instance, which has no place in the table before
@@ -99,6 +100,9 @@ func (f *Fence) Place(p FencePlace) error {
 		if err := f.move(id); err != nil {
 			return err
 		}
+		if f.held { // since before it had this place
+			f.Adopt()
+		}
 	}
 	at := f.at()
 	want := *at
@@ -116,8 +120,7 @@ func (f *Fence) Place(p FencePlace) error {
 // move gives the instance the entry that it had in an earlier run, or a free one,
 // where its VIPs are held if they were before.
 func (f *Fence) move(id fenceID) error {
-	before := f.number
-	free := uint32(0)
+	before, free := f.number, uint32(0)
 	for n := uint32(1); n < uint32(lbLimitsMAX_FENCES); n++ {
 		at := f.all.tables.fence(n)
 		if at.Used == 0 && free == 0 {
@@ -133,11 +136,7 @@ func (f *Fence) move(id fenceID) error {
 	}
 	at := f.all.tables.fence(free)
 	if at.Used == 0 {
-		fresh := lbFence{Interface: id.index, Vrid: id.vrid, V6: boolByte(id.v6), Used: 1}
-		if before != 0 {
-			fresh.Beat, fresh.Held = f.at().Beat, f.at().Held
-		}
-		store(at, fresh)
+		store(at, lbFence{Interface: id.index, Vrid: id.vrid, V6: boolByte(id.v6), Used: 1})
 	}
 	if before != 0 && before != free {
 		if err := f.all.setAddresses(before, nil); err != nil {
@@ -153,27 +152,29 @@ func (f *Fence) move(id fenceID) error {
 // this daemon: it is at work.
 func (f *Fence) Hold() {
 	f.Beat()
-	f.hold(1)
+	f.hold(true)
 }
 
 // Adopt says that VIPs of an earlier run are on this node. Whether that run counts
 // as gone, and who has been seen since, stays as it was.
 func (f *Fence) Adopt() {
+	f.held = true
 	if f.number != 0 && f.at().Held == 0 {
 		f.Hold()
 	}
 }
 
 // Drop says that the VIPs are not on this node any more.
-func (f *Fence) Drop() { f.hold(0) }
+func (f *Fence) Drop() { f.hold(false) }
 
-func (f *Fence) hold(held uint8) {
+func (f *Fence) hold(held bool) {
+	f.held = held
 	if f.number == 0 {
 		return
 	}
 	at := f.at()
 	want := *at
-	want.Held = held
+	want.Held = boolByte(held)
 	storeWord(&wordsOf(at)[fenceHeldWord], wordsOf(&want)[fenceHeldWord])
 }
 

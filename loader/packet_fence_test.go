@@ -1,16 +1,16 @@
 package loader
 
 import (
-	"bytes"
 	"encoding/binary"
+	"math"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/internal/lb"
 )
@@ -116,9 +116,6 @@ var (
 	asksND  = neighbourFrame(135, 0, 255, clientMAC, netip.MustParseAddr("fe80::c"), netip.MustParseAddr("ff02::1:ff00:100"), fencedVIP6)
 )
 
-// fencePatience is out of the reach of a test machine that is slow.
-const fencePatience = time.Hour
-
 // A fenceRig is a data plane with an instance of each family on the test NIC.
 type fenceRig struct {
 	*Datapath
@@ -141,94 +138,162 @@ func newFenceRig(t *testing.T) *fenceRig {
 
 func (r *fenceRig) place(t *testing.T, f *Fence, source netip.Addr) {
 	t.Helper()
-	if err := f.Place(FencePlace{Interface: nicIndex, MAC: nicMAC, Source: source, Patience: fencePatience}); err != nil {
+	if err := f.Place(FencePlace{Interface: nicIndex, MAC: nicMAC, Source: source, Patience: time.Hour}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// dead makes the last beat of a fence one of a while ago.
-func dead(f *Fence, since time.Duration) {
-	storeWord(&f.at().Beat, uint64(clock(unix.CLOCK_MONOTONIC)-since))
+// dead makes a fence one whose daemon has beaten at boot, and is out of patience or not.
+func dead(f *Fence, out bool) {
+	f.at().Beat, f.at().Patience = 1, 1
+	if !out {
+		f.at().Patience = math.MaxInt64
+	}
 }
 
-func TestFence(t *testing.T) {
-	claim := arpFrame(1, otherMAC, vipIP, vipIP)
-	claim6 := neighbourFrame(136, 0x20, 255, otherMAC, otherNode6, netip.MustParseAddr("ff02::1"), fencedVIP6)
-	const long, short = 2 * fencePatience, fencePatience / 2
-	cases := []struct {
-		name    string
-		silence time.Duration // since the last beat
-		unheld  bool
-		before  [][]byte
-		ask     []byte
-		want    string
-	}{
-		{"nobody else, the daemon is dead", long, false, nil, asksARP, "not_ip"},
-		{"another node's advertisement, the daemon is at work", short, false, [][]byte{advertised(nil)}, asksARP, "not_ip"},
-		{"another node's advertisement, the daemon is dead", long, false, [][]byte{advertised(nil)}, asksARP, "fenced"},
-		{"gratuitous request", long, false, [][]byte{claim}, asksARP, "fenced"},
-		{"gratuitous reply", long, false, [][]byte{arpFrame(2, otherMAC, vipIP, vipIP)}, asksARP, "fenced"},
-		{"the gratuitous request itself is not answered", long, false, nil, claim, "fenced"},
-		{"the gratuitous reply itself passes", long, false, nil, arpFrame(2, otherMAC, vipIP, vipIP), "not_ip"},
-		{"version 2", long, false, [][]byte{advertised(func(a *advert) { a.version = 2 })}, asksARP, "fenced"},
-		{"an ARP probe", long, false, [][]byte{claim}, arpFrame(1, otherMAC, netip.IPv4Unspecified(), vipIP), "fenced"},
-		{"a reply for the VIP passes", long, false, [][]byte{claim}, arpFrame(2, otherMAC, vipIP, thisNode), "not_ip"},
-		{"the VIPs are not on this node", long, true, [][]byte{claim}, asksARP, "not_ip"},
-		{"for another address", long, false, [][]byte{claim}, arpFrame(1, clientMAC, clientIP, thisNode), "not_ip"},
-		{"a goodbye", long, false, [][]byte{advertised(func(a *advert) { a.priority = 0 })}, asksARP, "not_ip"},
-		{"this node's own advertisement", long, false, [][]byte{advertised(func(a *advert) { a.from = thisNode })}, asksARP, "not_ip"},
-		{"a routed advertisement", long, false, [][]byte{advertised(func(a *advert) { a.hops = 254 })}, asksARP, "not_ip"},
-		{"another virtual router", long, false, [][]byte{advertised(func(a *advert) { a.vrid = 52 })}, asksARP, "not_ip"},
-		{"the same number for other addresses", long, false, [][]byte{advertised(func(a *advert) { a.vips = []netip.Addr{clientIP} })}, asksARP, "not_ip"},
-		{"no addresses", long, false, [][]byte{advertised(func(a *advert) { a.vips = nil })}, asksARP, "not_ip"},
-		{"another version", long, false, [][]byte{advertised(func(a *advert) { a.version = 4 })}, asksARP, "not_ip"},
-		{"a fragment", long, false, [][]byte{advertised(func(a *advert) { a.fragment = true })}, asksARP, "not_ip"},
-		{"this node's own gratuitous ARP", long, false, [][]byte{arpFrame(1, nicMAC, vipIP, vipIP)}, asksARP, "not_ip"},
-		{"a backend that asks from the VIP", long, false, [][]byte{arpFrame(1, otherMAC, vipIP, clientIP)}, asksARP, "not_ip"},
-		{"an advertisement on a VLAN", long, false, [][]byte{advertised(func(a *advert) { a.tags = []uint16{7} })}, asksARP, "not_ip"},
-		{"asked on a VLAN", long, false, [][]byte{claim}, arpFrame(1, clientMAC, clientIP, vipIP, 7), "not_ip"},
-		{"a priority tag is none", long, false, [][]byte{claim}, arpFrame(1, clientMAC, clientIP, vipIP, 0xe000), "fenced"},
+var (
+	claims  = arpFrame(1, otherMAC, vipIP, vipIP)
+	claims6 = neighbourFrame(136, 0x20, 255, otherMAC, otherNode6, netip.MustParseAddr("ff02::1"), fencedVIP6)
+)
 
-		{"IPv6, nobody else", long, false, nil, asksND, "not_vip"},
-		{"IPv6, another node's advertisement, the daemon is at work", short, false, [][]byte{advertised6(nil)}, asksND, "not_vip"},
-		{"IPv6, another node's advertisement", long, false, [][]byte{advertised6(nil)}, asksND, "fenced"},
-		{"IPv6, unsolicited advertisement", long, false, [][]byte{claim6}, asksND, "fenced"},
-		{"IPv6, a solicited advertisement says nothing", long, false, [][]byte{neighbourFrame(136, 0x60, 255, otherMAC, otherNode6, thisNode6, fencedVIP6)}, asksND, "not_vip"},
-		{"IPv6, a routed one says nothing", long, false, [][]byte{neighbourFrame(136, 0x20, 254, otherMAC, otherNode6, thisNode6, fencedVIP6)}, asksND, "not_vip"},
-		{"IPv6, this node's own", long, false, [][]byte{neighbourFrame(136, 0x20, 255, nicMAC, thisNode6, thisNode6, fencedVIP6)}, asksND, "not_vip"},
-		{"IPv6, version 2 does not exist", long, false, [][]byte{advertised6(func(a *advert) { a.version = 2 })}, asksND, "not_vip"},
-		{"IPv6, a goodbye", long, false, [][]byte{advertised6(func(a *advert) { a.priority = 0 })}, asksND, "not_vip"},
-		{"IPv6, asked for another address", long, false, [][]byte{claim6}, neighbourFrame(135, 0, 255, clientMAC, otherNode6, thisNode6, thisNode6), "not_vip"},
-		{"IPv6, asked from afar", long, false, [][]byte{claim6}, neighbourFrame(135, 0, 64, clientMAC, otherNode6, thisNode6, fencedVIP6), "not_vip"},
-		{"IPv6, duplicate address detection", long, false, [][]byte{claim6}, neighbourFrame(135, 0, 255, clientMAC, netip.IPv6Unspecified(), netip.MustParseAddr("ff02::1:ff00:100"), fencedVIP6), "fenced"},
-		{"IPv4's owner is not IPv6's", long, false, [][]byte{claim}, asksND, "not_vip"},
-	}
+// What a frame tells of other owners.
+func TestFenceHears(t *testing.T) {
 	r := newFenceRig(t)
-	for _, tc := range cases {
+	for _, tc := range []struct {
+		name  string
+		frame []byte
+		want  string
+	}{
+		{"an advertisement", advertised(nil), "heard"},
+		{"version 2", advertised(func(a *advert) { a.version = 2 }), "heard"},
+		{"of several VIPs", advertised(func(a *advert) { a.vips = []netip.Addr{vipIP, clientIP} }), "heard"},
+		{"a goodbye", advertised(func(a *advert) { a.priority = 0 }), ""},
+		{"this node's own advertisement", advertised(func(a *advert) { a.from = thisNode }), ""},
+		{"a routed advertisement", advertised(func(a *advert) { a.hops = 254 }), ""},
+		{"another virtual router", advertised(func(a *advert) { a.vrid = 52 }), ""},
+		{"the same number for other addresses", advertised(func(a *advert) { a.vips = []netip.Addr{clientIP} }), ""},
+		{"no addresses", advertised(func(a *advert) { a.vips = nil }), ""},
+		{"another version", advertised(func(a *advert) { a.version = 4 }), ""},
+		{"a fragment", advertised(func(a *advert) { a.fragment = true }), ""},
+		{"an advertisement on a VLAN", advertised(func(a *advert) { a.tags = []uint16{7} }), ""},
+		{"gratuitous request", claims, "claimed"},
+		{"gratuitous reply", arpFrame(2, otherMAC, vipIP, vipIP), "claimed"},
+		{"gratuitous, with a priority", arpFrame(1, otherMAC, vipIP, vipIP, 0xe000), "claimed"},
+		{"this node's own gratuitous ARP", arpFrame(1, nicMAC, vipIP, vipIP), ""},
+		{"a backend that asks from the VIP", arpFrame(1, otherMAC, vipIP, clientIP), ""},
+		{"an ARP probe", arpFrame(1, otherMAC, netip.IPv4Unspecified(), vipIP), ""},
+
+		{"IPv6, an advertisement", advertised6(nil), "heard"},
+		{"IPv6, version 2 does not exist", advertised6(func(a *advert) { a.version = 2 }), ""},
+		{"IPv6, a goodbye", advertised6(func(a *advert) { a.priority = 0 }), ""},
+		{"IPv6, this node's own advertisement", advertised6(func(a *advert) { a.from = thisNode6 }), ""},
+		{"IPv6, unsolicited", claims6, "claimed"},
+		{"IPv6, solicited", neighbourFrame(136, 0x60, 255, otherMAC, otherNode6, thisNode6, fencedVIP6), ""},
+		{"IPv6, routed", neighbourFrame(136, 0x20, 254, otherMAC, otherNode6, thisNode6, fencedVIP6), ""},
+		{"IPv6, this node's own", neighbourFrame(136, 0x20, 255, nicMAC, thisNode6, thisNode6, fencedVIP6), ""},
+		{"IPv6, for another address", neighbourFrame(136, 0x20, 255, otherMAC, otherNode6, thisNode6, thisNode6), ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			f, other := r.v4, r.v6
+			if strings.HasPrefix(tc.name, "IPv6") {
+				f, other = other, f
+			}
+			for _, f := range []*Fence{f, other} {
+				f.at().Heard, f.at().Claimed, f.at().Other = 0, 0, [6]byte{}
+			}
+			if verdict, _ := sendEarnest(t, r.Datapath, tc.frame); verdict != xdpPass {
+				t.Errorf("verdict %d", verdict)
+			}
+			got, who := "", [6]byte{}
+			if f.at().Heard != 0 {
+				got += "heard"
+			}
+			if f.at().Claimed != 0 {
+				got += "claimed"
+			}
+			if tc.want != "" {
+				who = otherMAC
+			}
+			if got != tc.want || f.at().Other != who {
+				t.Errorf("%q, from %x; want %q, from %x", got, f.at().Other, tc.want, who)
+			}
+			if o := other.at(); o.Heard != 0 || o.Claimed != 0 {
+				t.Errorf("of the other family: %+v", *o)
+			}
+		})
+	}
+}
+
+// Who gets no answer, and when.
+func TestFence(t *testing.T) {
+	r := newFenceRig(t)
+	for _, tc := range []struct {
+		name   string
+		dead   bool   // no beat for too long
+		other  string // what was heard since the last one
+		unheld bool
+		ask    []byte
+		fenced bool
+	}{
+		{"nobody else, the daemon is dead", true, "", false, asksARP, false},
+		{"another node, the daemon is at work", false, "heard claimed", false, asksARP, false},
+		{"another node advertises, the daemon is dead", true, "heard", false, asksARP, true},
+		{"another node announces, the daemon is dead", true, "claimed", false, asksARP, true},
+		{"the first announcement is answered by nobody", true, "", false, claims, true},
+		{"a gratuitous reply is no question", true, "", false, arpFrame(2, otherMAC, vipIP, vipIP), false},
+		{"an ARP probe", true, "claimed", false, arpFrame(1, otherMAC, netip.IPv4Unspecified(), vipIP), true},
+		{"a reply passes", true, "claimed", false, arpFrame(2, otherMAC, vipIP, thisNode), false},
+		{"the VIPs are not on this node", true, "claimed", true, asksARP, false},
+		{"another address", true, "claimed", false, arpFrame(1, clientMAC, clientIP, thisNode), false},
+		{"asked on a VLAN", true, "claimed", false, arpFrame(1, clientMAC, clientIP, vipIP, 7), false},
+		{"a priority tag is none", true, "claimed", false, arpFrame(1, clientMAC, clientIP, vipIP, 0xe000), true},
+
+		{"IPv6, nobody else", true, "", false, asksND, false},
+		{"IPv6, the daemon is at work", false, "heard", false, asksND, false},
+		{"IPv6, another node advertises", true, "heard", false, asksND, true},
+		{"IPv6, another node announces", true, "claimed", false, asksND, true},
+		{"IPv6, another address", true, "claimed", false, neighbourFrame(135, 0, 255, clientMAC, otherNode6, thisNode6, thisNode6), false},
+		{"IPv6, asked from afar", true, "claimed", false, neighbourFrame(135, 0, 64, clientMAC, otherNode6, thisNode6, fencedVIP6), false},
+		{"IPv6, duplicate address detection", true, "claimed", false, neighbourFrame(135, 0, 255, clientMAC, netip.IPv6Unspecified(), netip.MustParseAddr("ff02::1:ff00:100"), fencedVIP6), true},
+	} {
 		t.Run(tc.name, func(t *testing.T) {
 			for _, f := range []*Fence{r.v4, r.v6} {
-				f.Drop()
-				store(&f.at().Heard, 0)
-				store(&f.at().Claimed, 0)
 				f.Hold()
 				if tc.unheld {
 					f.Drop()
 				}
-				dead(f, tc.silence)
+				dead(f, tc.dead)
+				f.at().Heard, f.at().Claimed = 0, 0
+				if strings.Contains(tc.other, "heard") {
+					f.at().Heard = f.at().Beat + 1
+				}
+				if strings.Contains(tc.other, "claimed") {
+					f.at().Claimed = f.at().Beat + 1
+				}
 			}
-			for _, frame := range tc.before {
-				sendEarnest(t, r.Datapath, frame)
+			want := uint32(xdpPass)
+			if tc.fenced {
+				want = xdpDrop
 			}
-			if got := try(t, r.Datapath, tc.ask); got.Outcome != tc.want {
-				t.Errorf("outcome %s, want %s", got.Outcome, tc.want)
-			}
-			// Whatever was asked, a daemon that is at work again answers.
-			r.v4.Beat()
-			r.v6.Beat()
-			if verdict, _ := sendEarnest(t, r.Datapath, tc.ask); verdict != xdpPass {
-				t.Errorf("verdict %d after a beat", verdict)
+			if verdict, _ := sendEarnest(t, r.Datapath, tc.ask); verdict != want {
+				t.Errorf("verdict %d, want %d", verdict, want)
 			}
 		})
+	}
+	// Outcomes are counted, and a dry run foresees them.
+	dead(r.v4, true)
+	dead(r.v6, true)
+	r.v4.at().Claimed, r.v6.at().Claimed = 0, 2
+	for _, ask := range [][]byte{claims, asksND} {
+		if got := try(t, r.Datapath, ask); got.Outcome != "fenced" {
+			t.Errorf("outcome %s, want fenced", got.Outcome)
+		}
+	}
+	// A daemon that is at work again is answered for.
+	r.place(t, r.v4, thisNode)
+	r.v4.Beat()
+	if got := try(t, r.Datapath, asksARP); got.Outcome != "not_ip" {
+		t.Errorf("outcome %s after a beat", got.Outcome)
 	}
 }
 
@@ -241,7 +306,7 @@ func TestFenceOfUnicastSolicitation(t *testing.T) {
 	ask := neighbourFrame(135, 0, 255, clientMAC, otherNode6, fencedVIP6, fencedVIP6)
 	copy(ask, nicMAC[:])
 	r.v6.Hold()
-	dead(r.v6, 2*fencePatience)
+	dead(r.v6, true)
 	if got := try(t, r.Datapath, ask); got.Outcome != "protocol" {
 		t.Errorf("outcome %s, want protocol: nobody else has the VIP", got.Outcome)
 	}
@@ -255,27 +320,20 @@ func TestFenceOfUnicastSolicitation(t *testing.T) {
 	}
 }
 
-// Cut anywhere, a frame neither fences nor is more than passed on.
+// A frame that is cut anywhere tells nothing.
 func TestFenceCutFrames(t *testing.T) {
 	r := newFenceRig(t)
-	for _, whole := range [][]byte{
-		advertised(nil), advertised6(nil), arpFrame(1, otherMAC, vipIP, vipIP),
-		neighbourFrame(136, 0x20, 255, otherMAC, otherNode6, thisNode6, fencedVIP6),
-	} {
+	for _, whole := range [][]byte{advertised(nil), advertised6(nil), claims, claims6} {
 		// The last option of a neighbour advertisement may be left out.
 		need := len(whole)
 		if whole[12] == 0x86 && whole[20] == 58 {
 			need -= 8
 		}
-		for n := 14; n < need; n++ {
-			r.v4.Hold()
-			r.v6.Hold()
-			dead(r.v4, 2*fencePatience)
-			dead(r.v6, 2*fencePatience)
-			sendEarnest(t, r.Datapath, bytes.Clone(whole[:n]))
-			for _, ask := range [][]byte{asksARP, asksND} {
-				if verdict, _ := sendEarnest(t, r.Datapath, ask); verdict != xdpPass {
-					t.Fatalf("%d of %d bytes fence: %x", n, len(whole), whole)
+		for n := need - 1; n >= 14; n -= 3 {
+			sendEarnest(t, r.Datapath, whole[:n:n])
+			for _, f := range []*Fence{r.v4, r.v6} {
+				if f.at().Heard != 0 || f.at().Claimed != 0 {
+					t.Fatalf("%d of %d bytes are taken for more: %x", n, len(whole), whole)
 				}
 			}
 		}
@@ -286,7 +344,7 @@ func TestFenceCutFrames(t *testing.T) {
 func TestFencePlaces(t *testing.T) {
 	r := newFenceRig(t)
 	r.v4.Hold()
-	dead(r.v4, 2*fencePatience)
+	dead(r.v4, true)
 	tagged := lbFenceKey{Address: mapped(vipIP), Interface: nicIndex, Vlan: [2]uint16{bigEndian16(7)}}
 	if err := r.fences.setAddresses(r.v4.number, map[lbFenceKey]bool{tagged: true}); err != nil {
 		t.Fatal(err)
@@ -316,12 +374,14 @@ func TestFencePlaces(t *testing.T) {
 	next := fences.Fence(51, []netip.Addr{vipIP})
 	r.place(t, next, thisNode)
 	next.Adopt()
+	next.at().Patience = 1 // out of it, however short the machine is up
 	if next.number != r.v4.number || !next.Overtaken() {
 		t.Errorf("the next daemon has entry %d of %d, overtaken %v", next.number, r.v4.number, next.Overtaken())
 	}
 	if got := try(t, r.Datapath, asksARP); got.Outcome != "fenced" {
 		t.Errorf("outcome %s after another daemon has begun, want fenced", got.Outcome)
 	}
+	r.place(t, next, thisNode)
 	next.Beat()
 	if next.Overtaken() {
 		t.Error("overtaken after a beat")
@@ -334,6 +394,17 @@ func TestFencePlaces(t *testing.T) {
 	want := map[lbFenceKey]uint32{{Address: mapped(vipIP), Interface: nicIndex}: next.number}
 	if diff := cmp.Diff(want, have, cmp.AllowUnexported(lbFenceKey{})); diff != "" {
 		t.Errorf("addresses (-want +got):\n%s", diff)
+	}
+	// VIPs that were held before their interface had the program are held with it.
+	late := fences.Fence(52, []netip.Addr{clientIP})
+	late.Hold()
+	r.place(t, late, thisNode)
+	if at := late.at(); at.Held == 0 || at.Beat == 0 {
+		t.Errorf("an entry that came late is %+v", *at)
+	}
+	late.Drop()
+	if err := late.Place(FencePlace{Interface: 1 << 20, Source: thisNode}); err == nil {
+		t.Error("a place without the program is taken")
 	}
 	// Nothing is looked for where the VIPs are on an interface without the program.
 	err = next.Place(FencePlace{Interface: 1 << 20, Source: thisNode})

@@ -67,6 +67,7 @@ func (r *Router) placeFence() {
 // beat tells the fence that an Active node is at work. It comes last in each turn of
 // the loop: whoever is stuck before does not beat.
 func (r *Router) beat(now time.Time) {
+	r.yield(now)
 	if r.machine.State() != Active || r.deps.Fence == (noFence{}) {
 		r.beatAt = time.Time{}
 		return

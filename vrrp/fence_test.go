@@ -72,7 +72,7 @@ func TestFenceFollowsTheVIPs(t *testing.T) {
 		n.taken()
 		sleep(10 * time.Millisecond)
 		wantActions(t, n.taken(), "send 100", "hold", "add", "announce")
-		n.router.Fault("test")
+		n.change(func() { n.link.Up = false })
 		sleep(time.Millisecond)
 		wantActions(t, n.taken(), "send 0", "remove", "drop")
 		f.count()
@@ -176,6 +176,17 @@ func TestOvertakenNodeIsBackupBeforeItSpeaks(t *testing.T) {
 			sleep(time.Second)
 		}
 		n.wantState(Backup)
+	})
+	virtual(t, "whatever wakes it first", func(t *testing.T) {
+		n, f := stands(t, nil)
+		f.count()
+		if err := n.router.SetPriority(101); err != nil {
+			t.Fatal(err)
+		}
+		n.wantState(Backup)
+		if got := f.count(); got > 0 {
+			t.Errorf("it has said %d times that it is at work", got)
+		}
 	})
 	virtual(t, "the other one is gone again", func(t *testing.T) {
 		n, _ := stands(t, nil)

@@ -241,8 +241,11 @@ func (r *Router) settle(now time.Time) {
 			case err != nil:
 				r.failAdd(now, err)
 				continue
+			case state == Active: // what it holds the fence knows
 			case held:
 				r.deps.Fence.Adopt()
+			default:
+				r.deps.Fence.Drop() // somebody has taken away what an earlier run had left
 			}
 			if reason == "" {
 				r.perform(now, r.machine.Startup(now, held))
@@ -316,6 +319,9 @@ func (r *Router) perform(now time.Time, actions []Action) {
 			close(r.released)
 			r.endHandover(a.Peer) // that had become a release
 		case ActionHandedOver:
+			if r.machine.State() == Active { // nobody took over
+				r.watch.begin(now, r.cfg.Interval)
+			}
 			r.endHandover(a.Peer)
 		case ActionReason:
 			level := slog.LevelInfo

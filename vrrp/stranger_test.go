@@ -137,11 +137,11 @@ func TestSurvivorAsks(t *testing.T) {
 			t.Errorf("a backup did %v", got)
 		}
 	})
-	virtual(t, "it stops with the release", func(t *testing.T) {
+	virtual(t, "it stops when the node is Active no more", func(t *testing.T) {
 		n := active(t)
 		n.answer(claims)
 		sleep(2 * time.Second)
-		n.router.Fault("test")
+		n.change(func() { n.link.Up = false })
 		sleep(time.Millisecond)
 		n.asked()
 		n.taken()
