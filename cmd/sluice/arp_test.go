@@ -37,6 +37,10 @@ func TestVIPDoesNotLeakToOtherInterfaces(t *testing.T) {
 	daemon := r.start("lb1", r.file("sluice.yaml", roster, vrrps(
 		`{name: VI_1, interface: eth0, virtual_router_id: 51, advertisement_interval: 100ms, addresses: [192.0.2.100/24]}`)))
 	front.wait(vip, "lb1")
+	// Without a service there is no program, and the status says what that means.
+	if out := r.wantRun(0, "lb1", "status").stdout; !strings.Contains(out, "not fenced") || !strings.Contains(out, errNoDatapath.Error()) {
+		t.Errorf("status says:\n%s", out)
+	}
 	// Both are asked in the same way, so silence about the VIP is no accident.
 	r.eventually(soon, "an answer for eth1's own address", func() (bool, error) {
 		return len(side.answers(prefix("198.51.100.1/24").Addr())) == 1, nil
@@ -59,6 +63,10 @@ func TestVIPDoesNotLeakToOtherInterfaces(t *testing.T) {
 	r.stop(daemon) // nobody takes over: the VIP stays
 	if got := r.setting("lb1", "eth1/arp_ignore"); got != "1" || !r.has("lb1", vip) {
 		t.Errorf("arp_ignore is %s while the VIP is there, %v", got, r.has("lb1", vip))
+	}
+	out := r.wantRun(0, "lb1", "status").stdout
+	if !strings.HasPrefix(out, "sluice is not running, not forwarding\nvip 192.0.2.100/24 is left on eth0\n") {
+		t.Errorf("status without a daemon says:\n%s", out)
 	}
 	r.wantRun(0, "lb1", "detach", "--force")
 	for _, path := range []string{"eth1/arp_ignore", "eth1/arp_announce", "eth0/arp_announce"} {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -56,7 +57,7 @@ func leftStatus(c *cli.Context, cfg *config.Config) (control.Status, error) {
 
 func leftInstance(f loader.FenceState, cfg *config.Config) control.LeftInstance {
 	i := control.LeftInstance{
-		Interface: f.Interface, VirtualRouterID: f.VRID, Addresses: f.Addresses, Held: f.Held, Fenced: f.Fenced,
+		Interface: f.Interface, VirtualRouterID: f.VRID, Addresses: append([]netip.Addr{}, f.Addresses...), Held: f.Held, Fenced: f.Fenced,
 	}
 	if f.Other != nil {
 		i.Other, i.Seen = f.Other.String(), &f.Seen
