@@ -34,6 +34,7 @@ struct facts {
 #define TO_DNAT 0xfd
 #define TO_DNAT_ERROR 0xfc
 #define TO_FRAGMENTS 0xfb
+#define TO_FENCE 0xfa
 
 static __always_inline void note_facts(struct packet *p, struct facts *f)
 {

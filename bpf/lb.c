@@ -6,6 +6,7 @@
  *   balance.h    service, flow hash, Maglev slot, counters
  *   nat.h        translated flows, both directions; nat_ports.h: source ports
  *   dnat.h       nat that keeps the client's address; routes.h: the way to a client
+ *   fence.h      who else has a VIP, and whether this node may still answer for it
  *   emit.h       link-layer header, VLAN tags, XDP_TX or redirect
  *   pipeline.h   the stages in a row, and the one place where outcomes count
  *

@@ -167,6 +167,18 @@ struct {
 	__type(value, __u32);
 } probe_links SEC(".maps");
 
+/* Instances of VRRP, and when their daemon was last at work; written through mmap. */
+ARRAY(fences, struct fence, MAX_FENCES, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE);
+
+/* The numbers of the instances that VIPs belong to. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_FENCED);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct fence_key);
+	__type(value, __u32);
+} fence_addresses SEC(".maps");
+
 /* NAT: pairs of backend and source address. */
 ARRAY(nat_pairs, struct nat_pair, MAX_PAIRS, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE);
 

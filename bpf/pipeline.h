@@ -9,6 +9,7 @@
 #include "emit.h"
 #include "facts.h"
 #include "fast.h"
+#include "fence.h"
 #include "fragments.h"
 #include "guard.h"
 #include "icmp.h"
@@ -66,8 +67,10 @@ static __always_inline int balance(struct packet *p, struct facts *f, int *actio
 	struct service *service;
 	int out;
 
-	if ((out = parse_ethernet(p)) || (out = find_vip(p)))
+	if ((out = parse_ethernet(p)))
 		return out;
+	if ((out = find_vip(p)))
+		return may_tell_owner(p) ? TO_FENCE : out;
 	find_transport(p);
 	service = look_ahead(p);
 	if (!service) {
@@ -187,6 +190,9 @@ static __always_inline int take_long_way(struct xdp_md *ctx)
 		out = dnat_pipeline(ctx, &facts);
 	else if ((out & 0xff) == PASS_PROTOCOL)
 		out = icmp_pipeline(ctx);
+	/* These have no verdict yet, and no action. */
+	if (tables.fences && (out == TO_FENCE || out == PASS_NOT_IP || out == PASS_PROTOCOL))
+		out = fence_pipeline(ctx, out == TO_FENCE ? PASS_NOT_VIP : out);
 	/* A source address of nat may be the node's own. */
 	if (tables.probes && ((out & 0xff) == PASS_NOT_VIP || (out & 0xff) == PASS_NO_SERVICE) &&
 	    answers_probe(ctx))

@@ -49,6 +49,8 @@ enum limits {
 	UDP_IDLE_TICKS = 2235,	/* 300 s (RFC 4787, REQ-5) */
 	MAX_EXTENSIONS = 8,	/* IPv6 extension headers that are skipped */
 	MAX_PROBES = 16384,	/* VIPs at backends that are probed; probes that are noted */
+	MAX_FENCES = 1024,	/* instances of VRRP; 0 is the daemon itself */
+	MAX_FENCED = 4096,	/* their VIPs */
 };
 
 /* How a service's packets reach their backend. */
@@ -101,6 +103,7 @@ enum outcome {
 	DROP_NO_ROUTE,		/* DNAT, the routing table rejects the client */
 	DROP_TOO_BIG,		/* tunnel and DNAT, too long for the way, and not answered */
 	DROP_HEADROOM,		/* no room for a VLAN tag or an outer header */
+	DROP_FENCED,		/* asks who has a VIP that another node has taken from a daemon that is gone */
 	DROP_INTERNAL,		/* an entry that should exist does not */
 	OUTCOMES,
 };
@@ -207,6 +210,7 @@ struct arrays {
 	struct way ways[MAX_INTERFACES]; /* by ifindex modulo their number */
 	__u64 expects_replies; /* 1: there are entries in replies */
 	__u64 probes; /* not 0: servers are probed through VIPs */
+	__u64 fences; /* not 0: there are entries in fence_addresses */
 };
 
 struct counters {
@@ -480,6 +484,34 @@ struct probe_flow {
 	__be16 node_port;
 	__be16 vip_port;
 	__u32 pad;
+};
+
+/* A VIP of an instance of VRRP, as frames name it. */
+struct fence_key {
+	__u64 address[2];
+	__u32 interface; /* the NIC that they come in by */
+	__be16 vlan[MAX_VLANS]; /* VLAN identifiers, outer first; 0: none */
+};
+
+/*
+ * An instance of VRRP, and what tells whether its daemon may still speak for its VIPs.
+ * Times are ns of CLOCK_MONOTONIC. The daemon writes all but the last three words.
+ */
+struct fence {
+	__u64 beat; /* when the daemon was last at work as the Active node */
+	__u64 patience; /* so long without a beat, and the daemon counts as gone */
+	__u64 source[2]; /* that its own advertisements come from */
+	__u32 interface; /* VRRP's: the NIC, or a VLAN on top of it */
+	__u8 vrid;
+	__u8 v6;
+	__u8 used; /* an instance has this entry */
+	__u8 held; /* the VIPs are on this node */
+	__u8 mac[6]; /* of that interface */
+	__u8 pad[2];
+	__u64 heard; /* another node's advertisement */
+	__u64 claimed; /* gratuitous ARP, or an unsolicited neighbour advertisement, for a VIP */
+	__u8 other[6]; /* who has sent the last of these */
+	__u8 pad2[2];
 };
 
 /* What one CPU may do in a tick, and has done. */

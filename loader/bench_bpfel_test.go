@@ -82,6 +82,7 @@ type benchArrays struct {
 	}
 	ExpectsReplies uint64
 	Probes         uint64
+	Fences         uint64
 }
 
 type benchBenchFlow struct {
@@ -162,6 +163,31 @@ type benchExported struct {
 		Vlan            [2]uint16
 		Interface       uint32
 	}
+}
+
+type benchFence struct {
+	_         structs.HostLayout
+	Beat      uint64
+	Patience  uint64
+	Source    [2]uint64
+	Interface uint32
+	Vrid      uint8
+	V6        uint8
+	Used      uint8
+	Held      uint8
+	Mac       [6]uint8
+	Pad       [2]uint8
+	Heard     uint64
+	Claimed   uint64
+	Other     [6]uint8
+	Pad2      [2]uint8
+}
+
+type benchFenceKey struct {
+	_         structs.HostLayout
+	Address   [2]uint64
+	Interface uint32
+	Vlan      [2]uint16
 }
 
 type benchFlowKey struct {
@@ -401,6 +427,8 @@ const (
 	benchMapBenchFlows         = "bench_flows"
 	benchMapBenchLruMap        = "bench_lru_map"
 	benchMapBenchState         = "bench_state"
+	benchMapFenceAddresses     = "fence_addresses"
+	benchMapFences             = "fences"
 	benchMapFragmentIds        = "fragment_ids"
 	benchMapFragments          = "fragments"
 	benchMapHandshakes         = "handshakes"
@@ -517,6 +545,8 @@ type benchMapSpecs struct {
 	BenchFlows         *ebpf.MapSpec `ebpf:"bench_flows"`
 	BenchLruMap        *ebpf.MapSpec `ebpf:"bench_lru_map"`
 	BenchState         *ebpf.MapSpec `ebpf:"bench_state"`
+	FenceAddresses     *ebpf.MapSpec `ebpf:"fence_addresses"`
+	Fences             *ebpf.MapSpec `ebpf:"fences"`
 	FragmentIds        *ebpf.MapSpec `ebpf:"fragment_ids"`
 	Fragments          *ebpf.MapSpec `ebpf:"fragments"`
 	Handshakes         *ebpf.MapSpec `ebpf:"handshakes"`
@@ -599,6 +629,8 @@ type benchMaps struct {
 	BenchFlows         *ebpf.Map `ebpf:"bench_flows"`
 	BenchLruMap        *ebpf.Map `ebpf:"bench_lru_map"`
 	BenchState         *ebpf.Map `ebpf:"bench_state"`
+	FenceAddresses     *ebpf.Map `ebpf:"fence_addresses"`
+	Fences             *ebpf.Map `ebpf:"fences"`
 	FragmentIds        *ebpf.Map `ebpf:"fragment_ids"`
 	Fragments          *ebpf.Map `ebpf:"fragments"`
 	Handshakes         *ebpf.Map `ebpf:"handshakes"`
@@ -639,6 +671,8 @@ func (m *benchMaps) Close() error {
 		m.BenchFlows,
 		m.BenchLruMap,
 		m.BenchState,
+		m.FenceAddresses,
+		m.Fences,
 		m.FragmentIds,
 		m.Fragments,
 		m.Handshakes,

@@ -3,12 +3,15 @@ package loader
 import (
 	"fmt"
 	"net"
+	"time"
 )
 
 // An Inspection is what a daemon that is gone has left in the kernel.
 type Inspection struct {
 	Attachments []Attachment // where it forwards; Warning says what is wrong
 	Stats       Stats        // services have no names: those are the configuration's
+	Alive       time.Time    // when the daemon was last; zero: not known
+	Fences      []FenceState // of its VRRP instances
 }
 
 // Inspect reads what is pinned in dir, without changing anything. Where nothing
@@ -37,6 +40,9 @@ func Inspect(dir string) (Inspection, error) {
 		return in, err
 	}
 	defer p.Close() // nothing was written
+	if in.Alive, in.Fences, err = readFences(p.tables); err != nil {
+		return in, err
+	}
 	in.Stats, err = readStats(p.tables, p.state, nil, nil, nil)
 	in.Stats.Tables = p.tables.flowTables(p.state, nil, nil)
 	return in, err

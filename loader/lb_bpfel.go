@@ -82,6 +82,7 @@ type lbArrays struct {
 	}
 	ExpectsReplies uint64
 	Probes         uint64
+	Fences         uint64
 }
 
 type lbBackend struct {
@@ -149,6 +150,31 @@ type lbExported struct {
 		Vlan            [2]uint16
 		Interface       uint32
 	}
+}
+
+type lbFence struct {
+	_         structs.HostLayout
+	Beat      uint64
+	Patience  uint64
+	Source    [2]uint64
+	Interface uint32
+	Vrid      uint8
+	V6        uint8
+	Used      uint8
+	Held      uint8
+	Mac       [6]uint8
+	Pad       [2]uint8
+	Heard     uint64
+	Claimed   uint64
+	Other     [6]uint8
+	Pad2      [2]uint8
+}
+
+type lbFenceKey struct {
+	_         structs.HostLayout
+	Address   [2]uint64
+	Interface uint32
+	Vlan      [2]uint16
 }
 
 type lbFlowKey struct {
@@ -254,6 +280,8 @@ const (
 	lbLimitsUDP_IDLE_TICKS         lbLimits = 2235
 	lbLimitsMAX_EXTENSIONS         lbLimits = 8
 	lbLimitsMAX_PROBES             lbLimits = 16384
+	lbLimitsMAX_FENCES             lbLimits = 1024
+	lbLimitsMAX_FENCED             lbLimits = 4096
 )
 
 type lbMeta struct {
@@ -422,8 +450,9 @@ const (
 	lbOutcomeDROP_NO_ROUTE       lbOutcome = 24
 	lbOutcomeDROP_TOO_BIG        lbOutcome = 25
 	lbOutcomeDROP_HEADROOM       lbOutcome = 26
-	lbOutcomeDROP_INTERNAL       lbOutcome = 27
-	lbOutcomeOUTCOMES            lbOutcome = 28
+	lbOutcomeDROP_FENCED         lbOutcome = 27
+	lbOutcomeDROP_INTERNAL       lbOutcome = 28
+	lbOutcomeOUTCOMES            lbOutcome = 29
 )
 
 type lbPairKey struct {
@@ -633,6 +662,8 @@ type lbWay struct {
 const (
 	lbMapAccessRules        = "access_rules"
 	lbMapAnswerAllowance    = "answer_allowance"
+	lbMapFenceAddresses     = "fence_addresses"
+	lbMapFences             = "fences"
 	lbMapFragmentIds        = "fragment_ids"
 	lbMapFragments          = "fragments"
 	lbMapHandshakes         = "handshakes"
@@ -737,6 +768,8 @@ type lbProgramSpecs struct {
 type lbMapSpecs struct {
 	AccessRules        *ebpf.MapSpec `ebpf:"access_rules"`
 	AnswerAllowance    *ebpf.MapSpec `ebpf:"answer_allowance"`
+	FenceAddresses     *ebpf.MapSpec `ebpf:"fence_addresses"`
+	Fences             *ebpf.MapSpec `ebpf:"fences"`
 	FragmentIds        *ebpf.MapSpec `ebpf:"fragment_ids"`
 	Fragments          *ebpf.MapSpec `ebpf:"fragments"`
 	Handshakes         *ebpf.MapSpec `ebpf:"handshakes"`
@@ -815,6 +848,8 @@ func (o *lbObjects) Close() error {
 type lbMaps struct {
 	AccessRules        *ebpf.Map `ebpf:"access_rules"`
 	AnswerAllowance    *ebpf.Map `ebpf:"answer_allowance"`
+	FenceAddresses     *ebpf.Map `ebpf:"fence_addresses"`
+	Fences             *ebpf.Map `ebpf:"fences"`
 	FragmentIds        *ebpf.Map `ebpf:"fragment_ids"`
 	Fragments          *ebpf.Map `ebpf:"fragments"`
 	Handshakes         *ebpf.Map `ebpf:"handshakes"`
@@ -852,6 +887,8 @@ func (m *lbMaps) Close() error {
 	return _LbClose(
 		m.AccessRules,
 		m.AnswerAllowance,
+		m.FenceAddresses,
+		m.Fences,
 		m.FragmentIds,
 		m.Fragments,
 		m.Handshakes,

@@ -77,6 +77,7 @@ type tables struct {
 	slots   words
 	buckets words
 	pairs   words
+	beats   words // of fences
 
 	listening map[lb.Protocol]map[uint16]bool // by the node's sockets, as known in one Apply
 	reached   func(step string)               // of the ports of a pair: a test's
@@ -88,7 +89,7 @@ func openTables(m kernelMaps) (*tables, error) {
 	for _, w := range []struct {
 		into *words
 		from *ebpf.Map
-	}{{&t.shared, m.Tables}, {&t.ports, m.Ports}, {&t.slots, m.Slots}, {&t.buckets, m.NatBuckets}, {&t.pairs, m.NatPairs}} {
+	}{{&t.shared, m.Tables}, {&t.ports, m.Ports}, {&t.slots, m.Slots}, {&t.buckets, m.NatBuckets}, {&t.pairs, m.NatPairs}, {&t.beats, m.Fences}} {
 		var err error
 		if *w.into, err = mapWords(w.from); err != nil {
 			return nil, errors.Join(err, t.close())
@@ -99,7 +100,7 @@ func openTables(m kernelMaps) (*tables, error) {
 }
 
 func (t *tables) close() error {
-	return errors.Join(t.shared.close(), t.ports.close(), t.slots.close(), t.buckets.close(), t.pairs.close())
+	return errors.Join(t.shared.close(), t.ports.close(), t.slots.close(), t.buckets.close(), t.pairs.close(), t.beats.close())
 }
 
 // The entries of arrays, by number; of a NIC, by ifindex.
@@ -108,6 +109,9 @@ func (t *tables) nic(n int) *lbInterface {
 }
 func (t *tables) way(n int) *lbWay {
 	return (*lbWay)(unsafe.Pointer(&t.arrays.Ways[n%int(lbLimitsMAX_INTERFACES)]))
+}
+func (t *tables) fence(n uint32) *lbFence {
+	return (*lbFence)(unsafe.Pointer(&t.beats.memory[uintptr(n)*unsafe.Sizeof(lbFence{})]))
 }
 func (t *tables) vip(n uint32) *lbVip { return (*lbVip)(unsafe.Pointer(&t.arrays.Vips[n])) }
 func (t *tables) service(n uint16) *lbService {

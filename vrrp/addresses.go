@@ -202,6 +202,13 @@ func (a *Addresses) Added(addr netip.Addr) bool {
 	return slices.ContainsFunc(a.own, func(o owned) bool { return o.Address.Addr() == addr })
 }
 
+// Holds reports whether any address that was added is there still.
+func (a *Addresses) Holds() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.own) > 0
+}
+
 // drop removes an address that was added. The record is saved last, by the
 // caller: if the program dies in between, the entry names an address that is
 // absent, which is void.

@@ -24,6 +24,7 @@ const (
 	AlarmInterval                   // another advertisement interval
 	AlarmAddresses                  // a list of addresses that differs
 	AlarmPriority                   // the same priority
+	AlarmAnswered                   // a stranger answers for a VIP
 )
 
 func (k AlarmKind) String() string {
@@ -44,6 +45,8 @@ func (k AlarmKind) String() string {
 		return "addresses"
 	case AlarmPriority:
 		return "priority"
+	case AlarmAnswered:
+		return "answered"
 	}
 	return fmt.Sprintf("alarm_%d", uint8(k))
 }
@@ -51,7 +54,7 @@ func (k AlarmKind) String() string {
 // An Alarm is a mistake that lasts.
 type Alarm struct {
 	Kind  AlarmKind
-	Peer  netip.Addr // who sends what shows it
+	Peer  netip.Addr // who sends what shows it; of AlarmAnswered the VIP
 	Text  string     // the mistake, and what to change
 	Since time.Time
 }
@@ -78,7 +81,7 @@ type evidence struct {
 	authType uint8
 	interval time.Duration
 	priority uint8
-	digest   uint32 // of the addresses
+	digest   uint32 // of the addresses, or of a MAC address
 }
 
 // alarms are those of one instance. They are set at the first packet that shows
@@ -201,13 +204,22 @@ func (r *Router) doubt(now time.Time, p Packet) {
 	}
 }
 
-// digest is FNV-1a over addresses.
+// digest is a hash of addresses.
 func digest(addrs []netip.Addr) uint32 {
-	sum := uint32(2166136261)
+	sum := uint32(fnvBasis)
 	for _, a := range addrs {
-		for _, b := range a.As16() {
-			sum = (sum ^ uint32(b)) * 16777619
-		}
+		b := a.As16()
+		sum = fnv(sum, b[:])
+	}
+	return sum
+}
+
+const fnvBasis = 2166136261
+
+// fnv goes on with FNV-1a.
+func fnv(sum uint32, bytes []byte) uint32 {
+	for _, b := range bytes {
+		sum = (sum ^ uint32(b)) * 16777619
 	}
 	return sum
 }
@@ -228,12 +240,16 @@ func (r *Router) alarm(now time.Time, kind AlarmKind, p Packet) {
 	if kind != AlarmPriority {
 		e.priority = 0 // may change with what the peer tracks
 	}
-	if !r.alarms.see(now, kind, p.Source, e, r.cfg.Interval, func() string { return r.describe(kind, p.Source) }) {
+	r.raise(now, kind, p.Source, e, func() string { return r.describe(kind, p.Source) })
+}
+
+func (r *Router) raise(now time.Time, kind AlarmKind, peer netip.Addr, e evidence, text func() string) {
+	if !r.alarms.see(now, kind, peer, e, r.cfg.Interval, text) {
 		return
 	}
 	list := r.alarms.list()
 	r.update(func(s *Status) { s.Alarms = list })
-	i := slices.IndexFunc(list, func(a Alarm) bool { return a.Kind == kind && a.Peer == p.Source })
+	i := slices.IndexFunc(list, func(a Alarm) bool { return a.Kind == kind && a.Peer == peer })
 	r.log.Warn("configuration mistake", "alarm", kind.String(), "what", list[i].Text)
 }
 

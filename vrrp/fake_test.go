@@ -62,6 +62,7 @@ type node struct {
 	setUp   func(*Router) // before it runs; may be nil
 	group   *Group
 	routes  RouteStore
+	fence   Fence // nil: none
 
 	mu       sync.Mutex
 	link     Link
@@ -73,6 +74,10 @@ type node struct {
 	journal  []string
 	changes  []Change
 	watchers []chan struct{}
+
+	prober    *fakeProber
+	probes    int     // rounds
+	strangers []Claim // what answers them
 }
 
 // newNode makes a node with the address 192.0.2.last.
@@ -88,7 +93,7 @@ func (n *node) run(change func(*Config)) {
 	if change != nil {
 		change(&cfg)
 	}
-	r, err := New(cfg, Deps{Network: n, Addresses: n, Log: slog.New(n.log), Group: n.group, Routes: n.routes, OnChange: func(c Change) {
+	r, err := New(cfg, Deps{Network: n, Addresses: n, Log: slog.New(n.log), Group: n.group, Routes: n.routes, Fence: n.fence, OnChange: func(c Change) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.changes = append(n.changes, c)
@@ -196,6 +201,49 @@ func (n *node) Transport(link Link, peers []netip.Addr) (Transport, error) {
 }
 
 func (n *node) Announcer(Link, []netip.Addr) (Announcer, error) { return fakeAnnouncer{n}, nil }
+
+func (n *node) Prober(Link, []netip.Addr) (Prober, error) {
+	p := &fakeProber{node: n, claims: make(chan Claim), closed: make(chan struct{})}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.prober = p
+	return p, nil
+}
+
+// A fakeProber is answered by the node's strangers at once, and counts rounds.
+type fakeProber struct {
+	node   *node
+	claims chan Claim
+	closed chan struct{}
+}
+
+func (p *fakeProber) Probe() error {
+	p.node.mu.Lock()
+	defer p.node.mu.Unlock()
+	p.node.probes++
+	for _, c := range p.node.strangers {
+		go p.claim(c)
+	}
+	return nil
+}
+
+func (p *fakeProber) claim(c Claim) {
+	select {
+	case p.claims <- c:
+	case <-p.closed:
+	}
+}
+
+func (p *fakeProber) Receive() (Claim, error) {
+	select {
+	case c := <-p.claims:
+		return c, nil
+	case <-p.closed:
+		return Claim{}, net.ErrClosed
+	}
+}
+
+func (p *fakeProber) Close() error { close(p.closed); return nil }
 
 func (n *node) Check(_ string, vips []netip.Prefix, owner bool) (AddressReport, error) {
 	n.mu.Lock()

@@ -162,6 +162,9 @@ func (h *Host) Announcer(link Link, vips []netip.Addr) (Announcer, error) {
 	return announce(link, vips)
 }
 
+// Prober implements Network.
+func (h *Host) Prober(link Link, vips []netip.Addr) (Prober, error) { return probeVIPs(link, vips) }
+
 // forwards reports whether the kernel calls itself a router when it is asked for
 // an IPv6 address of an interface. Where it does not say, it is none.
 func forwards(iface string) bool {

@@ -45,6 +45,9 @@ func (r *Router) refresh(now time.Time, into chan<- *received) {
 			r.announce(now)
 		}
 	}
+	if r.transport != nil {
+		r.placeFence() // also where the link is as it was: the data plane may have come to it
+	}
 	r.settle(now)
 }
 
@@ -146,6 +149,12 @@ func (r *Router) openLink(link Link, into chan<- *received) error {
 	}
 	r.link, r.announcer = link, announcer
 	r.transport = startReceiver(transport, into)
+	// A node that cannot ask who else has the VIPs can serve them all the same.
+	if prober, err := r.deps.Network.Prober(link, r.filter.VIPs); err == nil {
+		r.prober = listen(prober, r.claims)
+	} else {
+		r.log.Warn("strangers that answer for the vips will not be seen", "error", err)
+	}
 	r.filter.Local = link.Source
 	r.machine.SetLocal(link.Source)
 	r.update(func(s *Status) { s.Source = link.Source })
@@ -158,10 +167,13 @@ func (r *Router) closeLink() {
 	}
 	r.stopRepeating()
 	r.transport.stop()
+	if r.prober != nil {
+		r.prober.stop()
+	}
 	if err := r.announcer.Close(); err != nil {
 		r.log.Warn("close announcements", "error", err)
 	}
-	r.transport, r.announcer, r.link = nil, nil, Link{}
+	r.transport, r.announcer, r.prober, r.link = nil, nil, nil, Link{}
 	r.update(func(s *Status) { s.Source = netip.Addr{} })
 }
 

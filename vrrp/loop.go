@@ -31,10 +31,13 @@ type loop struct {
 	machine  *Machine
 	filter   Filter
 	schedule schedule
+	watch    watch // for strangers that answer for the VIPs
 
 	link      Link
 	transport *receiver // nil while the link cannot be used
 	announcer Announcer // nil with transport
+	prober    *listener // nil with transport, or where it could not be opened
+	claims    chan claim
 
 	out    Advertisement // what is sent, but for the priority
 	outBuf []byte
@@ -47,9 +50,13 @@ type loop struct {
 	grace    time.Time         // a late takeover waits until then; zero: none is due
 	unread   time.Time         // since when a takeover waits for what has arrived to be read
 
-	alarms  alarms
-	lastLog [numReasons]time.Time // of a dropped packet
-	sendLog time.Time             // of a failed advertisement
+	beatAt   time.Time // when the fence is to be told that this node is at work; zero: it is not Active
+	unfenced string    // as in Status
+
+	alarms   alarms
+	lastLog  [numReasons]time.Time // of a dropped packet
+	sendLog  time.Time             // of a failed advertisement
+	probeLog time.Time             // of failed probes
 
 	request  *handoverRequest // who waits for the end of a handover; nil: nobody
 	standing standing
@@ -106,6 +113,7 @@ func (r *Router) Run(ctx context.Context) error {
 	defer r.closeLink()
 
 	received := make(chan *received)
+	r.claims = make(chan claim)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 
@@ -126,8 +134,13 @@ func (r *Router) Run(ctx context.Context) error {
 		case <-r.beats.wake:
 			r.hear(time.Now())
 		case p := <-received:
+			r.yield(time.Now())
 			r.take(time.Now(), p)
+		case c := <-r.claims:
+			r.yield(time.Now())
+			r.claimed(time.Now(), c)
 		case <-timer.C:
+			r.yield(time.Now())
 			// What has been heard already comes before what is due: a Backup
 			// that was late itself must not take that for silence.
 			select {
@@ -144,6 +157,7 @@ func (r *Router) Run(ctx context.Context) error {
 					r.perform(now, r.machine.Expire(now))
 				}
 				r.announce(now)
+				r.probe(now)
 				r.expireAlarms(now)
 				retry := !r.retry.IsZero() && !now.Before(r.retry)
 				if retry {
@@ -160,6 +174,7 @@ func (r *Router) Run(ctx context.Context) error {
 		r.noteGroup()
 		r.noteStanding()
 		r.tell(now)
+		r.beat(time.Now())
 	}
 	return nil
 }
@@ -179,6 +194,8 @@ func (r *Router) next(recheck time.Time) time.Time {
 		earlier(t)
 	}
 	earlier(r.schedule.next)
+	earlier(r.beatAt)
+	earlier(r.watch.next)
 	earlier(r.alarms.next)
 	earlier(r.retry)
 	return next
@@ -254,9 +271,15 @@ func (r *Router) settle(now time.Time) {
 			case err != nil:
 				r.failAdd(now, err)
 				continue
-			case reason == "":
-				r.perform(now, r.machine.Startup(now, held))
+			case state == Active: // what it holds the fence knows
+			case held:
+				r.deps.Fence.Adopt()
 			default:
+				r.deps.Fence.Drop() // somebody has taken away what an earlier run had left
+			}
+			if reason == "" {
+				r.perform(now, r.machine.Startup(now, held))
+			} else {
 				r.perform(now, r.machine.Unfit(now, reason, held))
 			}
 		case reason == r.reason:
@@ -303,6 +326,7 @@ func (r *Router) perform(now time.Time, actions []Action) {
 				// An announcement after the goodbye would fight the next node's.
 				r.schedule.stop()
 				r.stopRepeating()
+				r.watch.stop()
 			}
 			if a.Timed && r.renewed(a.Priority) {
 				r.countSent(nil)
@@ -321,9 +345,12 @@ func (r *Router) perform(now time.Time, actions []Action) {
 			r.schedule.begin(now)
 			r.announce(now)
 		case ActionState:
-			if a.To != Active {
+			if a.To == Active {
+				r.watch.begin(now, r.cfg.Interval)
+			} else {
 				r.schedule.stop()
 				r.stopRepeating()
+				r.watch.stop()
 			}
 			r.changed(now, a)
 		case ActionReleased:
@@ -332,6 +359,9 @@ func (r *Router) perform(now time.Time, actions []Action) {
 			close(r.released)
 			r.endHandover(a.Peer) // that had become a release
 		case ActionHandedOver:
+			if r.machine.State() == Active { // nobody took over
+				r.watch.begin(now, r.cfg.Interval)
+			}
 			r.endHandover(a.Peer)
 		case ActionReason:
 			level := slog.LevelInfo
@@ -404,6 +434,7 @@ func (r *Router) announce(now time.Time) {
 }
 
 func (r *Router) addVIPs(now time.Time) {
+	r.deps.Fence.Hold()
 	err := r.deps.Addresses.Add(r.cfg.Interface, r.cfg.Addresses, r.cfg.owner())
 	var conflict *ConflictError
 	switch {
@@ -429,6 +460,8 @@ func (r *Router) removeVIPs() {
 	if err := r.deps.Addresses.Remove(r.cfg.Interface, r.cfg.Addresses); err != nil {
 		r.log.Error("vips could not be removed; trying again", "error", oneLine(err))
 		r.retryAt(time.Now().Add(retryAfter))
+	} else {
+		r.deps.Fence.Drop()
 	}
 	r.noteAddresses()
 }

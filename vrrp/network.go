@@ -36,6 +36,8 @@ type Network interface {
 	Transport(link Link, peers []netip.Addr) (Transport, error)
 	// Announcer prepares the announcements of VIPs on a link.
 	Announcer(Link, []netip.Addr) (Announcer, error)
+	// Prober opens what asks for VIPs on a link.
+	Prober(Link, []netip.Addr) (Prober, error)
 }
 
 // A Transport carries advertisements on one link.

@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -80,6 +83,40 @@ func writeRecord(dir, name string, content any) error {
 		return fmt.Errorf("write record: %w", err)
 	}
 	return nil
+}
+
+// An Added is an address that this program has put on an interface.
+type Added struct {
+	Interface string
+	Address   netip.Prefix
+}
+
+// ReadAdded returns the addresses that a run has recorded in dir and that are there
+// still. It is for who looks on: a run of its own opens Addresses.
+func ReadAdded(dir string) ([]Added, error) {
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	all, err := record{dir, boot}.read()
+	if err != nil {
+		return nil, err
+	}
+	var there []Added
+	for _, o := range all {
+		nic, err := net.InterfaceByName(o.Interface)
+		if err != nil {
+			continue // it is gone, and its addresses with it
+		}
+		addrs, err := nic.Addrs()
+		if err != nil {
+			return nil, fmt.Errorf("list addresses of %s: %w", o.Interface, err)
+		}
+		if slices.ContainsFunc(addrs, func(a net.Addr) bool { return a.String() == o.Address.String() }) {
+			there = append(there, Added(o))
+		}
+	}
+	return there, nil
 }
 
 // bootID is the same for as long as the kernel runs.

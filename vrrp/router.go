@@ -16,6 +16,9 @@ type Deps struct {
 	Network   Network
 	Addresses AddressStore
 	Log       *slog.Logger
+	// Fence keeps the kernel from answering for the VIPs when this process does not.
+	// Nil: nothing does.
+	Fence Fence
 	// OnChange is told of every change of state, in order, from a goroutine of
 	// its own: however long it takes, the protocol goes on. If it falls more
 	// than 128 changes behind, the oldest are left out. Run waits for it.
@@ -108,6 +111,9 @@ func New(cfg Config, deps Deps) (*Router, error) {
 	if cfg.AnnounceRefresh == 0 {
 		cfg.AnnounceRefresh = defaultAnnounceRefresh
 	}
+	if deps.Fence == nil {
+		deps.Fence = noFence{}
+	}
 	r := &Router{
 		cfg:      cfg,
 		deps:     deps,
@@ -195,6 +201,7 @@ type Status struct {
 	Peer      Peer
 	// Alarms are the mistakes of configuration that show in what others send.
 	Alarms   []Alarm
+	Unfenced string // why the kernel would go on answering for the VIPs beside another node; "": it would not
 	Sent     uint64 // advertisements
 	Received uint64 // advertisements of this instance that were accepted
 	Failed   uint64 // advertisements that could not be sent, to one of the peers at least

@@ -65,6 +65,15 @@ func detach(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if len(vips) == 0 {
+		settings, err := vrrp.OpenARPSettings(c.String("run-dir"), log)
+		if err != nil {
+			return err
+		}
+		if err := settings.Restore(); err != nil {
+			return err
+		}
+	}
 	if len(vips) > 0 {
 		return fmt.Errorf("detach: this node holds %s, clients would lose it: hand it over first, or use --force", strings.Join(vips, ", "))
 	}

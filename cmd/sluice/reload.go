@@ -246,6 +246,7 @@ func (n *node) reloadVRRP(next *config.Config, routers []*vrrp.Router) {
 		if err := n.routes.Forget(routesOf(next)); err != nil {
 			n.log.Error("routes that are not configured any more are left", "error", err)
 		}
+		n.applyARP()
 	}
 	for i, r := range routers {
 		if !slices.Contains(old, r) {

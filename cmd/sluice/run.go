@@ -86,6 +86,8 @@ type node struct {
 	host       *vrrp.Host
 	addresses  *vrrp.Addresses
 	routes     *vrrp.Routes
+	fences     *loader.Fences // nil with tables
+	settings   *vrrp.ARPSettings
 	notifiers  map[string]*track.Notifier // by instance
 	until      context.Context            // ends when the daemon is to stop
 	inside     context.Context            // ends after its handover
@@ -421,8 +423,17 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 	if _, err := n.addresses.Forget(configured(n.cfg)); err != nil {
 		return err
 	}
+	if err := n.settleARP(); err != nil {
+		return err
+	}
 	if err := n.openRoutes(); err != nil {
 		return err
+	}
+	if n.fences, err = n.openFences(); err != nil {
+		return err
+	}
+	if n.fences != nil {
+		goroutines.Go(func() { beAlive(ctx, n.fences) })
 	}
 	groups := map[string]*vrrp.Group{}
 	n.makeFast()
@@ -447,6 +458,7 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 		for {
 			select {
 			case <-changed: // an interface may have another MAC address, or be another one
+				n.applyARP()
 				if n.loop != nil {
 					n.loop.Dirty()
 				}
@@ -466,7 +478,8 @@ func (n *node) newRouter(i config.Instance, groups map[string]*vrrp.Group) (*vrr
 		groups[i.Group] = vrrp.NewGroup(i.Group)
 	}
 	deps := vrrp.Deps{
-		Network: n.host, Addresses: n.addresses, Routes: n.routes, Log: n.log, OnChange: n.changes(n.hooks(i)), Group: groups[i.Group],
+		Network: n.host, Addresses: n.addresses, Routes: n.routes, Fence: fenceOf(n.fences, i), Log: n.log,
+		OnChange: n.changes(n.hooks(i)), Group: groups[i.Group],
 	}
 	n.fast.join(i, &deps)
 	r, err := vrrp.New(vrrp.Config{

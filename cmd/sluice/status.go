@@ -114,25 +114,14 @@ func getStatus(c *cli.Context) (control.Status, error) {
 	if isLocked(c.String("run-dir")) {
 		return s, fmt.Errorf("a daemon runs, but nothing answers on %s: it is starting or stopping, or has another socket: give its configuration with -c", path)
 	}
-	in, inspectErr := loader.Inspect(c.String("pin-dir"))
-	if errors.Is(inspectErr, fs.ErrNotExist) {
+	s, leftErr := leftStatus(c, cfg)
+	if errors.Is(leftErr, fs.ErrNotExist) {
 		return s, fmt.Errorf("%w, and nothing of it is left in the kernel: start it with `sluice run`", err)
 	}
-	if inspectErr != nil {
-		return s, fmt.Errorf("%w, and what it left can't be read: %w", err, inspectErr)
+	if leftErr != nil {
+		return s, fmt.Errorf("%w, and what it left can't be read: %w", err, leftErr)
 	}
-	s = control.Status{
-		Version: version(), Time: time.Now(), Interfaces: []control.Interface{}, VRRP: []control.Instance{},
-		Checks: control.Checks(nil), Services: control.Services(nil, in.Stats), Outcomes: in.Stats.Outcomes, Tables: in.Stats.Tables,
-		Problems: []string{fmt.Sprintf("sluice is not running (nothing answers on %s): new failures of backends are not noticed", path)},
-	}
-	if cfg != nil {
-		nameServices(s.Services, cfg)
-	}
-	for _, a := range in.Attachments {
-		s.Forwarding = s.Forwarding || a.Warning == ""
-		s.Interfaces = append(s.Interfaces, control.Interface{Name: a.Interface, Mode: a.Mode, Warning: a.Warning})
-	}
+	s.Problems = []string{fmt.Sprintf("sluice is not running (nothing answers on %s): new failures of backends are not noticed", path)}
 	s.FindProblems()
 	return s, nil
 }
@@ -172,11 +161,7 @@ func printStatus(w io.Writer, s control.Status) error {
 	if s.Running {
 		fmt.Fprintf(&b, "node %s, sluice %s, pid %d, up %s\n", s.Node, s.Version, s.PID, age(s.Time, *s.Started))
 	} else {
-		state := "not forwarding"
-		if s.Forwarding {
-			state = "forwarding goes on"
-		}
-		fmt.Fprintf(&b, "sluice is not running, %s\n", state)
+		printDead(&b, s)
 	}
 	for _, p := range s.Problems {
 		fmt.Fprintf(&b, "problem: %s\n", p)
@@ -200,6 +185,9 @@ func printStatus(w io.Writer, s control.Status) error {
 		fmt.Fprintf(t, "  addresses %s\ton this node: %s\n", join(i.Addresses), join(i.Present))
 		if i.Peer != nil {
 			fmt.Fprintf(t, "  last heard %s\tpriority %d\t%s ago\n", i.Peer.Address, i.Peer.Priority, age(s.Time, i.Peer.Heard))
+		}
+		if i.Unfenced != "" {
+			fmt.Fprintf(t, "  not fenced\t%s\n", i.Unfenced)
 		}
 		t.Flush()
 		printTracking(&b, i.Tracking)

@@ -136,6 +136,18 @@ type Instance struct {
 	Rules  []Rule
 }
 
+// VIPs are the addresses of the instance.
+func (i *Instance) VIPs() []netip.Addr {
+	var vips []netip.Addr
+	for _, p := range i.Addresses {
+		vips = append(vips, p.Addr())
+	}
+	return vips
+}
+
+// V6 tells the family of the addresses.
+func (i *Instance) V6() bool { return i.Addresses[0].Addr().Is6() }
+
 // Admin is how commands and monitoring reach the daemon.
 type Admin struct {
 	Socket string // absolute path of the Unix socket

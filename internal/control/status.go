@@ -43,6 +43,8 @@ type Status struct {
 	// Upgrade tells what this daemon has taken over from an earlier version's data
 	// plane.
 	Upgrade *loader.Upgrade `json:"upgrade,omitempty"`
+	// Left is what there is to know of VRRP where no daemon runs.
+	Left *Left `json:"left,omitempty"`
 }
 
 // An Interface is a NIC that the XDP program is on.
@@ -85,6 +87,9 @@ type Instance struct {
 	// Alarms are mistakes of configuration that show in what other nodes send, in
 	// words that say what to change.
 	Alarms []string `json:"alarms"`
+	// Unfenced says why the kernel would go on answering for the addresses beside
+	// another node if this daemon died.
+	Unfenced string `json:"unfenced,omitempty"`
 	// Tracking is there where the instance tracks anything.
 	Tracking *Tracking `json:"tracking,omitempty"`
 }
@@ -174,7 +179,7 @@ func NewInstance(s vrrp.Status, addresses []netip.Prefix) Instance {
 		State: s.State.String(), Since: s.Since, Reason: s.Reason, Releasing: s.Releasing,
 		Priority: s.Priority, Addresses: addresses, Present: orEmpty(s.Addresses),
 		Sent: s.Sent, Received: s.Received, Failed: s.Failed, Dropped: map[string]uint64{},
-		Alarms: []string{}, HeldBack: heldBack(s), Silent: s.Silent, LastResort: s.LastResort, RouteProblem: s.RouteProblem,
+		Alarms: []string{}, HeldBack: heldBack(s), Silent: s.Silent, LastResort: s.LastResort, RouteProblem: s.RouteProblem, Unfenced: s.Unfenced,
 	}
 	for _, a := range s.Alarms {
 		i.Alarms = append(i.Alarms, a.Text)
@@ -293,6 +298,9 @@ func (s *Status) FindProblems() {
 		}
 		if i.Silent {
 			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s is held back by an operator, and no active node is heard: its addresses are nowhere: `sluice handover %s --release`", i.Name, i.Name))
+		}
+		if i.Unfenced != "" && s.Forwarding {
+			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s: if this daemon dies, the kernel goes on answering for its addresses beside the node that takes over: %s", i.Name, i.Unfenced))
 		}
 		for _, a := range i.Alarms {
 			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s: %s", i.Name, a))

@@ -34,6 +34,9 @@ func (h *deafHost) Transport(vrrp.Link, []netip.Addr) (vrrp.Transport, error) {
 	return &deafTransport{closed: make(chan struct{})}, nil
 }
 func (h *deafHost) Announcer(vrrp.Link, []netip.Addr) (vrrp.Announcer, error) { return silence{}, nil }
+func (h *deafHost) Prober(vrrp.Link, []netip.Addr) (vrrp.Prober, error) {
+	return &deafProber{make(chan struct{})}, nil
+}
 
 func (h *deafHost) Check(_ string, vips []netip.Prefix, _ bool) (r vrrp.AddressReport, err error) {
 	h.mu.Lock()
@@ -70,6 +73,12 @@ func (t *deafTransport) Receive([]byte) (vrrp.Packet, error) {
 	return vrrp.Packet{}, net.ErrClosed
 }
 func (t *deafTransport) Close() error { close(t.closed); return nil }
+
+type deafProber struct{ closed chan struct{} }
+
+func (p *deafProber) Probe() error                 { return nil }
+func (p *deafProber) Receive() (vrrp.Claim, error) { <-p.closed; return vrrp.Claim{}, net.ErrClosed }
+func (p *deafProber) Close() error                 { close(p.closed); return nil }
 
 type silence struct{}
 
