@@ -229,9 +229,13 @@ pools:
 		t.Fatal(err)
 	}
 	r.waitVIP(soon, vip, "lb2", "lb1")
-	if i, err := instanceOf(r.mustStatus("lb1"), "VI_1"); err != nil || i.State != "fault" || i.Reason != "interface eth1 has no carrier" {
-		t.Errorf("instance of lb1 is %s: %s, %v", i.State, i.Reason, err)
-	}
+	r.waitStatus("lb1", soon, "the fault", func(s control.Status) error {
+		i, err := instanceOf(s, "VI_1")
+		if err != nil || i.State != "fault" || i.Reason != "interface eth1 has no carrier" {
+			return fmt.Errorf("it is %s: %s, %w", i.State, i.Reason, err)
+		}
+		return nil
+	})
 	if err := r.host("lb1").LinkUp("eth1"); err != nil {
 		t.Fatal(err)
 	}
