@@ -155,10 +155,12 @@ func TestNginxOnTheNodeIsRecoveredOrTheVIPMoves(t *testing.T) {
 	r.endNginx("lb1")
 	r.waitVIP(2*soon, vip, "lb2", "lb1")
 	r.wantAnswers("lb2")
-	s := r.mustStatus("lb1")
-	if got := s.VRRP[0]; got.State != "fault" || !strings.Contains(got.Reason, "check web_ok fails, and recovery was in vain: http://127.0.0.1/: connect: connection refused") {
-		t.Errorf("instance of lb1 is %s: %s", got.State, got.Reason)
-	}
+	r.waitStatus("lb1", soon, "the fault", func(s control.Status) error {
+		if got := s.VRRP[0]; got.State != "fault" || !strings.Contains(got.Reason, "check web_ok fails, and recovery was in vain: http://127.0.0.1/: connect: connection refused") {
+			return fmt.Errorf("it is %s: %s", got.State, got.Reason)
+		}
+		return nil
+	})
 	text := r.wantRun(0, "lb1", "status").stdout
 	for _, want := range []string{"problem: check web_ok fails: http://127.0.0.1/", "tracks check web_ok (weight -2): failing", "recovery was in vain"} {
 		if !strings.Contains(text, want) {
