@@ -46,9 +46,13 @@ func TestGroupMovesTogether(t *testing.T) {
 		t.Fatal(err)
 	}
 	both("lb2", "lb1")
-	if i, err := instanceOf(r.mustStatus("lb1"), "front"); err != nil || i.State != "fault" || i.Reason != "back of group pair is in fault: interface eth1 is down" {
-		t.Errorf("front is %s: %s, %v", i.State, i.Reason, err)
-	}
+	r.waitStatus("lb1", soon, "the fault of both", func(s control.Status) error {
+		i, err := instanceOf(s, "front")
+		if err != nil || i.State != "fault" || i.Reason != "back of group pair is in fault: interface eth1 is down" {
+			return fmt.Errorf("front is %s: %s, %w", i.State, i.Reason, err)
+		}
+		return nil
+	})
 	if err := r.host("lb1").LinkUp("eth1"); err != nil {
 		t.Fatal(err)
 	}
