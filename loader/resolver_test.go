@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -41,6 +42,7 @@ func resolverLab() testenv.Spec {
 type follower struct {
 	*node
 	r       *Resolver
+	stop    func() // ends it
 	changed chan struct{}
 }
 
@@ -76,7 +78,8 @@ func (f *follower) start() {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Cleanup(f.r.Close)
+	f.stop = sync.OnceFunc(f.r.Close)
+	f.Cleanup(f.stop)
 }
 
 // wait waits, from one call of changed to the next, until what is known of an
@@ -285,6 +288,8 @@ func TestResolverAfterAFlush(t *testing.T) {
 func TestResolverEnds(t *testing.T) {
 	f := newFollower(t, onLink)
 	f.waitMAC(onLink, f.mac("b1"))
+	f.stop() // it would keep again what the second one lets go
+	f.waitManaged(onLink, true)
 	second := *f
 	second.start()
 	second.r.Set([]netip.Addr{onLink})
