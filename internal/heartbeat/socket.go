@@ -53,8 +53,9 @@ func dial(local, peer netip.Addr, port uint16) (*socket, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("open socket to %v: %s: %w", peer, what, err)
 	}
-	// Several peers, one port: the kernel finds the socket by the peer's address.
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+	// Several peers, one port: the kernel finds the socket by the peer's address. With
+	// SO_REUSEADDR any user's program could share it, and take what comes.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
 		return fail("share the port", err)
 	}
 	if peer.Is6() {
