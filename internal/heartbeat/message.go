@@ -4,6 +4,7 @@ package heartbeat
 
 import (
 	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -19,12 +20,22 @@ type Epoch [16]byte
 
 func (e Epoch) isZero() bool { return e == Epoch{} }
 
+// A ticket is what a run wants to see in the heartbeats of one path: random bytes,
+// which it gives to the peer there. A run may have several paths to another one, and
+// numbers of heartbeats only grow on each.
+type ticket [16]byte
+
+func newTicket() (t ticket) {
+	_, _ = rand.Read(t[:]) // never fails (crypto/rand)
+	return t
+}
+
 // A kind is what a message is for.
 type kind uint8
 
 const (
-	kindChallenge kind = iota + 1 // who are you? nonce, name
-	kindResponse                  // it is me, now: the challenge's nonce, name
+	kindChallenge kind = iota + 1 // who are you? nonce, ticket, name
+	kindResponse                  // it is me, now: the challenge's nonce, ticket, name
 	kindBeat                      // instances
 	kindHello                     // on a connection: nonce
 	kindWelcome                   // the hello's nonce, another one
@@ -36,13 +47,14 @@ const (
 //
 //	 0 magic, 4 bytes; version, 1; kind, 1; zero, 2
 //	 8 epoch of the sender, 16
-//	24 epoch of the receiver, 16; zero where the sender does not know it
+//	24 epoch of the receiver, 16; zero where the sender does not know it; of beats
+//	   the receiver's ticket
 //	40 counter, 8; of beats
 //	48 body
 //	   HMAC-SHA256 of all before, 32
 //
-// A message counts for one receiver in one of its runs, so nothing that was
-// recorded is of use to another one or later.
+// A message counts for one receiver in one of its runs, and a beat on one of its
+// paths, so nothing that was recorded is of use elsewhere or later.
 const (
 	magic      = "slhb"
 	version    = 1
@@ -188,16 +200,23 @@ func eachEntry(body []byte, f func(entry)) bool {
 	return true
 }
 
-// appendIntroduction appends the body of a challenge or response.
-func appendIntroduction(b []byte, nonce [nonceLen]byte, name string) []byte {
-	b = append(b, nonce[:]...)
-	return append(b, name[:min(len(name), maxName)]...)
+// An introduction is the body of a challenge or response.
+type introduction struct {
+	nonce  [nonceLen]byte
+	ticket ticket // what the sender wants to see
+	name   string // of the sender
 }
 
-// introduction reads it.
-func introduction(body []byte) (nonce [nonceLen]byte, name []byte, ok bool) {
-	if len(body) < nonceLen || len(body) > nonceLen+maxName {
-		return nonce, nil, false
+func (i introduction) append(b []byte) []byte {
+	b = append(b, i.nonce[:]...)
+	b = append(b, i.ticket[:]...)
+	return append(b, i.name[:min(len(i.name), maxName)]...)
+}
+
+func readIntroduction(body []byte) (i introduction, ok bool) {
+	const name = len(i.nonce) + len(i.ticket)
+	if len(body) < name || len(body) > name+maxName {
+		return i, false
 	}
-	return [nonceLen]byte(body), body[nonceLen:], true
+	return introduction{[nonceLen]byte(body), ticket(body[nonceLen:]), string(body[name:])}, true
 }

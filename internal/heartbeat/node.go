@@ -130,7 +130,7 @@ func (n *Node) Add(id Instance, peers []netip.Addr, interval time.Duration) *Han
 	for _, a := range peers {
 		w := n.wayTo(a)
 		if w == nil {
-			w = &way{path: path{address: a}, interval: interval, slot: n.cfg.Pacer.Slot("heartbeats to " + a.String())}
+			w = &way{path: path{address: a, ticket: newTicket()}, interval: interval, slot: n.cfg.Pacer.Slot("heartbeats to " + a.String())}
 			n.paths = append(n.paths, w)
 		}
 		w.interval = min(w.interval, interval)
@@ -211,7 +211,7 @@ func (n *Node) point(w *way) {
 		}
 	}
 	m := message{
-		kind: kindBeat, from: n.own.epoch, to: w.peer,
+		kind: kindBeat, from: n.own.epoch, to: Epoch(w.show),
 		body: appendBeat(nil, uint32(w.interval.Microseconds()), entries),
 	}
 	w.slot.Set(s.raw, pace.Job{

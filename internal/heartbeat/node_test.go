@@ -323,7 +323,7 @@ func TestTakingAHeartbeatDoesNotAllocate(t *testing.T) {
 	var all [][]byte
 	for i := range 102 {
 		all = append(all, s.appendMessage(nil, message{
-			kind: kindBeat, from: w.peer, to: n.own.epoch, counter: uint64(i + 1), body: appendBeat(nil, 10000, []entry{{virtual, 2, 100}}),
+			kind: kindBeat, from: w.peer, to: Epoch(w.ticket), counter: uint64(i + 1), body: appendBeat(nil, 10000, []entry{{virtual, 2, 100}}),
 		}))
 	}
 	i := 0

@@ -44,7 +44,11 @@ type path struct {
 	peer Epoch
 	name string
 	key  int    // which of the keys it has
-	last uint64 // the number of its last heartbeat
+	show ticket // what it wants to see
+
+	ticket ticket // what this node wants to see here
+	last   uint64 // the number of the last heartbeat,
+	lastOf Epoch  // which was of this run, trusted still or not
 
 	nonce   [nonceLen]byte
 	pending bool // nonce is not answered yet
@@ -86,18 +90,18 @@ func (p *path) receive(now time.Time, b []byte, own *identity) (v verdict) {
 	}
 	switch m.kind {
 	case kindChallenge:
-		nonce, _, ok := introduction(m.body)
+		asked, ok := readIntroduction(m.body)
 		if !ok {
 			p.counts.Malformed++
 			return v
 		}
-		p.buf = appendIntroduction(p.buf[:0], nonce, own.name)
+		p.buf = introduction{asked.nonce, p.ticket, own.name}.append(p.buf[:0])
 		v.reply = own.keys[key].appendMessage(nil, message{kind: kindResponse, from: own.epoch, to: m.from, body: p.buf})
 		v.ask = m.from != p.peer && p.mayAsk(now)
 	case kindResponse:
 		return p.meet(now, m, key, own)
 	case kindBeat:
-		return p.hear(now, m, own)
+		return p.hear(now, m)
 	default:
 		p.counts.Malformed++
 	}
@@ -106,38 +110,38 @@ func (p *path) receive(now time.Time, b []byte, own *identity) (v verdict) {
 
 // meet takes an answer to a challenge.
 func (p *path) meet(now time.Time, m message, key int, own *identity) (v verdict) {
-	nonce, name, ok := introduction(m.body)
+	got, ok := readIntroduction(m.body)
 	switch {
 	case !ok:
 		p.counts.Malformed++
 		return v
-	case m.to != own.epoch || !p.pending || nonce != p.nonce:
+	case m.to != own.epoch || !p.pending || got.nonce != p.nonce:
 		p.counts.Replayed++
 		return v
 	}
 	p.pending, p.tries, p.heard = false, 0, now
-	if m.from == p.peer && key == p.key {
+	if m.from == p.peer && key == p.key && got.ticket == p.show {
 		return v
 	}
 	v.met, v.left = true, p.peer
 	if v.left == m.from {
 		v.left = Epoch{} // it has only changed its key
 	}
-	if m.from != p.peer {
-		p.last = 0
+	if m.from != p.lastOf {
+		p.last, p.lastOf = 0, m.from
 	}
-	p.peer, p.key, p.name = m.from, key, string(name)
+	p.peer, p.key, p.show, p.name = m.from, key, got.ticket, got.name
 	return v
 }
 
 // hear takes a heartbeat.
-func (p *path) hear(now time.Time, m message, own *identity) (v verdict) {
+func (p *path) hear(now time.Time, m message) (v verdict) {
 	switch {
 	case m.from != p.peer:
 		// Perhaps the node has started again, perhaps this is from its past.
 		p.counts.Replayed++
 		v.ask = p.mayAsk(now)
-	case m.to != own.epoch || m.counter <= p.last:
+	case m.to != Epoch(p.ticket) || m.counter <= p.last:
 		p.counts.Replayed++
 	default:
 		p.last, p.heard = m.counter, now
@@ -149,7 +153,7 @@ func (p *path) hear(now time.Time, m message, own *identity) (v verdict) {
 
 // forget takes back the trust in a run that has ended.
 func (p *path) forget() {
-	p.peer, p.last, p.asked = Epoch{}, 0, time.Time{}
+	p.peer, p.asked = Epoch{}, time.Time{}
 }
 
 func (p *path) mayAsk(now time.Time) bool { return now.Sub(p.asked) >= askAgain }
@@ -169,7 +173,7 @@ func (p *path) challenge(now time.Time, own *identity) []byte {
 	p.pending, p.asked = true, now
 	k := own.keys[p.tries%len(own.keys)]
 	p.tries++
-	p.buf = appendIntroduction(p.buf[:0], p.nonce, own.name)
+	p.buf = introduction{p.nonce, p.ticket, own.name}.append(p.buf[:0])
 	return k.appendMessage(nil, message{kind: kindChallenge, from: own.epoch, to: p.peer, body: p.buf})
 }
 

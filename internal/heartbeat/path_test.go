@@ -23,7 +23,7 @@ type side struct {
 }
 
 func newSide(epoch byte, keys ...key.Key) *side {
-	s := &side{identity: identity{epoch: Epoch{epoch}, name: string('a' + rune(epoch))}}
+	s := &side{path: path{ticket: newTicket()}, identity: identity{epoch: Epoch{epoch}, name: string('a' + rune(epoch))}}
 	for _, k := range keys {
 		s.keys = append(s.keys, newSigner(k))
 	}
@@ -32,14 +32,14 @@ func newSide(epoch byte, keys ...key.Key) *side {
 
 // again is the side after a restart of the daemon, with the same key.
 func (s *side) again(epoch byte) *side {
-	return &side{identity: identity{epoch: Epoch{epoch}, name: s.identity.name, keys: s.keys}}
+	return &side{path: path{ticket: newTicket()}, identity: identity{epoch: Epoch{epoch}, name: s.identity.name, keys: s.keys}}
 }
 
 // beat makes the next heartbeat for the other side.
 func (s *side) beat() []byte {
 	s.number++
 	body := appendBeat(nil, 5000, []entry{{Instance{VRID: 51, Digest: 7}, 2, 100}})
-	return s.keys[s.key].appendMessage(nil, message{kind: kindBeat, from: s.epoch, to: s.peer, counter: s.number, body: body})
+	return s.keys[s.key].appendMessage(nil, message{kind: kindBeat, from: s.epoch, to: Epoch(s.show), counter: s.number, body: body})
 }
 
 // talk delivers a message and all that follows from it.
@@ -103,10 +103,12 @@ func TestMessagesThatDoNotCount(t *testing.T) {
 		}, Counters{Replayed: 1}},
 		{"for the receiver's earlier run", func(a, b *side) []byte {
 			m := a.beat()
-			b.epoch = Epoch{8}
+			again := b.again(8)
+			meetAgain(a, again)
+			*b = *again
 			return m
 		}, Counters{Replayed: 1}},
-		{"for another node", func(a, b *side) []byte { a.peer = Epoch{77}; return a.beat() }, Counters{Replayed: 1}},
+		{"for another node", func(a, b *side) []byte { a.show = ticket{77}; return a.beat() }, Counters{Replayed: 1}},
 		{"sent back to its sender", func(a, b *side) []byte { return b.beat() }, Counters{Replayed: 1}},
 		{"an answer to an older challenge", func(a, b *side) []byte {
 			old := b.challenge(epochStart, &b.identity)
@@ -199,6 +201,45 @@ func TestAnEarlierRunIsNotTrusted(t *testing.T) {
 	}
 	if v := b.receive(epochStart, later.beat(), &b.identity); v.beat == nil {
 		t.Error("the run that is there now does not count any more")
+	}
+}
+
+// What was recorded while a run counted as ended is of no use once it counts again.
+func TestNothingCountsTwiceAfterAnEnd(t *testing.T) {
+	k := key.New()
+	a, b := newSide(1, k), newSide(2, k)
+	meet(t, a, b)
+	recorded := a.beat()
+	if v := b.take(recorded); v.beat == nil {
+		t.Fatal("a heartbeat does not count")
+	}
+	b.forget()
+	meetAgain(a, b)
+	if v := b.take(recorded); v.beat != nil {
+		t.Error("a heartbeat counts a second time")
+	}
+	if v := b.take(a.beat()); v.beat == nil {
+		t.Error("the next one does not count")
+	}
+}
+
+// Two nodes may have several paths between them. What was sent by one of them does
+// not count on another, where its number may be new.
+func TestNothingCountsOnAnotherPath(t *testing.T) {
+	k := key.New()
+	a, b := newSide(1, k), newSide(2, k)
+	meet(t, a, b)
+	a2, b2 := newSide(1, k), newSide(2, k)
+	meet(t, a2, b2)
+	recorded := a.beat()
+	if v := b2.take(recorded); v.beat != nil {
+		t.Error("a heartbeat counts on a path that it was not sent by")
+	}
+	if v := b.take(recorded); v.beat == nil {
+		t.Error("it does not count on its own path")
+	}
+	if v := b2.take(a2.beat()); v.beat == nil {
+		t.Error("the other path's does not count")
 	}
 }
 
@@ -319,7 +360,7 @@ func TestReceivingDoesNotAllocate(t *testing.T) {
 func FuzzMessage(f *testing.F) {
 	s := newSigner(key.Key{1})
 	f.Add(s.appendMessage(nil, message{kind: kindBeat, from: Epoch{1}, to: Epoch{2}, counter: 3, body: appendBeat(nil, 5000, []entry{{Instance{1, true, 2}, 3, 4}})}))
-	f.Add(s.appendMessage(nil, message{kind: kindChallenge, from: Epoch{1}, body: appendIntroduction(nil, [nonceLen]byte{1}, "lb1")}))
+	f.Add(s.appendMessage(nil, message{kind: kindChallenge, from: Epoch{1}, body: introduction{[nonceLen]byte{1}, ticket{2}, "lb1"}.append(nil)}))
 	f.Add([]byte(magic))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := read(b)
@@ -335,7 +376,9 @@ func FuzzMessage(f *testing.F) {
 				t.Errorf("entries %x, wrote %x", m.body, again)
 			}
 		}
-		_, _, _ = introduction(m.body)
+		if i, ok := readIntroduction(m.body); ok && !bytes.Equal(i.append(nil), m.body) {
+			t.Errorf("introduction %x, wrote %x", m.body, i.append(nil))
+		}
 		p := path{}
 		own := &identity{epoch: Epoch{2}, keys: []*signer{s}}
 		p.receive(epochStart, b, own)
