@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -33,6 +34,10 @@ const (
 	readerPatience = 30 * time.Second
 	// mostReaders is how many are served at a time.
 	mostReaders = 64
+	// mostConnections is how many may be open, whatever becomes of them.
+	mostConnections = 4 * mostReaders
+	// headersPatience bounds how long who has connected may take to ask.
+	headersPatience = 5 * time.Second
 )
 
 // A Server serves one address.
@@ -97,9 +102,9 @@ func (s *Server) Address() netip.AddrPort { return s.address }
 // Serve answers until ctx ends. Report is called by one goroutine at a time.
 func (s *Server) Serve(ctx context.Context, report func() Report) {
 	server := &http.Server{
-		Handler: Handler(report, s.log), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		Handler: Handler(report, s.log), ReadHeaderTimeout: headersPatience, ReadTimeout: 10 * time.Second,
 		WriteTimeout: readerPatience, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 1 << 16,
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), ConnState: limited(mostConnections),
 	}
 	defer context.AfterFunc(ctx, func() { server.Close() })()
 	s.mu.Lock()
@@ -142,6 +147,8 @@ func Handler(report func() Report, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelError), EnableOpenMetrics: true,
+		// What cannot be told is in the log; monitoring needs the rest.
+		ErrorHandling: promhttp.ContinueOnError,
 	}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { healthz(w, c.get()) })
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { page(w, c.get()) })
@@ -160,6 +167,21 @@ func bounded(next http.Handler) http.Handler {
 			http.Error(w, "too many ask at a time", http.StatusServiceUnavailable)
 		}
 	})
+}
+
+// limited closes connections that are more than most.
+func limited(most int64) func(net.Conn, http.ConnState) {
+	var open atomic.Int64
+	return func(c net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			if open.Add(1) > most {
+				c.Close() // and it is told so once more
+			}
+		case http.StateClosed:
+			open.Add(-1)
+		}
+	}
 }
 
 // A cache keeps a report for a moment.

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -400,6 +402,57 @@ func TestSlowReaders(t *testing.T) {
 	defer mu.Unlock()
 	if most := int(time.Since(began)/fresh) + 2; reports > most {
 		t.Errorf("%d reports for %d readers in %v, want at most %d", reports, mostReaders/2+1, time.Since(began), most)
+	}
+}
+
+// Who connects and says nothing gets no more than a share of what the daemon may
+// have open: it needs the rest to probe servers.
+func TestTooManyConnections(t *testing.T) {
+	at, l := freePort(t)
+	l.Close()
+	s := Listen(at, quiet)
+	serve(t, s, fullReport)
+	var idle []net.Conn
+	for range mostConnections {
+		c, err := net.Dial("tcp", at.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		idle = append(idle, c)
+	}
+	more, err := net.Dial("tcp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer more.Close()
+	began := time.Now()
+	if err := more.SetReadDeadline(began.Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	// The others were accepted before it. They have until headersPatience.
+	if _, err := more.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) || time.Since(began) >= headersPatience {
+		t.Errorf("one more is let be, %v after %v", err, time.Since(began))
+	}
+	for _, c := range idle[:2] {
+		c.Close()
+	}
+	testenv.Eventually(t, 30*time.Second, "an answer when there is room again", func() (bool, error) {
+		_, err := get(at, "/healthz")
+		return err == nil, err
+	})
+}
+
+// What is there twice costs itself, and not all the rest.
+func TestMetricsThatAreThereTwice(t *testing.T) {
+	r := fullReport()
+	r.Status.Services[0].Backends = append(r.Status.Services[0].Backends, r.Status.Services[0].Backends[0])
+	w := httptest.NewRecorder()
+	Handler(func() Report { return r }, quiet).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	for _, want := range []string{"sluice_build_info", "sluice_vrrp_state", "sluice_backend_up"} {
+		if !strings.Contains(w.Body.String(), want) {
+			t.Errorf("status %d, and no %s", w.Code, want)
+		}
 	}
 }
 
