@@ -65,6 +65,9 @@ type mail struct {
 	payload []byte
 }
 
+// alive is the answer to a renewal: neither a report nor the word of a clearing.
+var alive [1]byte
+
 // reportEvery bounds how often a job's failures are told.
 const reportEvery = time.Second
 
@@ -206,6 +209,8 @@ func (e *engine) obey(r request, socket int) {
 		if w != nil {
 			e.renew(w)
 		}
+		// It shows that the engine is at work; if nobody reads, the next one will.
+		_ = unix.Send(e.control, alive[:], unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		return
 	case opClear, opSet:
 		if w != nil {

@@ -246,6 +246,45 @@ func TestEngineIsStartedAgain(t *testing.T) {
 	}
 }
 
+// An engine that stands still, as a stopped process does, is one that is gone: another
+// takes its place, and nothing waits for it.
+func TestEngineThatStandsStill(t *testing.T) {
+	w := newWire(t)
+	started := make(chan int, 16)
+	p, _ := newPacer(t, func(control int) (func() error, error) {
+		wait, err := ownProcess(control)
+		started <- childOf(t)
+		return wait, err
+	})
+	stop := func(pid int) {
+		t.Helper()
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) }) // gone, if all is well
+	}
+	s := p.Slot("hello")
+	j := hello("one")
+	j.Lease = 400 * time.Millisecond
+	s.Set(w.conn(), j)
+	w.next()
+	stop(<-started)
+	w.waitSilence(100 * time.Millisecond)
+	testenv.Eventually(t, soon, "another engine", func() (bool, error) {
+		s.Renew()
+		return len(started) > 0, nil
+	})
+	w.next()
+	stop(<-started)
+	ended := make(chan struct{})
+	go func() { defer close(ended); p.Close() }()
+	select {
+	case <-ended:
+	case <-time.After(soon):
+		t.Error("Close waits for it for ever")
+	}
+}
+
 // childOf returns the child process that was started last.
 func childOf(t *testing.T) int {
 	var b []byte

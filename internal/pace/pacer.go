@@ -16,7 +16,8 @@ import (
 )
 
 // A Start starts an engine that takes requests from a socket, which it closes. It
-// returns once the engine has begun; wait returns when it has ended.
+// returns once the engine has begun. Wait, called when the other end is closed,
+// returns when the engine has ended.
 type Start func(control int) (wait func() error, err error)
 
 // Thread is a Start that runs the engine on threads of this process.
@@ -27,6 +28,13 @@ func Thread(control int) (func() error, error) {
 	}()
 	return func() error { return <-ended }, nil
 }
+
+// hangsAfter is how long an engine may leave the Pacer's word unanswered. An engine
+// hangs that does so twice: a pause of the whole machine looks as if it did once.
+const hangsAfter = time.Second
+
+// closeTime is how long Close waits for the engine to end of its own accord.
+const closeTime = time.Second
 
 // restartAfter is the least time from one start of an engine to the next.
 const restartAfter = time.Second
@@ -45,6 +53,8 @@ type Pacer struct {
 	slots  []*Slot
 	buf    []byte
 	closed bool
+	asked  time.Time // since when renewals are unanswered; zero: none is
+	doubts int       // how often that has lasted for hangsAfter
 }
 
 // New makes a Pacer and starts its engine. If that fails, it says so in the log
@@ -107,7 +117,7 @@ func (p *Pacer) launch() (*running, error) {
 		unix.Close(pair[0])
 		return nil, errors.Join(errors.New("closed meanwhile"), wait())
 	}
-	p.socket = pair[0]
+	p.socket, p.asked, p.doubts = pair[0], time.Time{}, 0
 	for _, s := range p.slots {
 		if s.conn != nil {
 			p.set(s)
@@ -127,6 +137,7 @@ func (p *Pacer) follow(e *running) error {
 		if err != nil || n == 0 {
 			break
 		}
+		p.answered()
 		if r, ok := readReport(buf[:n]); ok {
 			p.report(r)
 		} else if n == clearedLen {
@@ -146,6 +157,44 @@ func (p *Pacer) follow(e *running) error {
 		return nil
 	}
 	return err
+}
+
+// answered notes that the engine is at work.
+func (p *Pacer) answered() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked, p.doubts = time.Time{}, 0
+}
+
+// ask notes that the engine owes an answer, and ends one that hangs, as a stopped
+// process does: follow starts another.
+func (p *Pacer) ask(now time.Time) {
+	if p.asked.IsZero() {
+		p.asked = now
+	}
+	if now.Sub(p.asked) < hangsAfter || p.unread() {
+		return
+	}
+	p.asked = now
+	if p.doubts++; p.doubts < 2 {
+		return
+	}
+	p.log.Error("the process that sends packets on time stands still: it is ended")
+	p.abandon()
+}
+
+// unread tells whether something of the engine's waits to be read: then it is this
+// process that is late.
+func (p *Pacer) unread() bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(p.socket), Events: unix.POLLIN}}, 0)
+	return err != nil || n > 0
+}
+
+// abandon has follow see the end of an engine, which may not see it itself.
+func (p *Pacer) abandon() {
+	if p.socket >= 0 {
+		_ = unix.Shutdown(p.socket, unix.SHUT_RDWR)
+	}
 }
 
 // clearedLen is the length of the word that a slot has been cleared: its number.
@@ -182,6 +231,11 @@ func (p *Pacer) Close() {
 		if p.socket >= 0 {
 			// Not closed: follow reads it, and does that when the engine has ended.
 			_ = unix.Shutdown(p.socket, unix.SHUT_WR)
+			time.AfterFunc(closeTime, func() {
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				p.abandon()
+			})
 		}
 	}
 	p.mu.Unlock()
@@ -268,6 +322,7 @@ func (s *Slot) Renew() bool {
 		return now.Sub(s.renewed) < s.job.Lease
 	}
 	s.renewed = now
+	s.pacer.ask(now)
 	return true
 }
 
@@ -309,7 +364,7 @@ func (s *Slot) clear() bool {
 	if err != nil {
 		// A full queue would leave a job that must not go on: the engine has to be
 		// another one.
-		_ = unix.Shutdown(s.pacer.socket, unix.SHUT_RDWR)
+		s.pacer.abandon()
 	}
 	return err == nil
 }

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,6 +23,10 @@ const priority = 20
 // heapLimit is the memory of an engine's process that Go may use. It needs a small
 // part of it, and collects no garbage before it has.
 const heapLimit = 32 << 20
+
+// endTime is how long an engine's process may take to end, once its socket is closed,
+// before it is killed.
+const endTime = 500 * time.Millisecond
 
 // controlFD is where an engine's process finds its socket.
 const controlFD = 3
@@ -51,7 +56,15 @@ func Process(command ...string) Start {
 		if err := <-started; err != nil {
 			return nil, err
 		}
-		return func() error { return <-ended }, nil
+		return func() error {
+			select {
+			case err := <-ended:
+				return err
+			case <-time.After(endTime):
+			}
+			_ = cmd.Process.Kill() // it stands still
+			return <-ended
+		}, nil
 	}
 }
 
