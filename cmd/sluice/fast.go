@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/internal/control"
@@ -81,12 +83,12 @@ func (f *fastMode) sender() *pace.Pacer {
 
 // startPacemaker starts a process, or where that fails a thread.
 func (n *node) startPacemaker(socket int) (func() error, error) {
-	// Closed by what is started, or by what could not be.
-	spare, err := syscall.Dup(socket)
+	// Closed by what is started, or by what could not be. A check that is started now
+	// must not have it: the end of the pacemaker would not be seen before the check's.
+	spare, err := unix.FcntlInt(uintptr(socket), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, unix.Close(socket))
 	}
-	syscall.CloseOnExec(spare)
 	wait, err := pace.Process("/proc/self/exe", pacemakerName)(socket)
 	if err == nil {
 		return wait, syscall.Close(spare)
