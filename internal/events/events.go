@@ -66,6 +66,10 @@ type Event struct {
 // maxText is the longest of an event's texts, in bytes.
 const maxText = 1024
 
+// maxSeq is a number that no event will ever have: where a file says so, those that
+// follow would begin again at 0.
+const maxSeq = 1 << 62
+
 // encode makes a line of an event, with its end.
 func encode(e Event) []byte {
 	for _, s := range []*string{&e.Instance, &e.Service, &e.Server, &e.Check, &e.Alarm, &e.Peer, &e.From, &e.To, &e.Text} {
@@ -97,6 +101,9 @@ func Decode(line []byte) (Event, error) {
 	}
 	if e.Type == "" || e.Time.IsZero() {
 		return e, fmt.Errorf("read an event: it has no time or no type")
+	}
+	if e.Seq > maxSeq {
+		return e, fmt.Errorf("read an event: no event has the number %d", e.Seq)
 	}
 	return e, nil
 }

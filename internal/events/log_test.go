@@ -115,6 +115,7 @@ func TestTornLines(t *testing.T) {
 		{"without a time", line(1, "a") + `{"seq":2,"type":"vrrp.state"}` + "\n", []string{"a"}, 2},
 		{"numbers go back", line(5, "a") + line(2, "b"), []string{"a", "b"}, 7},
 		{"a large gap", line(1, "a") + line(3*Kept+1, "b") + line(3*Kept+2, "c"), []string{"b", "c"}, 3*Kept + 3},
+		{"a number beyond all that can be", line(1, "a") + strings.Replace(line(2, "b"), `"seq":2`, `"seq":18446744073709551615`, 1), []string{"a"}, 2},
 		{"number 0", line(0, "a") + line(1, "b"), []string{"a", "b"}, 3},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
