@@ -118,19 +118,9 @@ func inspectLink(dir, name string) Attachment {
 // DetachDecap takes the program off all interfaces and removes what is pinned in
 // dir. It returns the interfaces that it freed. Nothing pinned is no error.
 func DetachDecap(dir string) ([]string, error) {
-	names, err := pinnedLinks(dir)
+	freed, err := detachLinks(dir)
 	if err != nil {
-		return nil, err
-	}
-	var freed []string
-	for _, name := range names {
-		ok, err := detachLink(dir, name)
-		if err != nil {
-			return freed, err
-		}
-		if ok {
-			freed = append(freed, name)
-		}
+		return freed, err
 	}
 	if err := os.Remove(filepath.Join(dir, decapMapOutcomes)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return freed, fmt.Errorf("remove the pin: %w", err)

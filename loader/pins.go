@@ -118,15 +118,13 @@ func pinnedLinks(dir string) ([]string, error) {
 	return names, nil
 }
 
-// Detach removes the links, programs and maps that are pinned in dir:
-// forwarding stops. It returns the interfaces that it freed. Nothing pinned is
-// no error. A BPF file system that is mounted on dir itself stays.
-func Detach(dir string) ([]string, error) {
+// detachLinks takes the program off all interfaces that have a pinned link. It returns
+// those that it freed.
+func detachLinks(dir string) (freed []string, err error) {
 	names, err := pinnedLinks(dir)
 	if err != nil {
 		return nil, err
 	}
-	var freed []string
 	for _, name := range names {
 		ok, err := detachLink(dir, name)
 		if err != nil {
@@ -135,6 +133,17 @@ func Detach(dir string) ([]string, error) {
 		if ok {
 			freed = append(freed, name)
 		}
+	}
+	return freed, nil
+}
+
+// Detach removes the links, programs and maps that are pinned in dir:
+// forwarding stops. It returns the interfaces that it freed. Nothing pinned is
+// no error. A BPF file system that is mounted on dir itself stays.
+func Detach(dir string) ([]string, error) {
+	freed, err := detachLinks(dir)
+	if err != nil {
+		return freed, err
 	}
 	if err := sweepPinned(dir); err != nil {
 		return freed, err
