@@ -69,31 +69,11 @@ func (i *instanceDef) addHeartbeatPeer(a netip.Addr, at *node) {
 }
 
 func (d *decoder) heartbeatPeers(n *node, i *instanceDef, s self) {
-	items, ok := d.list(n, "peers")
-	if !ok {
-		return
-	}
-	if len(items) == 0 {
-		d.errorf(n, "peers is empty: name addresses of the other nodes, or leave it out to take those of nodes")
-		return
-	}
-	seen := map[netip.Addr]*node{}
-	for _, item := range items {
-		a, ok := d.address(item, "peer")
-		if !ok {
-			continue
-		}
-		first, dup := seen[a]
-		switch {
-		case dup:
-			d.errorf(item, "peer %v is listed twice: %s", a, first.elsewhere(item))
-		case s.def != nil && a == s.def.Address:
-			d.errorf(item, "peer %v is this node, %q: list addresses of the others", a, s.name)
-		default:
-			seen[a] = item
-			i.addHeartbeatPeer(a, item)
-		}
-	}
+	d.peerList(n, s, peerAdvice{
+		key:   "peers",
+		empty: "name addresses of the other nodes, or leave it out to take those of nodes",
+		own:   "list addresses of the others",
+	}, i.addHeartbeatPeer)
 }
 
 // checkHeartbeats demands a key where an instance has heartbeats, and peers that

@@ -15,7 +15,7 @@ func (d *decoder) unicast(f fields, i *instanceDef, roster []nodeDef, s self) {
 		d.errorf(f.keys["unicast_peers"], "unicast and unicast_peers are both set: take one of them")
 		return
 	case list != nil:
-		d.peerList(list, i, s)
+		d.unicastPeers(list, i, s)
 	case on:
 		d.peersOfRoster(at, i, roster, s)
 	}
@@ -24,14 +24,33 @@ func (d *decoder) unicast(f fields, i *instanceDef, roster []nodeDef, s self) {
 	}
 }
 
-// peerList decodes unicast_peers.
-func (d *decoder) peerList(n *node, i *instanceDef, s self) {
-	items, ok := d.list(n, "unicast_peers")
+// unicastPeers decodes unicast_peers.
+func (d *decoder) unicastPeers(n *node, i *instanceDef, s self) {
+	d.peerList(n, s, peerAdvice{
+		key:   "unicast_peers",
+		empty: "name the other nodes, or leave it out for multicast",
+		own:   "list the others, or write unicast: true, which leaves it out",
+	}, func(a netip.Addr, item *node) {
+		if len(i.Addresses) > 0 && a.Is4() != i.Addresses[0].Addr().Is4() {
+			d.errorf(item, "peer %v is %s, the addresses of the instance are %s", a, familyOf(a), familyOf(i.Addresses[0].Addr()))
+			return
+		}
+		i.Peers, i.peers = append(i.Peers, a), append(i.peers, item)
+	})
+}
+
+// peerAdvice is the key of a list of peers, and what to do where it is empty or names
+// this node.
+type peerAdvice struct{ key, empty, own string }
+
+// peerList decodes addresses of other nodes and adds each of them once.
+func (d *decoder) peerList(n *node, s self, do peerAdvice, add func(netip.Addr, *node)) {
+	items, ok := d.list(n, do.key)
 	if !ok {
 		return
 	}
 	if len(items) == 0 {
-		d.errorf(n, "unicast_peers is empty: name the other nodes, or leave it out for multicast")
+		d.errorf(n, "%s is empty: %s", do.key, do.empty)
 		return
 	}
 	seen := map[netip.Addr]*node{}
@@ -44,16 +63,12 @@ func (d *decoder) peerList(n *node, i *instanceDef, s self) {
 		switch {
 		case dup:
 			d.errorf(item, "peer %v is listed twice: %s", a, first.elsewhere(item))
-			continue
 		case s.def != nil && a == s.def.Address:
-			d.errorf(item, "peer %v is this node, %q: list the others, or write unicast: true, which leaves it out", a, s.name)
-			continue
-		case len(i.Addresses) > 0 && a.Is4() != i.Addresses[0].Addr().Is4():
-			d.errorf(item, "peer %v is %s, the addresses of the instance are %s", a, familyOf(a), familyOf(i.Addresses[0].Addr()))
-			continue
+			d.errorf(item, "peer %v is this node, %q: %s", a, s.name, do.own)
+		default:
+			seen[a] = item
+			add(a, item)
 		}
-		seen[a] = item
-		i.Peers, i.peers = append(i.Peers, a), append(i.peers, item)
 	}
 }
 
