@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -227,7 +228,7 @@ func (n *node) reloadVRRP(next *config.Config, routers []*vrrp.Router) {
 	goes := slices.DeleteFunc(slices.Clone(old), func(r *vrrp.Router) bool { return slices.Contains(routers, r) })
 	var all sync.WaitGroup
 	for _, r := range goes {
-		all.Go(func() { n.giveUp(r) })
+		all.Go(func() { n.giveUp(n.inside, r) })
 	}
 	all.Wait()
 
@@ -255,17 +256,20 @@ func (n *node) reloadVRRP(next *config.Config, routers []*vrrp.Router) {
 	}
 }
 
-// giveUp ends an instance.
-func (n *node) giveUp(r *vrrp.Router) {
+// giveUp ends an instance. Its VIPs stay here where nobody has taken them.
+func (n *node) giveUp(ctx context.Context, r *vrrp.Router) (stay bool) {
 	name := r.Status().Name
-	handover, err := r.Release(n.inside)
+	handover, err := r.Release(ctx)
 	switch {
 	case errors.Is(err, vrrp.ErrNotRunning):
 	case err != nil:
 		n.log.Warn("the handover was cut short", "instance", name, "error", err)
 	case handover.TookOver():
 		n.log.Info("a peer has taken over", "instance", name, "peer", handover.Peer)
+	default:
+		return handover.WasActive
 	}
+	return false
 }
 
 func reloadCommand() *cli.Command {

@@ -538,16 +538,8 @@ func (n *node) release(ctx context.Context) {
 	var all sync.WaitGroup
 	for _, r := range n.routers {
 		all.Go(func() {
-			name := r.Status().Name
-			handover, err := r.Release(ctx)
-			switch {
-			case errors.Is(err, vrrp.ErrNotRunning):
-			case err != nil:
-				n.log.Warn("the handover was cut short", "instance", name, "error", err)
-			case handover.TookOver():
-				n.log.Info("a peer has taken over", "instance", name, "peer", handover.Peer)
-			case handover.WasActive:
-				n.log.Warn("no peer took over: the VIPs stay, and forwarding goes on, until `sluice detach`", "instance", name)
+			if n.giveUp(ctx, r) {
+				n.log.Warn("no peer took over: the VIPs stay, and forwarding goes on, until `sluice detach`", "instance", r.Status().Name)
 			}
 		})
 	}
