@@ -35,6 +35,7 @@ type link struct {
 	peer    Epoch
 	address netip.Addr
 	conn    net.Conn
+	key     int // which of the keys the peer has
 }
 
 // links are the connections of a node: one for each path. Of two daemons the one
@@ -72,10 +73,15 @@ func (l *links) wanted(now time.Time, w *way, own *identity) bool {
 func (l *links) goodbye(own *identity) {
 	l.closed = true
 	for _, k := range l.all {
-		_ = k.conn.SetWriteDeadline(time.Now().Add(goodbyeTime))
-		_ = writeFrame(k.conn, own.keys[0].appendMessage(nil, message{kind: kindBye, from: own.epoch, to: k.peer}))
-		k.conn.Close()
+		k.leave(own)
 	}
+}
+
+// leave closes a connection. The peer is told that it is no end of this daemon.
+func (k *link) leave(own *identity) {
+	_ = k.conn.SetWriteDeadline(time.Now().Add(goodbyeTime))
+	_ = writeFrame(k.conn, own.keys[k.key].appendMessage(nil, message{kind: kindBye, from: own.epoch, to: k.peer}))
+	k.conn.Close()
 }
 
 // writeFrame writes a message behind its length, in one piece.
@@ -264,14 +270,15 @@ func (t *handshake) shake(ctx context.Context, side func() error) error {
 	return t.conn.SetDeadline(time.Time{})
 }
 
-// connect makes a connection to a run of a daemon and keeps it.
-func (n *Node) connect(ctx context.Context, peer Epoch, to netip.Addr) {
+// connect makes a connection to a run of a daemon, which has one of the keys, and
+// keeps it.
+func (n *Node) connect(ctx context.Context, peer Epoch, key int, to netip.Addr) {
 	dialer := net.Dialer{Timeout: handshakeTime}
 	if local := n.localFor(to); local.IsValid() {
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(local, 0))
 	}
 	conn, err := dialer.DialContext(ctx, "tcp", netip.AddrPortFrom(to, n.cfg.Port).String())
-	t := &handshake{node: n, conn: conn, peer: peer}
+	t := &handshake{node: n, conn: conn, peer: peer, key: key}
 	if err == nil {
 		err = t.shake(ctx, t.call)
 	}
@@ -288,12 +295,14 @@ func (n *Node) connect(ctx context.Context, peer Epoch, to netip.Addr) {
 // keepLink waits for the end of a connection. Err is that of its handshake.
 func (n *Node) keepLink(ctx context.Context, t *handshake, address netip.Addr, err error) {
 	defer t.conn.Close()
-	k := &link{peer: t.peer, address: address, conn: t.conn}
+	k := &link{peer: t.peer, address: address, conn: t.conn, key: t.key}
 	n.mu.Lock()
-	if err == nil && n.links.closed {
+	switch {
+	case err != nil:
+	case n.links.closed:
+		k.leave(&n.own) // the peer may have it already
 		err = context.Canceled
-	}
-	if err == nil {
+	default:
 		n.links.all = append(n.links.all, k)
 	}
 	n.mu.Unlock()
@@ -315,6 +324,7 @@ func (n *Node) ended(k *link, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.links.all = slices.DeleteFunc(n.links.all, func(other *link) bool { return other == k })
+	k.leave(&n.own)
 	if n.links.closed || !n.trusts(k.peer) {
 		return
 	}

@@ -406,8 +406,8 @@ func (n *Node) keep(ctx context.Context, all *sync.WaitGroup) {
 		w.slot.Renew()
 		n.watch(now, w)
 		if n.links.wanted(now, w, &n.own) {
-			peer, from := w.peer, w.address
-			all.Go(func() { n.connect(ctx, peer, from) })
+			peer, key, to := w.peer, w.key, w.address
+			all.Go(func() { n.connect(ctx, peer, key, to) })
 		}
 	}
 }

@@ -87,10 +87,19 @@ func (l *lines) has(s string) bool {
 // join starts a Node at one address, with a peer at the other.
 func join(t *testing.T, port uint16, at, peer netip.Addr, keys ...key.Key) *member {
 	t.Helper()
+	return joinAs(t, Epoch{}, port, at, peer, keys...)
+}
+
+// joinAs is join for a run with an epoch of the test's, unless that is zero.
+func joinAs(t *testing.T, epoch Epoch, port uint16, at, peer netip.Addr, keys ...key.Key) *member {
+	t.Helper()
 	m := &member{log: &lines{}}
 	log := slog.New(slog.NewTextHandler(m.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	pacer := pace.New(pace.Thread, log)
 	m.Node = New(Config{Name: "n" + at.String(), Local: at, Roster: []netip.Addr{peer}, Port: port, Keys: keys, Pacer: pacer, Log: log})
+	if !epoch.isZero() {
+		m.own.epoch = epoch
+	}
 	m.listenOn = netip.AddrPortFrom(at, port).String()
 	m.handle = m.Add(virtual, []netip.Addr{peer}, interval)
 	m.handle.Deliver(func(b vrrp.Beat) {
@@ -216,6 +225,47 @@ func TestTheEndOfADaemonIsSeen(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Also while one of two nodes has a new key they are connected, whichever of them
+// connects, and a goodbye is understood.
+func TestConnectionsWhileKeysChange(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		of   Epoch // of who has the new key as well; the one with the lesser epoch connects
+	}{{"who has it connects", Epoch{1}}, {"who has it is connected to", Epoch{3}}} {
+		t.Run(tc.name, func(t *testing.T) {
+			port, k := freePort(t), key.New()
+			a, b := joinAs(t, tc.of, port, one, two, key.New(), k), joinAs(t, Epoch{2}, port, two, one, k)
+			a.waitConnected(t)
+			b.waitConnected(t)
+			a.stop()
+			testenv.Eventually(t, soon, "the goodbye", func() (bool, error) { return b.log.has("goodbye"), nil })
+		})
+	}
+}
+
+// A node that gives a connection up, for what has come by it, goes on.
+func TestAConnectionGivenUpIsNoEnd(t *testing.T) {
+	port, k := freePort(t), key.New()
+	a, b := join(t, port, one, two, k), join(t, port, two, one, k)
+	a.handle.Tell(vrrp.Active, 100)
+	a.waitConnected(t)
+	b.waitConnected(t)
+	b.Node.mu.Lock()
+	_, err := b.links.all[0].conn.Write([]byte{0, 1, 0})
+	b.Node.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, soon, "the end of the connection", func() (bool, error) {
+		return a.log.has("a connection has ended") && (b.log.has("has said goodbye") || b.log.has("the daemon of a peer has ended")), nil
+	})
+	if b.log.has("the daemon of a peer has ended") {
+		t.Error("it counts as the end of the daemon")
+	}
+	a.waitConnected(t)
+	b.waitConnected(t)
 }
 
 // A connection that the network cuts off is no daemon's end.
