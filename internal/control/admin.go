@@ -59,12 +59,9 @@ func Listen(path string, d Daemon, log *slog.Logger) (*Admin, error) {
 	if err := removeSocket(path); err != nil {
 		return nil, fmt.Errorf("open the admin socket: %w", err)
 	}
-	l, err := net.Listen("unix", path)
+	l, err := listenOwn(path)
 	if err != nil {
 		return nil, fmt.Errorf("open the admin socket: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("open the admin socket: %w", err), l.Close())
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
@@ -91,6 +88,18 @@ func Listen(path string, d Daemon, log *slog.Logger) (*Admin, error) {
 		}
 	}()
 	return a, nil
+}
+
+// listenOwn listens on a socket that only its owner may connect to. It takes its mode
+// from the descriptor when it is bound: changed later, it would be open for a moment.
+func listenOwn(path string) (net.Listener, error) {
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		if e := c.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), 0o600) }); e != nil {
+			return e
+		}
+		return err
+	}}
+	return config.Listen(context.Background(), "unix", path)
 }
 
 // command handles a request with a JSON body that do carries out.

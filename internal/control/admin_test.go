@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -162,6 +163,25 @@ func TestAdminRefuses(t *testing.T) {
 				t.Errorf("the file is another one, or gone: %v", err)
 			}
 		})
+	}
+}
+
+// The socket is its owner's from its first moment on, whatever the umask is.
+func TestAdminSocketIsItsOwners(t *testing.T) {
+	before := syscall.Umask(0)
+	defer syscall.Umask(before)
+	path := filepath.Join(t.TempDir(), "sluice.sock")
+	l, err := listenOwn(path) // nothing more is done about its mode
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := st.Mode().Perm(); got != 0o600 {
+		t.Errorf("mode %04o, want 0600", got)
 	}
 }
 
