@@ -235,10 +235,19 @@ func (d daemonOf) Change(c control.Change) (string, error) {
 }
 
 func (d daemonOf) HandOver(o control.HandoverOrder) ([]control.HandoverResult, error) {
-	d.mu.RLock()
-	moves := d.moves
-	d.mu.RUnlock()
-	return moves.Do(d.ctx, o)
+	moves := d.handoversNow()
+	results, err := moves.Do(d.ctx, o)
+	if now := d.handoversNow(); now != moves { // a reload has come between
+		now.Settle()
+	}
+	return results, err
+}
+
+// handoversNow are those of the instances in force.
+func (n *node) handoversNow() *control.Handovers {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.moves
 }
 
 // undo has the data plane taken away that a start has made before it failed, with

@@ -68,6 +68,16 @@ func NewHandovers(holds *Holds, all []Movable, log *slog.Logger) *Handovers {
 	return &Handovers{holds: holds, all: all, log: log}
 }
 
+// Settle holds those instances back that an operator has said are to be. It is for
+// what was ordered of others, which these have taken the place of meanwhile.
+func (h *Handovers) Settle() {
+	for _, m := range h.all {
+		if _, held := h.holds.Since(m.Name); held != m.Router.Status().Held {
+			m.Router.Hold(held)
+		}
+	}
+}
+
 // Do carries an order out and waits for its end. The error is for an order that
 // makes no sense or is refused: nothing was begun then.
 func (h *Handovers) Do(ctx context.Context, o HandoverOrder) ([]HandoverResult, error) {

@@ -50,6 +50,34 @@ func openHolds(t *testing.T, path string) *Holds {
 	return h
 }
 
+// What an operator orders of instances while a reload puts others in their place is
+// true of those.
+func TestHoldsOfInstancesThatBeganAnew(t *testing.T) {
+	holds := openHolds(t, filepath.Join(t.TempDir(), "holds.json"))
+	movable := func(r *fakeRouter) []Movable {
+		return []Movable{{Name: "VI_1", Router: r, Others: true, Own: func() bool { return false }}}
+	}
+	before, anew := routerIn(vrrp.Active), routerIn(vrrp.Backup)
+	old := NewHandovers(holds, movable(before), slog.New(slog.DiscardHandler))
+	next := NewHandovers(holds, movable(anew), slog.New(slog.DiscardHandler))
+	for _, tt := range []struct {
+		order HandoverOrder
+		want  bool
+	}{{HandoverOrder{Hold: true}, true}, {HandoverOrder{Release: true}, false}} {
+		if _, err := old.Do(t.Context(), tt.order); err != nil {
+			t.Fatal(err)
+		}
+		next.Settle()
+		next.Settle()
+		if anew.status.Held != tt.want {
+			t.Errorf("%+v: held %v, want %v", tt.order, anew.status.Held, tt.want)
+		}
+	}
+	if diff := cmp.Diff([]bool{true, false}, anew.held); diff != "" {
+		t.Errorf("calls of Hold (-want +got):\n%s", diff)
+	}
+}
+
 func TestHandoverOrders(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
