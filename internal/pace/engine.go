@@ -308,13 +308,23 @@ func (w *work) send() {
 		if w.mac != nil {
 			w.stamp(m.payload)
 		}
-		_, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(w.socket), uintptr(unsafe.Pointer(&m.header)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		// A connected socket tells that nobody listens there: no failure of this node.
+		errno := w.sendmsg(m)
+		if errno != 0 && errno != unix.EAGAIN {
+			// A connected socket tells, in the place of sending, what ICMP has told of an
+			// earlier packet; anybody can forge that. It does so once.
+			errno = w.sendmsg(m)
+		}
+		// That nobody listens there is no failure of this node.
 		if errno != 0 && errno != unix.ECONNREFUSED {
 			w.failed.count++
 			w.failed.errno = uint32(errno)
 		}
 	}
+}
+
+func (w *work) sendmsg(m *mail) unix.Errno {
+	_, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(w.socket), uintptr(unsafe.Pointer(&m.header)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	return errno
 }
 
 func (w *work) stamp(payload []byte) {

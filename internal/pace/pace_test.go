@@ -319,6 +319,41 @@ func TestFailuresAreTold(t *testing.T) {
 	testenv.Eventually(t, soon, "a report", func() (bool, error) { return s.Failed() > 0 && log.has("hello"), nil })
 }
 
+// What a message of ICMP has told of an earlier packet, true or forged, is handed to
+// whoever sends the next one, and must not keep that from being sent.
+func TestErrorsOfEarlierPacketsStopNothing(t *testing.T) {
+	w := newWire(t)
+	at := w.listener.LocalAddr().(*net.UDPAddr)
+	w.listener.Close()
+	e := newEngine(-1)
+	err := w.conn().Control(func(fd uintptr) {
+		work := e.begin(request{op: opSet, job: hello("one")}, int(fd), nil)
+		work.send() // to nobody
+		testenv.Eventually(t, soon, "the error", func() (bool, error) {
+			fds := []unix.PollFd{{Fd: int32(fd)}}
+			_, err := unix.Poll(fds, 0)
+			return fds[0].Revents&unix.POLLERR != 0, err
+		})
+		l, err := net.ListenUDP("udp4", at)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		w.listener = l
+		work.send()
+		if work.failed.count > 0 {
+			t.Errorf("%d packets count as not sent", work.failed.count)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.listener.Close()
+	if got := string(w.next()); got != "one" {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestRequests(t *testing.T) {
 	for _, tc := range []struct {
 		name string
