@@ -85,15 +85,30 @@ func dial(local, peer netip.Addr, port uint16) (*socket, error) {
 		s.Reads(false)
 		for {
 			s.readN, s.readErr = unix.Read(int(fd), s.readBuf)
-			// Refused: nobody listens there now.
-			if s.readErr != unix.EINTR && s.readErr != unix.ECONNREFUSED {
+			if s.readErr != unix.EINTR && !hearsay(s.readErr) {
 				s.Reads(s.readErr == unix.EAGAIN)
 				return s.readErr != unix.EAGAIN
 			}
 		}
 	}
-	s.writeFn = func(fd uintptr) { _, s.writeErr = unix.Write(int(fd), s.writeBuf) }
+	s.writeFn = func(fd uintptr) {
+		if _, s.writeErr = unix.Write(int(fd), s.writeBuf); hearsay(s.writeErr) {
+			_, s.writeErr = unix.Write(int(fd), s.writeBuf)
+		}
+	}
 	return s, nil
+}
+
+// hearsay tells whether an error may be what a message of ICMP has told. A connected
+// socket has it once, in the place of what was asked of it. It is true at times: nobody
+// listens there now. But anybody can send one, and heartbeats tell what is true.
+func hearsay(err error) bool {
+	switch err {
+	case unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EHOSTDOWN, unix.ENONET, unix.ENOPROTOOPT,
+		unix.EOPNOTSUPP, unix.EPROTO, unix.EACCES, unix.EMSGSIZE:
+		return true
+	}
+	return false
 }
 
 func sockaddr(a netip.Addr, port uint16) unix.Sockaddr {
