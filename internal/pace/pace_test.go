@@ -415,6 +415,29 @@ func TestJobsThatCannotBeDone(t *testing.T) {
 	}
 }
 
+// A job that fits into no request is its caller's to do, and ends nobody else's.
+func TestAJobThatIsTooLarge(t *testing.T) {
+	w := newWire(t)
+	p, log := newPacer(t, Thread)
+	p.Slot("hello").Set(w.conn(), hello("one"))
+	w.next()
+	j := hello("")
+	j.Parcels = nil
+	for range 70 {
+		j.Parcels = append(j.Parcels, Parcel{Payload: make([]byte, 1000)})
+	}
+	if p.Slot("large").Set(w.conn(), j) {
+		t.Error("it is taken")
+	}
+	w.waitSilence(0)
+	for range 100 {
+		w.next()
+		if log.has("starting another") {
+			t.Fatalf("the log says %s", log.lines)
+		}
+	}
+}
+
 func TestRenewDoesNotAllocate(t *testing.T) {
 	w := newWire(t)
 	p, _ := newPacer(t, Thread)

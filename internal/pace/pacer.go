@@ -247,7 +247,9 @@ func (p *Pacer) send(r *request, socket int) error {
 	if p.socket < 0 {
 		return errors.New("no sender runs")
 	}
-	p.buf = r.append(p.buf[:0])
+	if p.buf = r.append(p.buf[:0]); len(p.buf) > maxRequest {
+		return errRequest
+	}
 	var rights []byte
 	if socket >= 0 {
 		rights = unix.UnixRights(socket)
