@@ -232,3 +232,38 @@ func TestBeatsDoNotAllocate(t *testing.T) {
 		t.Errorf("a heartbeat allocates %v times", n)
 	}
 }
+
+// A machine that stood still is back, and the first thing that is heard of it is what
+// its pacemaker still says. Then its daemon finds that it was overtaken.
+func TestTheOvertakenNodesPacemakerSpeaksFirst(t *testing.T) {
+	spoken := []struct {
+		name   string
+		do     func(r *rig)
+		within time.Duration
+	}{
+		{"a heartbeat", func(r *rig) { r.beat(1, Active, 200) }, 2 * beatInterval},
+		{"an advertisement", func(r *rig) { r.hear(lower, 200) }, newRig(t, beating).m.Skew()},
+	}
+	for _, tc := range spoken {
+		t.Run(tc.name, func(t *testing.T) {
+			stood := newRig(t, func(c *MachineConfig) { beating(c); c.Priority, c.ID = 200, NodeID{1} })
+			stood.m.Startup(stood.now, false)
+			stood.expire()
+			stood.wantState(Active)
+
+			r := backupRig(t)
+			r.pass(silence(beatInterval))
+			r.expire()
+			r.wantState(Active)
+			tc.do(r)
+			r.wantState(Backup)
+
+			said := describe(stood.m.Overtaken(stood.now, true))
+			wantActions(t, said, "remove", "send 0", "active to backup")
+			r.hear(lower, PriorityRelease)
+			r.beat(1, Backup, 200)
+			r.pass(tc.within)
+			wantTakeover(t, describe(r.m.Expire(r.now)), 100)
+		})
+	}
+}

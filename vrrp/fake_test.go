@@ -64,6 +64,8 @@ type node struct {
 	routes  RouteStore
 	fence   Fence // nil: none
 
+	heartbeats Heartbeats // nil: none
+
 	mu       sync.Mutex
 	link     Link
 	linkErr  error
@@ -93,7 +95,7 @@ func (n *node) run(change func(*Config)) {
 	if change != nil {
 		change(&cfg)
 	}
-	r, err := New(cfg, Deps{Network: n, Addresses: n, Log: slog.New(n.log), Group: n.group, Routes: n.routes, Fence: n.fence, OnChange: func(c Change) {
+	r, err := New(cfg, Deps{Network: n, Addresses: n, Log: slog.New(n.log), Group: n.group, Routes: n.routes, Fence: n.fence, Heartbeats: n.heartbeats, OnChange: func(c Change) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.changes = append(n.changes, c)

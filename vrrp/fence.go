@@ -94,5 +94,5 @@ func (r *Router) yield(now time.Time) {
 	if r.beatAt.IsZero() || !r.deps.Fence.Overtaken() {
 		return
 	}
-	r.perform(now, r.machine.Overtaken(now))
+	r.perform(now, r.machine.Overtaken(now, r.paced.on || r.deps.Heartbeats != nil))
 }

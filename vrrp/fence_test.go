@@ -47,6 +47,26 @@ func (f *fakeFence) Overtaken() (is bool) {
 	return is
 }
 
+// A fakeBeats are Heartbeats that reach nobody.
+type fakeBeats struct {
+	mu   sync.Mutex
+	told State
+}
+
+func (b *fakeBeats) ID() NodeID  { return NodeID{1} }
+func (b *fakeBeats) Quiet() bool { return true }
+func (b *fakeBeats) Tell(s State, _ uint8) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.told = s
+}
+
+func (b *fakeBeats) last() State {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.told
+}
+
 // count returns how many beats there were since the last call.
 func (f *fakeFence) count() (n int) {
 	synctest.Wait()
@@ -195,6 +215,24 @@ func TestOvertakenNodeIsBackupBeforeItSpeaks(t *testing.T) {
 		n.wantState(Backup)
 		if got := f.count(); got > 0 {
 			t.Errorf("it has said %d times that it is at work", got)
+		}
+	})
+	// What goes on without this process has called it Active until now, and the other one
+	// may have made way for that.
+	virtual(t, "where others speak for it, it says goodbye", func(t *testing.T) {
+		beats := &fakeBeats{}
+		n, f := fenced(t, newSegment(), 2)
+		n.heartbeats = beats
+		n.run(func(c *Config) { c.Heartbeat = beatInterval })
+		sleep(4 * time.Second)
+		n.wantState(Active)
+		n.taken()
+		f.do(func() { f.overtaken = true })
+		sleep(100 * time.Millisecond)
+		n.wantState(Backup)
+		wantActions(t, n.taken(), "remove", "drop", "send 0")
+		if got := beats.last(); got != Backup {
+			t.Errorf("heartbeats say %v", got)
 		}
 	})
 	virtual(t, "the other one is gone again", func(t *testing.T) {
