@@ -148,11 +148,11 @@ func (m *Machine) Beat(now time.Time, b Beat) []Action {
 	}
 	before, known := m.beats.note(now, b)
 	held := known && before.State == Active && !before.Gone
-	h := Heard{Source: b.Source, Priority: b.Priority, Interval: m.activeInterval}
+	h := Heard{Source: b.Source, Priority: b.Priority, Interval: m.activeInterval, node: b.Node}
 	switch {
 	case b.Gone:
 		if held && before.Priority == PriorityRelease {
-			m.gaveUp(now, Heard{Source: before.Source})
+			m.gaveUp(now, Heard{Source: before.Source, node: b.Node})
 		}
 	case b.State == Active && b.Priority != PriorityRelease:
 		m.beatOfActive(now, h)
@@ -175,6 +175,8 @@ func (m *Machine) beatOfActive(now time.Time, h Heard) {
 		m.receiveBackup(now, h)
 	case m.state == Active && (m.giving != keeping || h.Priority > m.Advertised()):
 		m.receiveActive(now, h)
+	case m.state == Fault && m.unfit:
+		m.receiveUnfit(now, h)
 	}
 }
 
@@ -185,6 +187,7 @@ func (m *Machine) gaveUp(now time.Time, h Heard) {
 	}
 	if at := now.Add(m.releaseSkew(now)); at.Before(m.deadline) {
 		m.heard, m.heardAt, m.deadline = h, now, at
+		m.yielded, m.respects = false, false
 	}
 }
 

@@ -267,3 +267,80 @@ func TestTheOvertakenNodesPacemakerSpeaksFirst(t *testing.T) {
 		})
 	}
 }
+
+// Advertisements get lost, heartbeats come by another network: somebody is Active.
+func TestUnfitNodeHearsHeartbeats(t *testing.T) {
+	aside := func(t *testing.T) *rig {
+		r := newRig(t, beating)
+		wantActions(t, describe(r.m.Unfit(r.now, "x", true)), "initialize to fault")
+		wantActions(t, r.beat(1, Active, 90), "remove")
+		for range 1000 {
+			r.pass(beatInterval)
+			wantActions(t, append(describe(r.m.Expire(r.now)), r.beat(1, Active, 90)...))
+		}
+		return r
+	}
+	t.Run("it is no last resort", func(t *testing.T) { aside(t).wantState(Fault) })
+	t.Run("before they have stopped for as long as advertisements", func(t *testing.T) {
+		r := aside(t)
+		r.wantTimer(newRig(t, beating).m.lastResortWait())
+		wantActions(t, r.expire(), "send 1", "add", "announce", "fault to active")
+	})
+	t.Run("a last resort is no reason", func(t *testing.T) {
+		r := newRig(t, beating)
+		r.m.Unfit(r.now, "x", false)
+		r.beat(1, Active, PriorityLastResort)
+		r.wantTimer(r.m.lastResortWait())
+	})
+}
+
+// A node that has handed over is held up itself, and hears the same peer by another
+// address first.
+func TestYieldedNodeKnowsItsPeerByHeartbeats(t *testing.T) {
+	yielded := func(t *testing.T) *rig {
+		r := activeRig(t, beating)
+		r.m.HandOver(r.now)
+		r.hear(upper, 90)
+		r.beat(1, Active, 90)
+		r.hear(upper, 90)
+		r.pass(time.Second)
+		return r
+	}
+	stands := func(t *testing.T, r *rig, want bool) {
+		t.Helper()
+		r.wantState(Backup)
+		if got, _, _ := r.m.StandsBack(); got != want {
+			t.Errorf("leaves the VIPs to its peer: %v, want %v", got, want)
+		}
+	}
+	t.Run("a heartbeat from a path", func(t *testing.T) {
+		r := yielded(t)
+		r.beat(1, Active, 90)
+		stands(t, r, true)
+	})
+	t.Run("a heartbeat from a path, then one from another", func(t *testing.T) {
+		r := yielded(t)
+		r.beat(1, Active, 90)
+		r.pass(time.Second)
+		r.m.Beat(r.now, Beat{Node: NodeID{1}, Source: upper, State: Active, Priority: 90})
+		stands(t, r, true)
+	})
+	t.Run("another node's advertisement", func(t *testing.T) {
+		r := yielded(t)
+		r.hear(lower, 90)
+		stands(t, r, false)
+	})
+	t.Run("another node's heartbeat", func(t *testing.T) {
+		r := yielded(t)
+		r.beat(1, Active, 90)
+		r.pass(time.Second)
+		r.beat(2, Active, 90)
+		stands(t, r, false)
+	})
+	t.Run("the peer hands over, in a heartbeat", func(t *testing.T) {
+		r := yielded(t)
+		r.beat(1, Active, 90)
+		r.beat(1, Active, PriorityRelease)
+		stands(t, r, false)
+	})
+}

@@ -63,6 +63,16 @@ type Heard struct {
 	Source   netip.Addr
 	Priority uint8
 	Interval time.Duration
+	node     NodeID // of a heartbeat, which may come by another address; zero: an advertisement
+}
+
+// ofAnother reports whether this is from another node than before, for certain.
+func (h Heard) ofAnother(before Heard) bool {
+	none := NodeID{}
+	if h.node == none && before.node == none {
+		return h.Source != before.Source
+	}
+	return h.node != none && before.node != none && h.node != before.node
 }
 
 // MachineConfig is the configuration of a Machine.

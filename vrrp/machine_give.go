@@ -93,7 +93,7 @@ func (m *Machine) standsBack() bool { return m.yielded || m.hold }
 func (m *Machine) hearAsBackup(now time.Time, h Heard) {
 	// Another one, after a silence: who had taken over is dead. Without the
 	// silence it was preempted, which is nothing to this node.
-	if m.heard.Source.IsValid() && m.heard.Source != h.Source && now.Sub(m.heardAt) > 3*m.activeInterval {
+	if m.heard.Source.IsValid() && h.ofAnother(m.heard) && now.Sub(m.heardAt) > 3*m.activeInterval {
 		m.yielded = false
 	}
 	m.heard, m.heardAt = h, now
