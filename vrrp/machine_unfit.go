@@ -72,11 +72,15 @@ func (m *Machine) standAside(now time.Time, reason string) {
 // recover ends what Unfit has begun on an Active node.
 func (m *Machine) recover(now time.Time) {
 	m.lastResort = false
-	if m.giving == toFault {
+	gave := m.giving == toFault
+	if gave {
 		m.giving = keeping
 		m.do(Action{Kind: ActionHandedOver})
 	}
 	m.send(now)
+	if gave { // announcements have ended with the goodbye
+		m.do(Action{Kind: ActionAnnounce})
+	}
 	m.do(Action{Kind: ActionReason, Reason: "fault is over"})
 }
 

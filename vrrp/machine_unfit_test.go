@@ -3,6 +3,7 @@
 package vrrp
 
 import (
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -53,7 +54,7 @@ func TestUnfit(t *testing.T) {
 	})
 	t.Run("fit again before anybody takes over", func(t *testing.T) {
 		r := giving(t, nil)
-		wantActions(t, describe(r.m.Startup(r.now, false)), nobodyTook, "send 100", "reason")
+		wantActions(t, describe(r.m.Startup(r.now, false)), nobodyTook, "send 100", "announce", "reason")
 		r.wantState(Active)
 		wantActions(t, r.expire(), "send 100")
 	})
@@ -194,6 +195,21 @@ func TestLastResortIsPreempted(t *testing.T) {
 }
 
 func TestRouterLastResort(t *testing.T) {
+	virtual(t, "a fault that is over at once: the VIPs are announced as ever", func(t *testing.T) {
+		n := newNode(t, newSegment(), 2)
+		n.run(nil)
+		sleep(time.Minute)
+		n.router.Fault("check gate fails")
+		sleep(time.Second)
+		n.router.ClearFault()
+		sleep(time.Minute)
+		n.wantState(Active)
+		n.taken()
+		sleep(2 * defaultAnnounceRefresh)
+		if got := n.taken(); !slices.Contains(got, "announce") {
+			t.Errorf("no announcement in %v: %v", 2*defaultAnnounceRefresh, got)
+		}
+	})
 	virtual(t, "a fault that both share", func(t *testing.T) {
 		a, b := handoverPair(t)
 		a.router.Fault("check gate fails")
