@@ -178,6 +178,22 @@ func (f *Fence) hold(held bool) {
 	storeWord(&wordsOf(at)[fenceHeldWord], wordsOf(&want)[fenceHeldWord])
 }
 
+// Free gives the entry up, of an instance that has ended and is configured no more.
+// What is said of it afterwards nobody hears.
+func (f *Fence) Free() error {
+	f.all.mu.Lock()
+	defer f.all.mu.Unlock()
+	if f.number == 0 {
+		return nil
+	}
+	if err := f.all.setAddresses(f.number, nil); err != nil {
+		return err
+	}
+	store(f.at(), lbFence{})
+	f.number = 0
+	return nil
+}
+
 // Beat says that the daemon is at work, as the Active node. It does not allocate.
 func (f *Fence) Beat() {
 	if f.number != 0 {

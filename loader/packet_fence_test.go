@@ -2,6 +2,7 @@ package loader
 
 import (
 	"encoding/binary"
+	"errors"
 	"math"
 	"net/netip"
 	"slices"
@@ -410,6 +411,55 @@ func TestFencePlaces(t *testing.T) {
 	err = next.Place(FencePlace{Interface: 1 << 20, Source: thisNode})
 	if err == nil || r.tables.arrays.Fences != 0 {
 		t.Errorf("a place without the program: %v, the program looks: %v", err, r.tables.arrays.Fences != 0)
+	}
+}
+
+// An instance that is configured no more leaves nothing: neither an entry that counts
+// as a dead daemon's, nor VIPs that are looked for.
+func TestFenceIsFreed(t *testing.T) {
+	r := newFenceRig(t)
+	r.v4.Hold()
+	r.v6.Hold()
+	old, other := r.v4.number, r.v6.number
+	for range 2 { // again changes nothing
+		if err := r.v4.Free(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if at := *r.tables.fence(old); at != (lbFence{}) {
+		t.Errorf("the entry is %+v", at)
+	}
+	if r.v6.number != other || r.v6.at().Held == 0 || r.tables.arrays.Fences == 0 {
+		t.Errorf("the other instance has entry %d: %+v", r.v6.number, *r.v6.at())
+	}
+	for _, f := range []func(){r.v4.Hold, r.v4.Beat, r.v4.Drop} { // and so does what comes late
+		f()
+	}
+	if r.v4.Overtaken() || r.tables.fence(old).Used != 0 {
+		t.Error("it goes on")
+	}
+	// The VIP is another instance's now, before the old one is freed.
+	next, after := r.fences.Fence(52, r.v6.vips), r.fences.Fence(53, []netip.Addr{vipIP})
+	r.place(t, next, thisNode6)
+	r.place(t, after, thisNode)
+	if next.number != old {
+		t.Errorf("entry %d is not used again, but %d", old, next.number)
+	}
+	if err := r.v6.Free(); err != nil {
+		t.Fatal(err)
+	}
+	have, err := r.fences.addresses()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[lbFenceKey]uint32{
+		{Address: mapped(vipIP), Interface: nicIndex}: after.number, {Address: mapped(fencedVIP6), Interface: nicIndex}: next.number,
+	}
+	if diff := cmp.Diff(want, have, cmp.AllowUnexported(lbFenceKey{})); diff != "" {
+		t.Errorf("addresses (-want +got):\n%s", diff)
+	}
+	if err := errors.Join(next.Free(), after.Free()); err != nil || r.tables.arrays.Fences != 0 {
+		t.Errorf("when all are freed: %v, the program looks: %v", err, r.tables.arrays.Fences != 0)
 	}
 }
 

@@ -54,6 +54,9 @@ func (r *Router) Release(ctx context.Context) (Handover, error) {
 	}
 }
 
+// Ended is closed when Run has returned or, after a Release, will never begin.
+func (r *Router) Ended() <-chan struct{} { return r.ended }
+
 // ErrBusy is returned by HandOver where another one is under way.
 var ErrBusy = errors.New("a handover is under way already")
 

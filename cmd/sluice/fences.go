@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/config"
@@ -24,7 +25,7 @@ func (n *node) openFences() (*loader.Fences, error) {
 	}
 	var names []loader.FenceName
 	for _, i := range n.cfg.VRRP {
-		names = append(names, loader.FenceName{Interface: i.Interface, VRID: i.VRID, V6: i.V6()})
+		names = append(names, fenceName(i))
 	}
 	return n.tables.datapath.OpenFences(names)
 }
@@ -48,11 +49,35 @@ func fenceOf(fences *loader.Fences, i config.Instance) vrrp.Fence {
 	if fences == nil {
 		return noFence{}
 	}
-	return fence{fences.Fence(i.VRID, i.VIPs())}
+	return fence{fences.Fence(i.VRID, i.VIPs()), fenceName(i)}
+}
+
+func fenceName(i config.Instance) loader.FenceName {
+	return loader.FenceName{Interface: i.Interface, VRID: i.VRID, V6: i.V6()}
+}
+
+// freeFences gives up the fences of instances that have ended, but for those that the
+// next instance of the same name in the table goes on with.
+func (n *node) freeFences(next *config.Config, routers []*vrrp.Router) {
+	for r, f := range n.fenced {
+		if slices.Contains(routers, r) {
+			continue
+		}
+		delete(n.fenced, r)
+		if slices.ContainsFunc(next.VRRP, func(i config.Instance) bool { return fenceName(i) == f.name }) {
+			continue
+		}
+		if err := f.Free(); err != nil {
+			n.log.Error("the data plane goes on with an instance that is not configured any more", "interface", f.name.Interface, "virtual_router_id", f.name.VRID, "error", err)
+		}
+	}
 }
 
 // A fence is an entry of the data plane's table as a virtual router knows it.
-type fence struct{ *loader.Fence }
+type fence struct {
+	*loader.Fence
+	name loader.FenceName
+}
 
 func (f fence) Place(link vrrp.Link, patience time.Duration) error {
 	return f.Fence.Place(loader.FencePlace{Interface: link.Index, MAC: link.MAC, Source: link.Source, Patience: patience})

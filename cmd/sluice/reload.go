@@ -228,7 +228,11 @@ func (n *node) reloadVRRP(next *config.Config, routers []*vrrp.Router) {
 	goes := slices.DeleteFunc(slices.Clone(old), func(r *vrrp.Router) bool { return slices.Contains(routers, r) })
 	var all sync.WaitGroup
 	for _, r := range goes {
-		all.Go(func() { n.giveUp(n.inside, r) })
+		all.Go(func() {
+			n.giveUp(n.inside, r)
+			// The next one of its name works with the same fence and heartbeats.
+			<-r.Ended()
+		})
 	}
 	all.Wait()
 
@@ -248,6 +252,7 @@ func (n *node) reloadVRRP(next *config.Config, routers []*vrrp.Router) {
 			n.log.Error("routes that are not configured any more are left", "error", err)
 		}
 		n.applyARP()
+		n.freeFences(next, routers)
 	}
 	for i, r := range routers {
 		if !slices.Contains(old, r) {

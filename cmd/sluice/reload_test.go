@@ -189,7 +189,7 @@ func TestReloadOfVRRP(t *testing.T) {
 		second = `{name: VI_2, interface: eth0, virtual_router_id: 52, advertisement_interval: 200ms, addresses: [192.0.2.103/24]}`
 		third  = `{name: VI_3, interface: eth0, virtual_router_id: 53, advertisement_interval: 200ms, addresses: [192.0.2.104/24]}`
 	)
-	r.start("lb1", write("", first, second))
+	daemon := r.start("lb1", write("", first, second))
 	r.waitReady("lb1")
 	requests := r.prober(dsrService)
 	r.answersMore(requests, 20)
@@ -265,6 +265,14 @@ func TestReloadOfVRRP(t *testing.T) {
 		t.Errorf("VI_2 is active since %v, was since %v", now, began)
 	}
 	r.wantNoFailure(requests)
+
+	// The data plane has forgotten it, too.
+	if err := daemon.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.wantRun(0, "lb1", "status").stdout; !strings.Contains(got, "virtual router 52 on") || strings.Contains(got, "virtual router 53 on") {
+		t.Errorf("without a daemon, status says\n%s", got)
+	}
 }
 
 // Interfaces and monitoring come and go with a reload; what goes on is not

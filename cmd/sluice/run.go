@@ -87,6 +87,7 @@ type node struct {
 	addresses  *vrrp.Addresses
 	routes     *vrrp.Routes
 	fences     *loader.Fences // nil with tables
+	fenced     map[*vrrp.Router]fence
 	settings   *vrrp.ARPSettings
 	notifiers  map[string]*track.Notifier // by instance
 	until      context.Context            // ends when the daemon is to stop
@@ -441,6 +442,7 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 	if n.fences, err = n.openFences(); err != nil {
 		return err
 	}
+	n.fenced = map[*vrrp.Router]fence{}
 	if n.fences != nil {
 		goroutines.Go(func() { beAlive(ctx, n.fences) })
 	}
@@ -499,6 +501,9 @@ func (n *node) newRouter(i config.Instance, groups map[string]*vrrp.Group) (*vrr
 	}, deps)
 	if err != nil {
 		return nil, fmt.Errorf("vrrp instance %s: %w", i.Name, err)
+	}
+	if f, ok := deps.Fence.(fence); ok {
+		n.fenced[r] = f
 	}
 	return r, nil
 }
