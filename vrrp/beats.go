@@ -95,6 +95,11 @@ func (b *beats) down(p *beatPeer) time.Duration { return silence(max(b.interval,
 // active reports whether a peer holds the VIPs and means to keep them.
 func (p *beatPeer) active() bool { return p.State == Active && p.Priority != PriorityRelease }
 
+// anyActive reports whether heartbeats tell of a node that holds the VIPs now.
+func (b *beats) anyActive(now time.Time) bool {
+	return slices.ContainsFunc(b.peers, func(p beatPeer) bool { return p.active() && !p.Gone && now.Sub(p.last) < b.down(&p) })
+}
+
 // rank is how many Backups come before this node at a moment: each waits for
 // those before it, as VRRP's skew makes them wait (RFC 9568, 6.1). Of equal
 // priorities the greater id comes first.
@@ -180,9 +185,10 @@ func (m *Machine) beatOfActive(now time.Time, h Heard) {
 	}
 }
 
-// gaveUp is the news, without an advertisement, that an Active node has let go.
+// gaveUp is the news, without an advertisement, that an Active node has let go. Where
+// another one is Active already, that is why.
 func (m *Machine) gaveUp(now time.Time, h Heard) {
-	if m.state != Backup {
+	if m.state != Backup || m.beats.anyActive(now) {
 		return
 	}
 	if at := now.Add(m.releaseSkew(now)); at.Before(m.deadline) {

@@ -100,6 +100,21 @@ func TestBackupTakesOverFromASilentNode(t *testing.T) {
 		}, beatInterval - 2*time.Millisecond},
 		{"it gives up, in an advertisement", func(r *rig) { r.hear(lower, PriorityRelease) }, 0},
 		{"it is in Fault", func(r *rig) { r.beat(1, Fault, 200) }, 0},
+		{"it is in Fault, since another one has taken over", func(r *rig) {
+			r.beat(2, Active, 201)
+			r.beat(1, Fault, 200)
+		}, silent},
+		{"it ends after another one has taken over from it", func(r *rig) {
+			r.beat(1, Active, PriorityRelease)
+			r.beat(2, Active, 201)
+			r.gone(1)
+		}, silent},
+		{"it is in Fault, and the other one is silent", func(r *rig) {
+			r.beat(2, Active, 201)
+			r.pass(silent)
+			r.beat(1, Active, 200)
+			r.beat(1, Fault, 200)
+		}, 0},
 		{"it hands over, and ends", func(r *rig) {
 			r.beat(2, Backup, 150)
 			r.beat(1, Active, PriorityRelease)
