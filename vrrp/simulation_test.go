@@ -47,12 +47,15 @@ type simNode struct {
 	rate    float64        // of its clock
 	holds   bool           // the VIPs, also while it is dead
 	unfit   bool           // what it depends on fails
+	fenced  bool           // its kernel knows when it was overtaken
 	deaf    []bool         // whom it does not hear
 	latest  map[NodeID]int // of each run, the last heartbeat that was taken
 	paused  bool
-	waiting []func() // what came meanwhile
-	wake    int      // number of the wake-up that counts
-	runs    int      // how often it has started
+	waiting []func()      // what came meanwhile
+	seen    bool          // another node's advertisement was among it, and the kernel has seen it
+	lease   time.Duration // until then heartbeats go on in a pause
+	wake    int           // number of the wake-up that counts
+	runs    int           // how often it has started
 }
 
 type event struct {
@@ -131,6 +134,7 @@ func newSimulation(seed uint64) *simulation {
 		if i == owner {
 			n.cfg.Priority = PriorityOwner
 		}
+		n.fenced = s.IntN(2) == 0
 		s.nodes = append(s.nodes, n)
 	}
 	return s
@@ -145,7 +149,7 @@ func (n *simNode) start() {
 		return
 	}
 	n.sim.note("node %d starts, priority %d, holds %v", n.index, n.cfg.Priority, n.holds)
-	n.paused, n.waiting = false, nil
+	n.paused, n.waiting, n.seen = false, nil, false
 	n.runs++
 	n.cfg.ID = NodeID{byte(n.index), byte(n.runs >> 8), byte(n.runs)}
 	n.machine = NewMachine(n.cfg)
@@ -226,12 +230,15 @@ func (n *simNode) setTimer() {
 
 func (n *simNode) send(priority uint8) {
 	h := Heard{Source: n.address, Priority: priority, Interval: n.cfg.Interval}
-	n.spread(func(to *simNode) { to.perform(to.machine.Receive(to.clock(), h)) })
+	n.spread(func(to *simNode) {
+		to.seen = to.seen || to.paused && priority != PriorityRelease
+		to.hear(func(to *simNode) { to.perform(to.machine.Receive(to.clock(), h)) })
+	})
 }
 
-// spread has every other node that hears this one do something, as far as the
-// network brings it there.
-func (n *simNode) spread(do func(to *simNode)) {
+// spread brings something to every other node that hears this one, as far as the
+// network does.
+func (n *simNode) spread(arrives func(to *simNode)) {
 	s := n.sim
 	for _, to := range s.nodes {
 		copies := 1
@@ -242,7 +249,7 @@ func (n *simNode) spread(do func(to *simNode)) {
 			continue
 		}
 		for range copies {
-			s.after(s.upTo(s.trouble.delay)+1, func() { to.hear(do) })
+			s.after(s.upTo(s.trouble.delay)+1, func() { arrives(to) })
 		}
 	}
 }
@@ -257,14 +264,14 @@ func (n *simNode) hear(do func(*simNode)) {
 	}
 }
 
-// beater sends a run's heartbeats: what the machine is at that moment. A node that
-// pauses sends none.
+// beater sends a run's heartbeats: what the machine is at that moment. In a pause a
+// pacemaker goes on for a while.
 func (n *simNode) beater(of *Machine) func() {
 	return func() {
 		if n.machine != of {
 			return
 		}
-		if !n.paused {
+		if !n.paused || n.sim.now < n.lease {
 			n.beat()
 		}
 		n.sim.after(time.Duration(float64(n.cfg.Heartbeat)/n.rate), n.beater(of))
@@ -304,26 +311,36 @@ func (n *simNode) close() {
 		return
 	}
 	n.spread(func(to *simNode) {
-		s.order++
-		to.latest[b.Node] = s.order
-		to.perform(to.machine.Beat(to.clock(), b))
+		to.hear(func(to *simNode) {
+			s.order++
+			to.latest[b.Node] = s.order
+			to.perform(to.machine.Beat(to.clock(), b))
+		})
 	})
 }
 
 // pause is SIGSTOP, and SIGCONT after d: what has come meanwhile is read first, as
-// a Router does.
+// a Router does. Where the kernel has seen that another node has taken over, that comes
+// before, but not before what the pacemaker had to send.
 func (n *simNode) pause(d time.Duration) {
 	if !n.running() {
 		return
 	}
 	machine := n.machine
 	n.sim.note("node %d pauses for %v", n.index, d)
-	n.paused = true
+	n.paused, n.seen, n.lease = true, false, n.sim.now+n.sim.upTo(d)
 	n.sim.after(d, func() {
 		if n.machine != machine {
 			return
 		}
 		n.paused = false
+		if n.seen && n.fenced {
+			spoken := n.cfg.Heartbeat > 0
+			if spoken && n.sim.IntN(2) == 0 {
+				n.beat()
+			}
+			n.perform(n.machine.Overtaken(n.clock(), spoken))
+		}
 		waiting := n.waiting
 		n.waiting = nil
 		for _, do := range waiting {
