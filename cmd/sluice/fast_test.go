@@ -2,8 +2,11 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -139,4 +142,55 @@ func TestFastModeNamesAnotherKey(t *testing.T) {
 	}
 	// VRRP goes on without.
 	r.waitVIP(soon, vip, "lb1", "lb2")
+}
+
+// A node stands still until the other one has taken over. Its pacemaker goes on first,
+// and calls it active; the other one makes way. Then its daemon finds that it was
+// overtaken: somebody has to be active all the same, at once.
+func TestFastModeWhereAPacemakerWakesFirst(t *testing.T) {
+	r, _, daemons := fastRig(t)
+	daemon := daemons["lb1"].ID().PID
+	signal := func(pid int, s syscall.Signal) {
+		t.Helper()
+		if err := syscall.Kill(pid, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pacemaker := r.pacemakerOf(daemon)
+	t.Cleanup(func() { _ = syscall.Kill(pacemaker, syscall.SIGCONT) }) // else it does not end with the daemon
+	stopped := time.Now()
+	signal(daemon, syscall.SIGSTOP)
+	signal(pacemaker, syscall.SIGSTOP)
+	r.waitTakeover(stopped, "fell silent")
+	signal(pacemaker, syscall.SIGCONT)
+	r.waitEvents("lb2", soon, "vrrp.state VI_1: active -> backup: 192.0.2.1 is active with priority 100")
+	woken := time.Now()
+	signal(daemon, syscall.SIGCONT)
+	r.waitTakeover(woken, "192.0.2.1 gave up")
+	r.waitVIP(soon, vip, "lb1", "lb2")
+}
+
+// pacemakerOf returns the process that sends for a daemon.
+func (r *rig) pacemakerOf(daemon int) int {
+	r.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/status")
+	if err != nil {
+		r.Fatal(err)
+	}
+	for _, file := range all {
+		status, err := os.ReadFile(file)
+		command, err2 := os.ReadFile(filepath.Join(filepath.Dir(file), "cmdline"))
+		if err != nil || err2 != nil { // it has ended
+			continue
+		}
+		if strings.Contains(string(status), fmt.Sprintf("\nPPid:\t%d\n", daemon)) && strings.Contains(string(command), pacemakerName) {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+			if err != nil {
+				r.Fatal(err)
+			}
+			return pid
+		}
+	}
+	r.Fatalf("the daemon %d has no pacemaker", daemon)
+	return 0
 }
