@@ -359,3 +359,27 @@ func TestYieldedNodeKnowsItsPeerByHeartbeats(t *testing.T) {
 		stands(t, r, false)
 	})
 }
+
+// Heartbeats are lost and advertisements come: who is held back says nothing of silence.
+func TestHeldNodeLosesHeartbeats(t *testing.T) {
+	r := backupRig(t)
+	r.m.SetHold(r.now, true)
+	wantSilent := func(want bool) {
+		t.Helper()
+		if _, _, silent := r.m.StandsBack(); silent != want {
+			t.Fatalf("silent: %v, want %v", silent, want)
+		}
+	}
+	for range 5 {
+		wantActions(t, r.hear(upper, 200))
+		for range 99 {
+			r.pass(time.Millisecond)
+			wantActions(t, describe(r.m.Expire(r.now)))
+			wantSilent(false)
+		}
+	}
+	wantActions(t, r.expire())
+	wantSilent(true)
+	wantActions(t, r.beat(1, Active, 200)) // they are back
+	wantSilent(false)
+}

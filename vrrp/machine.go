@@ -222,6 +222,8 @@ func (m *Machine) Expire(now time.Time) []Action {
 	switch {
 	case m.giving != keeping:
 		m.endGiving(now, Heard{})
+	case m.state != Active && m.hold && now.Before(m.deadline):
+		m.beats.keep(now) // as who takes over does: advertisements alone count now
 	case m.state != Active && m.hold:
 		m.silent, m.deadline = true, time.Time{}
 	case m.state == Backup && now.Before(m.deadline):
