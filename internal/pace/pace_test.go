@@ -6,6 +6,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -305,6 +306,37 @@ func childOf(t *testing.T) int {
 		}
 	}
 	return pid
+}
+
+// An engine that hangs takes no jobs. Once it goes on it is given what it could not take:
+// until then it says what was true before.
+func TestJobThatCouldNotBeTaken(t *testing.T) {
+	gate := make(chan struct{})
+	goOn := sync.OnceFunc(func() { close(gate) })
+	p, _ := newPacer(t, func(control int) (func() error, error) {
+		ended := make(chan error, 1)
+		go func() {
+			<-gate
+			ended <- errors.Join(Run(control), unix.Close(control))
+		}()
+		return func() error { return <-ended }, nil
+	})
+	t.Cleanup(goOn)
+	w, other := newWire(t), newWire(t)
+	fill, late := p.Slot("fill"), p.Slot("late")
+	for n := 0; fill.Set(other.conn(), hello("fill")); n++ {
+		if n > 1<<20 {
+			t.Fatal("its queue is never full")
+		}
+	}
+	if late.Set(w.conn(), hello("late")) || late.Renew() {
+		t.Fatal("an engine that hangs has taken a job")
+	}
+	goOn()
+	testenv.Eventually(t, soon, "the job is taken", func() (bool, error) { return late.Renew(), nil })
+	if got := string(w.next()); got != "late" {
+		t.Errorf("got %q, want late", got)
+	}
 }
 
 func TestFailuresAreTold(t *testing.T) {

@@ -306,13 +306,17 @@ func (s *Slot) Set(conn syscall.RawConn, j Job) bool {
 	return s.pacer.set(s)
 }
 
-// Renew extends the job's lease. False: no engine does the job now; the caller
-// has to send by itself. It does not allocate.
+// Renew extends the job's lease, or gives the engine a job that it could not take
+// before. False: no engine does the job now; the caller has to send by itself. It does
+// not allocate where the engine has the job.
 func (s *Slot) Renew() bool {
 	s.pacer.mu.Lock()
 	defer s.pacer.mu.Unlock()
-	if s.conn == nil || !s.set || s.pacer.socket < 0 {
+	if s.conn == nil || s.pacer.socket < 0 {
 		return false
+	}
+	if !s.set { // its queue was full, and it goes on with the job of before
+		return s.pacer.set(s)
 	}
 	now := time.Now()
 	if now.Sub(s.renewed) < s.job.Lease/8 {
