@@ -259,15 +259,16 @@ func (p *Pacer) send(r *request, socket int) error {
 
 // set gives a slot's job to the engine.
 func (p *Pacer) set(s *Slot) bool {
-	p.number++
-	r := request{op: opSet, slot: s.index, job: s.job, first: p.number << 40}
+	r := request{op: opSet, slot: s.index, job: s.job, first: (p.number + 1) << 40}
 	err := errRequest
 	if s.job.valid() {
 		if e := s.conn.Control(func(fd uintptr) { err = p.send(&r, int(fd)) }); e != nil {
 			err = e
 		}
 	}
-	s.set = err == nil
+	if s.set = err == nil; s.set {
+		p.number++ // there are 16 million; what is refused may be tried for ever
+	}
 	s.renewed = time.Now()
 	return s.set
 }
