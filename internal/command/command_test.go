@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/sluice-lb/sluice/internal/testenv"
 )
 
 func shell(script string) Command { return Command{Args: []string{"/bin/sh", "-c", script}} }
@@ -70,28 +72,24 @@ func TestProcessGroupIsKilled(t *testing.T) {
 	pid := filepath.Join(t.TempDir(), "pid")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	go func() {
-		defer cancel()
-		for t.Context().Err() == nil {
-			if b, err := os.ReadFile(pid); err == nil && strings.HasSuffix(string(b), "\n") {
-				return // the child is there
-			}
-			time.Sleep(time.Millisecond)
-		}
-	}()
-	err := shell("sleep 600 & echo $! > " + pid + "; wait").Run(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- shell("sleep 600 & echo $! > " + pid + "; wait").Run(ctx) }()
+	testenv.Eventually(t, 10*time.Second, "the child", func() (bool, error) {
+		b, err := os.ReadFile(pid)
+		return strings.HasSuffix(string(b), "\n"), err
+	})
+	cancel()
+	err := <-ended
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, want %v", err, context.Canceled)
 	}
 	child := readPID(t, pid)
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		if gone(child) {
-			break
+	t.Cleanup(func() {
+		if !gone(child) {
+			_ = syscall.Kill(child, syscall.SIGKILL) // the test has failed
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("process %d still runs: %v", child, syscall.Kill(child, syscall.SIGKILL))
-		}
-	}
+	})
+	testenv.Eventually(t, 10*time.Second, "the child to be gone", func() (bool, error) { return gone(child), nil })
 }
 
 func TestUser(t *testing.T) {
