@@ -142,7 +142,7 @@ func (r *Router) endHandover(peer netip.Addr) {
 // noteStanding keeps the status in line with how the machine stands in the election.
 func (r *Router) noteStanding() {
 	var s standing
-	s.yielded, s.hold, s.silent = r.machine.StandsBack()
+	s.yielded, _, s.silent = r.machine.StandsBack()
 	s.releasing, s.waits = r.machine.Releasing(), r.waits
 	s.priority, s.lastResort = r.machine.Advertised(), r.machine.LastResort()
 	if s == r.standing {
@@ -153,15 +153,15 @@ func (r *Router) noteStanding() {
 	}
 	r.standing = s
 	r.update(func(t *Status) {
-		t.Yielded, t.Held, t.Silent, t.Releasing, t.Waits = s.yielded, s.hold, s.silent, s.releasing, s.waits
+		t.Yielded, t.Silent, t.Releasing, t.Waits = s.yielded, s.silent, s.releasing, s.waits
 		t.Priority, t.LastResort = s.priority, s.lastResort
 	})
 }
 
 // A standing is what noteStanding has noted.
 type standing struct {
-	yielded, hold, silent, releasing bool
-	waits                            string
-	priority                         uint8
-	lastResort                       bool
+	yielded, silent, releasing bool
+	waits                      string
+	priority                   uint8
+	lastResort                 bool
 }

@@ -255,7 +255,12 @@ func TestRouterHandOver(t *testing.T) {
 	})
 	virtual(t, "held from the start", func(t *testing.T) {
 		n := newNode(t, newSegment(), 2)
-		n.setUp = func(r *Router) { r.Hold(true) }
+		n.setUp = func(r *Router) {
+			r.Hold(true)
+			if !r.Status().Held {
+				t.Error("before it runs, status does not say that it is held")
+			}
+		}
 		n.run(func(c *Config) { c.Priority = PriorityOwner })
 		sleep(time.Minute)
 		n.wantState(Backup)

@@ -223,6 +223,7 @@ func (r *Router) Status() Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.status
+	s.Held = r.wanted.hold // also before Run
 	s.Addresses = append([]netip.Prefix(nil), r.status.Addresses...)
 	s.Dropped = make(map[Reason]uint64)
 	for reason, n := range r.drops {
