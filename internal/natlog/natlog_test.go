@@ -192,12 +192,17 @@ var (
 	held9Line  = line(9, "held", "00.000000")
 )
 
+// bothKinds has something new and something held before the log's first look, so that
+// their order in the file is known.
+func bothKinds() *fakeSource {
+	return &fakeSource{fresh: []loader.Translation{begin1}, held: []loader.Translation{held9}}
+}
+
 func TestLog(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "new", "nat.log")
 	old := unix.Umask(0o022)
 	defer unix.Umask(old)
-	inTime(t, path, &fakeSource{held: []loader.Translation{held9}}, func(r *rig) {
-		r.source.tell(begin1)
+	inTime(t, path, bothKinds(), func(r *rig) {
 		r.pass(time.Second)
 		r.want(path, begin1Line, held9Line)
 		r.source.tell(end1)
@@ -250,8 +255,7 @@ func TestRotation(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "dir", "nat.log")
-			inTime(t, path, &fakeSource{held: []loader.Translation{held9}}, func(r *rig) {
-				r.source.tell(begin1)
+			inTime(t, path, bothKinds(), func(r *rig) {
 				r.pass(2 * time.Second)
 				r.want(path, begin1Line, held9Line)
 				if err := tc.rotate(path, r.log); err != nil {
