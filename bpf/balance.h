@@ -38,19 +38,32 @@ static __always_inline __u64 fold_vip(__u64 high, __u64 low)
  * products that do not wait for each other, and one that mixes them.
  * loader.FlowHash is its twin.
  */
-static __always_inline __u64 hash_words(__u64 addresses, __u64 rest)
+static __always_inline __u64 hash_folded(__u64 addresses, __u64 rest)
 {
 	__u64 h = (addresses ^ addresses >> 29) * GOLDEN;
 
-	h ^= (rest ^ rest >> 32) * 0xff51afd7ed558ccdULL;
+	h ^= rest * 0xff51afd7ed558ccdULL;
 	h ^= h >> 32;
 	return h * 0xc4ceb9fe1a85ec53ULL;
+}
+
+static __always_inline __u64 hash_words(__u64 addresses, __u64 rest)
+{
+	return hash_folded(addresses, rest ^ rest >> 32);
 }
 
 static __always_inline __u64 flow_hash4(struct iphdr *ip, __be16 source, __be16 dest, __u32 protocol)
 {
 	return hash_words((__u64)ip->saddr << 32 | ip->daddr,
 			  (__u64)source << 32 | (__u32)dest << 16 | protocol);
+}
+
+/* The same of a TCP segment, with both ports at once: source and, above it, destination. */
+static __always_inline __u64 tcp_hash4(struct iphdr *ip, struct tcphdr *tcp)
+{
+	__u32 both = *(__u32 *)tcp;
+
+	return hash_folded((__u64)ip->saddr << 32 | ip->daddr, (__u64)(__u16)both << 32 | (both ^ IPPROTO_TCP));
 }
 
 /* Of all that a client does with a service. loader.SourceHash is its twin. */

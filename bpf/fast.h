@@ -16,6 +16,12 @@
 /* Version 4, five words of header, as the first byte of it. */
 #define IPV4_PLAIN 0x45
 
+/*
+ * An address in `tables`, kept in a register: the compiler would add it up again for
+ * each of its fields.
+ */
+#define KEEP_POINTER(p) asm volatile("" : "+r"(p))
+
 /* Don't fragment, of an IPv4 header. */
 #define IPV4_WHOLE bpf_htons(0x4000)
 
@@ -23,18 +29,22 @@
 struct plain {
 	struct xdp_md *ctx;
 	void *data;
+	__u32 interface; /* it came in by */
 	__u32 length; /* of the IP packet */
 	bool opens;
 	bool v6;
 };
 
-/* Whether a segment's headers are whole and its lengths agree. */
-static __always_inline bool plain_tcp(struct iphdr *ip, struct tcphdr *tcp, void *end)
-{
-	__u32 length = bpf_ntohs(ip->tot_len);
+/*
+ * The first word of an IPv4 header: version, length and fragments all at once.
+ * What it has of a plain packet is IPV4_PLAIN.
+ */
+#define IPV4_FIRST_WORD 0xff3f0000000000ffULL
 
-	return *(__u8 *)ip == IPV4_PLAIN && ip->protocol == IPPROTO_TCP &&
-	       !(ip->frag_off & (FRAGMENT_MORE | FRAGMENT_OFFSET)) && tcp->doff >= 5 &&
+/* Whether a segment's headers are whole and its lengths agree. */
+static __always_inline bool plain_tcp(struct iphdr *ip, struct tcphdr *tcp, __u32 length, void *end)
+{
+	return (*(__u64 *)ip & IPV4_FIRST_WORD) == IPV4_PLAIN && ip->protocol == IPPROTO_TCP && tcp->doff >= 5 &&
 	       length >= sizeof(*ip) + tcp->doff * 4 && length <= end - (void *)ip;
 }
 
@@ -45,12 +55,23 @@ static __always_inline bool plain_tcp6(struct ipv6hdr *ip, struct tcphdr *tcp, v
 	return ip->version == 6 && tcp->doff >= 5 && length >= tcp->doff * 4 && length <= end - (void *)tcp;
 }
 
-/* Whether the frame is for the NIC that it came in by. */
-static __always_inline bool own_mac(struct xdp_md *ctx, void *data)
+/* Whether the frame is for the NIC that it came in by: the first six bytes of both agree. */
+static __always_inline bool own_mac(__u32 interface, void *data)
 {
-	struct interface *nic = interface_at(ctx->ingress_ifindex);
+	struct interface *nic = interface_at(interface);
 
-	return nic->index == ctx->ingress_ifindex && mac_equal(data, nic->mac);
+	KEEP_POINTER(nic);
+	return nic->index == interface && !((*(__u64 *)data ^ *(__u64 *)nic->mac) << 16);
+}
+
+/* service_of of a TCP segment. Table 0 is nobody's, and empty. */
+static __always_inline __u32 tcp_service(struct vip *vip, struct tcphdr *tcp)
+{
+	struct port_table *table = bpf_map_lookup_elem(&ports, &vip->ports[0]);
+	__u64 index = bpf_ntohs(tcp->dest);
+
+	asm volatile("%0 &= 0xffff" : "+r"(index)); /* as there */
+	return table ? table->service[index] : 0;
 }
 
 static __always_inline bool is_plain(struct service *service)
@@ -59,9 +80,15 @@ static __always_inline bool is_plain(struct service *service)
 	       !(service->flags & ~SERVICE_SOURCE_HASH);
 }
 
+/* Whether a slot has an owner, and nothing but an owner. */
+static __always_inline bool is_clean(__u64 word)
+{
+	return word - 1 < 1ULL << SLOT_OWNER_BITS;
+}
+
 static __always_inline int leave(struct plain *p, __u32 interface)
 {
-	return interface == p->ctx->ingress_ifindex ? XDP_TX : bpf_redirect(interface, 0);
+	return interface == p->interface ? XDP_TX : bpf_redirect(interface, 0);
 }
 
 static __always_inline bool count_plain(struct plain *p, __u32 owner)
@@ -72,15 +99,18 @@ static __always_inline bool count_plain(struct plain *p, __u32 owner)
 		return false;
 	count->packets++;
 	count->bytes += p->length;
-	count->flows += p->opens;
+	if (p->opens)
+		count->flows++;
 	return true;
 }
 
 static __always_inline int fast_dsr(struct plain *p, struct backend *backend, __u32 owner)
 {
-	__u64 first = *(volatile __u64 *)&backend->next_hop;
-	__u64 second = *((volatile __u64 *)&backend->next_hop + 1);
+	__u64 first, second;
 
+	KEEP_POINTER(backend);
+	first = *(volatile __u64 *)&backend->next_hop;
+	second = *((volatile __u64 *)&backend->next_hop + 1);
 	if (!(second >> 32) || backend->next_hop.vlans || !count_plain(p, owner))
 		return XDP_ABORTED;
 	*(__u64 *)p->data = first;
@@ -137,7 +167,7 @@ static __always_inline int fast_tunnel(struct plain *p, struct outer *o, struct 
  */
 SUBPROGRAM int fast_tunnel4(struct xdp_md *ctx, __u32 owner, __u64 spread)
 {
-	struct plain p = { .ctx = ctx, .data = (void *)(long)ctx->data };
+	struct plain p = { .ctx = ctx, .data = (void *)(long)ctx->data, .interface = ctx->ingress_ifindex };
 	struct iphdr *ip = p.data + ETH_HLEN;
 	struct tcphdr *tcp = (void *)(ip + 1);
 	struct outer o = {};
@@ -156,36 +186,40 @@ SUBPROGRAM int fast_tunnel4(struct xdp_md *ctx, __u32 owner, __u64 spread)
 	return fast_tunnel(&p, &o, backend_at(owner), owner);
 }
 
+/* Of a frame whose 54 bytes are there. */
 static __always_inline int fast4(struct xdp_md *ctx, void *data, void *end)
 {
 	struct iphdr *ip = data + ETH_HLEN;
 	struct tcphdr *tcp = (void *)(ip + 1);
 	struct plain p = { .ctx = ctx, .data = data };
-	__u64 destination, hash, word;
+	__u64 destination, hash, word, kind;
 	struct service *service;
 	struct vip *vip;
 	__u32 owner;
 
-	if ((void *)(tcp + 1) > end)
-		return XDP_ABORTED;
 	destination = mapped(ip->daddr);
 	vip = vip_at(vip_hash(0, destination));
+	KEEP_POINTER(vip);
 	if (vip->address[1] != destination || vip->address[0] || vip->state != ENTRY_USED)
 		return XDP_ABORTED;
-	service = service_at(service_of(vip, false, tcp->dest));
-	if (!is_plain(service))
+	service = service_at(tcp_service(vip, tcp));
+	KEEP_POINTER(service);
+	/* Mode and flags at once: one comparison tells the services that are most. */
+	kind = *(__u64 *)&service->forward;
+	if (kind != FORWARD_DSR && !is_plain(service))
 		return XDP_ABORTED;
 	/* Asked for first: the one load that is likely to miss the cache. */
-	hash = service->flags ? source_hash4(ip) : flow_hash4(ip, tcp->source, tcp->dest, IPPROTO_TCP);
+	hash = kind >> 32 ? source_hash4(ip) : tcp_hash4(ip, tcp);
 	word = slot_word(service, hash);
-	if (!own_mac(ctx, data) || !plain_tcp(ip, tcp, end))
+	p.interface = ctx->ingress_ifindex;
+	p.length = bpf_ntohs(ip->tot_len);
+	if (!own_mac(p.interface, data) || !plain_tcp(ip, tcp, p.length, end))
+		return XDP_ABORTED;
+	if (!is_clean(word))
 		return XDP_ABORTED;
 	owner = word;
-	if (owner != word || !owner)
-		return XDP_ABORTED;
-	if (service->forward == FORWARD_TUNNEL)
+	if ((__u32)kind == FORWARD_TUNNEL)
 		return fast_tunnel4(ctx, owner, spread(hash, tcp->source, tcp->dest));
-	p.length = bpf_ntohs(ip->tot_len);
 	p.opens = opens(tcp);
 	return fast_dsr(&p, backend_at(owner), owner);
 }
@@ -211,16 +245,17 @@ SUBPROGRAM int fast6(struct xdp_md *ctx)
 	/* Nobody's VIP in IPv6's header is an IPv4 one: its first word is not 0. */
 	if (!high || vip->address[1] != low || vip->address[0] != high || vip->state != ENTRY_USED)
 		return XDP_ABORTED;
-	service = service_at(service_of(vip, false, tcp->dest));
+	service = service_at(tcp_service(vip, tcp));
 	if (!is_plain(service))
 		return XDP_ABORTED;
 	hash = flow_hash6(ip, tcp->source, tcp->dest, IPPROTO_TCP, !service->flags);
 	word = slot_word(service, hash);
-	if (!own_mac(ctx, data) || !plain_tcp6(ip, tcp, end))
+	p.interface = ctx->ingress_ifindex;
+	if (!own_mac(p.interface, data) || !plain_tcp6(ip, tcp, end))
+		return XDP_ABORTED;
+	if (!is_clean(word))
 		return XDP_ABORTED;
 	owner = word;
-	if (owner != word || !owner)
-		return XDP_ABORTED;
 	backend = backend_at(owner);
 	p.length = bpf_ntohs(ip->payload_len) + sizeof(*ip);
 	p.opens = opens(tcp);
@@ -238,7 +273,8 @@ static __always_inline int fast_path(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	__be16 type;
 
-	if (data + ETH_HLEN > end)
+	/* Nothing is shorter that is taken here. */
+	if (data + ETH_HLEN + sizeof(struct iphdr) + sizeof(struct tcphdr) > end)
 		return XDP_ABORTED;
 	type = *(__be16 *)(data + 2 * ETH_ALEN);
 	if (type == bpf_htons(ETH_P_IP))

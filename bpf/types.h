@@ -122,10 +122,11 @@ struct address {
 
 /* A NIC that the program is attached to. */
 struct interface {
-	__u32 index; /* 0: not in use */
 	__u8 mac[6];
-	__u8 pad[6];
-};
+	__u8 pad[2];
+	__u32 index; /* 0: not in use */
+	__u32 pad2;
+} __attribute__((aligned(8)));
 
 /* How a frame leaves by an interface that a route names: a NIC, or a VLAN on top of one. */
 struct way {

@@ -30,9 +30,10 @@ type lbArrays struct {
 	_          structs.HostLayout
 	Interfaces [1024]struct {
 		_     structs.HostLayout
-		Index uint32
 		Mac   [6]uint8
-		Pad   [6]uint8
+		Pad   [2]uint8
+		Index uint32
+		Pad2  uint32
 	}
 	Vips [4096]struct {
 		_       structs.HostLayout
@@ -226,9 +227,10 @@ const (
 
 type lbInterface struct {
 	_     structs.HostLayout
-	Index uint32
 	Mac   [6]uint8
-	Pad   [6]uint8
+	Pad   [2]uint8
+	Index uint32
+	Pad2  uint32
 }
 
 type lbLastHop struct {
