@@ -105,6 +105,9 @@ ARRAY(straggler_allowance, struct allowance, 1, BPF_MAP_TYPE_PERCPU_ARRAY, 0);
 /* How many ICMP errors a CPU has sent in this tick. */
 ARRAY(answer_allowance, struct allowance, 1, BPF_MAP_TYPE_PERCPU_ARRAY, 0);
 
+/* How many packets of no connection a CPU has left to the kernel in this tick. */
+ARRAY(stray_allowance, struct allowance, 1, BPF_MAP_TYPE_PERCPU_ARRAY, 0);
+
 /* UDP flows of services with affinity: flow, after their first datagram. */
 FLOWS(udp_new, BPF_MAP_TYPE_LRU_HASH, 0);
 

@@ -176,6 +176,13 @@ static __always_inline int nat_answer(struct xdp_md *ctx, struct facts *f)
 	return out;
 }
 
+/*
+ * Packets of no connection that one CPU leaves to the kernel in a tick, some 60,000 a
+ * second: so many clients learn at once that theirs is gone. A flood of them would
+ * have the kernel answer each with an RST, to whoever it says it comes from.
+ */
+#define STRAYS_PER_TICK 8192
+
 /* The verdict on a frame that the short way has not taken. What was not forwarded is counted here and nowhere else. */
 static __always_inline int take_long_way(struct xdp_md *ctx)
 {
@@ -205,6 +212,8 @@ static __always_inline int take_long_way(struct xdp_md *ctx)
 		out = out >> 8 ? dnat_error_in(ctx, out >> 8) : dnat_error_out(ctx);
 	verdict = out >> 8;
 	out &= 0xff;
+	if (out == PASS_NO_FLOW && !spend(&stray_allowance, STRAYS_PER_TICK))
+		out = DROP_STRAY;
 	TRACE(outcome, out);
 	if (out == SENT || out == ANSWERED)
 		return verdict;

@@ -36,22 +36,6 @@ struct answer {
 	__u32 pad;
 };
 
-static __always_inline bool may_answer(void)
-{
-	__u32 zero = 0, now = ticks();
-	struct allowance *a = bpf_map_lookup_elem(&answer_allowance, &zero);
-
-	if (!a)
-		return false;
-	if (dry)
-		return a->tick != now || a->used < ANSWERS_PER_TICK;
-	if (a->tick != now) {
-		a->tick = now;
-		a->used = 0;
-	}
-	return a->used++ < ANSWERS_PER_TICK;
-}
-
 static __always_inline void swap_macs(void *eth)
 {
 	__u16 *a = eth, *b = eth + ETH_ALEN, kept;
@@ -174,7 +158,7 @@ static __always_inline int answer6(struct xdp_md *ctx, struct answer *a)
 /* Turns the frame into the answer; ANSWERED: it is to go back where it came from. */
 SUBPROGRAM int make_answer(struct xdp_md *ctx, struct answer *a)
 {
-	if (!a || !may_answer())
+	if (!a || !spend(&answer_allowance, ANSWERS_PER_TICK))
 		return DROP_TOO_BIG;
 	return a->v6 ? answer6(ctx, a) : answer4(ctx, a);
 }

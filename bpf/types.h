@@ -103,6 +103,7 @@ enum outcome {
 	DROP_NO_ROUTE,		/* DNAT, the routing table rejects the client */
 	DROP_TOO_BIG,		/* tunnel and DNAT, too long for the way, and not answered */
 	DROP_HEADROOM,		/* no room for a VLAN tag or an outer header */
+	DROP_STRAY,		/* nat, no SYN and no flow, and the kernel has had enough of these */
 	DROP_FENCED,		/* asks who has a VIP that another node has taken from a daemon that is gone */
 	DROP_INTERNAL,		/* an entry that should exist does not */
 	OUTCOMES,

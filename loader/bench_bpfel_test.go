@@ -457,6 +457,7 @@ const (
 	benchMapSourceBuckets      = "source_buckets"
 	benchMapStragglerAllowance = "straggler_allowance"
 	benchMapStragglers         = "stragglers"
+	benchMapStrayAllowance     = "stray_allowance"
 	benchMapTraffic            = "traffic"
 	benchMapUdpFlows           = "udp_flows"
 	benchMapUdpNew             = "udp_new"
@@ -575,6 +576,7 @@ type benchMapSpecs struct {
 	SourceBuckets      *ebpf.MapSpec `ebpf:"source_buckets"`
 	StragglerAllowance *ebpf.MapSpec `ebpf:"straggler_allowance"`
 	Stragglers         *ebpf.MapSpec `ebpf:"stragglers"`
+	StrayAllowance     *ebpf.MapSpec `ebpf:"stray_allowance"`
 	Traffic            *ebpf.MapSpec `ebpf:"traffic"`
 	UdpFlows           *ebpf.MapSpec `ebpf:"udp_flows"`
 	UdpNew             *ebpf.MapSpec `ebpf:"udp_new"`
@@ -659,6 +661,7 @@ type benchMaps struct {
 	SourceBuckets      *ebpf.Map `ebpf:"source_buckets"`
 	StragglerAllowance *ebpf.Map `ebpf:"straggler_allowance"`
 	Stragglers         *ebpf.Map `ebpf:"stragglers"`
+	StrayAllowance     *ebpf.Map `ebpf:"stray_allowance"`
 	Traffic            *ebpf.Map `ebpf:"traffic"`
 	UdpFlows           *ebpf.Map `ebpf:"udp_flows"`
 	UdpNew             *ebpf.Map `ebpf:"udp_new"`
@@ -701,6 +704,7 @@ func (m *benchMaps) Close() error {
 		m.SourceBuckets,
 		m.StragglerAllowance,
 		m.Stragglers,
+		m.StrayAllowance,
 		m.Traffic,
 		m.UdpFlows,
 		m.UdpNew,

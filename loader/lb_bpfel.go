@@ -452,9 +452,10 @@ const (
 	lbOutcomeDROP_NO_ROUTE       lbOutcome = 24
 	lbOutcomeDROP_TOO_BIG        lbOutcome = 25
 	lbOutcomeDROP_HEADROOM       lbOutcome = 26
-	lbOutcomeDROP_FENCED         lbOutcome = 27
-	lbOutcomeDROP_INTERNAL       lbOutcome = 28
-	lbOutcomeOUTCOMES            lbOutcome = 29
+	lbOutcomeDROP_STRAY          lbOutcome = 27
+	lbOutcomeDROP_FENCED         lbOutcome = 28
+	lbOutcomeDROP_INTERNAL       lbOutcome = 29
+	lbOutcomeOUTCOMES            lbOutcome = 30
 )
 
 type lbPairKey struct {
@@ -693,6 +694,7 @@ const (
 	lbMapSourceBuckets      = "source_buckets"
 	lbMapStragglerAllowance = "straggler_allowance"
 	lbMapStragglers         = "stragglers"
+	lbMapStrayAllowance     = "stray_allowance"
 	lbMapTraffic            = "traffic"
 	lbMapUdpFlows           = "udp_flows"
 	lbMapUdpNew             = "udp_new"
@@ -799,6 +801,7 @@ type lbMapSpecs struct {
 	SourceBuckets      *ebpf.MapSpec `ebpf:"source_buckets"`
 	StragglerAllowance *ebpf.MapSpec `ebpf:"straggler_allowance"`
 	Stragglers         *ebpf.MapSpec `ebpf:"stragglers"`
+	StrayAllowance     *ebpf.MapSpec `ebpf:"stray_allowance"`
 	Traffic            *ebpf.MapSpec `ebpf:"traffic"`
 	UdpFlows           *ebpf.MapSpec `ebpf:"udp_flows"`
 	UdpNew             *ebpf.MapSpec `ebpf:"udp_new"`
@@ -879,6 +882,7 @@ type lbMaps struct {
 	SourceBuckets      *ebpf.Map `ebpf:"source_buckets"`
 	StragglerAllowance *ebpf.Map `ebpf:"straggler_allowance"`
 	Stragglers         *ebpf.Map `ebpf:"stragglers"`
+	StrayAllowance     *ebpf.Map `ebpf:"stray_allowance"`
 	Traffic            *ebpf.Map `ebpf:"traffic"`
 	UdpFlows           *ebpf.Map `ebpf:"udp_flows"`
 	UdpNew             *ebpf.Map `ebpf:"udp_new"`
@@ -918,6 +922,7 @@ func (m *lbMaps) Close() error {
 		m.SourceBuckets,
 		m.StragglerAllowance,
 		m.Stragglers,
+		m.StrayAllowance,
 		m.Traffic,
 		m.UdpFlows,
 		m.UdpNew,

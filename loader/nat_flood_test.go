@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/internal/testenv"
 )
@@ -198,4 +200,53 @@ func TestNATHandshakeOfTheSameClient(t *testing.T) {
 	}
 	c.mustReply(t, testenv.SYN|testenv.ACK, "")
 	c.mustForward(t, testenv.ACK, "")
+}
+
+// Of packets of no connection the kernel gets so many as it may well answer; the rest
+// is dropped, and no connection is the worse for it.
+func TestStrays(t *testing.T) {
+	const limit = 8192 // of one CPU in a tick
+	d, _ := newNAT(t, allPorts)
+	open := newConn(d, clientAddr(1))
+	if !open.tryOpen(t) {
+		t.Fatal("no connection opens")
+	}
+	stray := newConn(d, clientPort).fromClient(testenv.ACK, "").Bytes()
+	// left has every CPU allowed n more in this tick, and sends a stray one: its outcome,
+	// unless the tick was over meanwhile.
+	left := func(n uint32) (outcome string) {
+		testenv.Eventually(t, 10*time.Second, "a tick that is long enough", func() (bool, error) {
+			cpus := make([]lbAllowance, ebpf.MustPossibleCPU())
+			now := ticks()
+			for i := range cpus {
+				cpus[i] = lbAllowance{Tick: now, Used: limit - n}
+			}
+			if err := d.objects.StrayAllowance.Put(uint32(0), cpus); err != nil {
+				return false, err
+			}
+			before := outcomes(t, d)
+			send(t, d, stray)
+			for name, count := range outcomes(t, d) {
+				if count != before[name] {
+					outcome = name
+				}
+			}
+			return ticks() == now, nil
+		})
+		return outcome
+	}
+	for _, tc := range []struct {
+		left uint32
+		want string
+	}{{limit, "no_flow"}, {1, "no_flow"}, {0, "stray"}} {
+		if got := left(tc.left); got != tc.want {
+			t.Errorf("with %d left in the tick: %s, want %s", tc.left, got, tc.want)
+		}
+	}
+	if !newConn(d, clientAddr(2)).tryOpen(t) {
+		t.Error("a new connection was refused")
+	}
+	if verdict, _ := send(t, d, open.fromClient(testenv.ACK, "more").Bytes()); verdict != xdpTX {
+		t.Error("an open connection does not go on")
+	}
 }

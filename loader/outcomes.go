@@ -30,6 +30,7 @@ var OutcomeMeanings = map[string]Meaning{
 	"no_route":       {"dnat, the node's routes reject the client", "the node's routes"},
 	"too_big":        {"tunnel, and replies of dnat: too long for the way, may be fragmented or was not answered: no more than 256 answers a CPU and tick, none about an ICMP error or a later fragment of IPv4", "a larger MTU on the way"},
 	"headroom":       {"no room to add a VLAN tag or an outer header", "the driver reserves too little; report it"},
+	"stray":          {"nat, neither a SYN nor of a connection that is known, more often than the kernel is to answer: 8192 times a CPU and tick (134 ms)", "nothing: a flood"},
 	"fenced":         {"asks for a VIP that another node has taken since the daemon stood still or died: this node keeps silent", "start the daemon, or `sluice detach --force`"},
 	"internal":       {"an entry that should exist does not", "report it"},
 }

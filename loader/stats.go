@@ -202,6 +202,7 @@ var outcomeNames = map[lbOutcome]string{
 	lbOutcomeDROP_NO_ROUTE:       "no_route",
 	lbOutcomeDROP_TOO_BIG:        "too_big",
 	lbOutcomeDROP_HEADROOM:       "headroom",
+	lbOutcomeDROP_STRAY:          "stray",
 	lbOutcomeDROP_FENCED:         "fenced",
 	lbOutcomeDROP_INTERNAL:       "internal",
 }

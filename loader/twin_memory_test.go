@@ -194,7 +194,8 @@ func (w *twin) reset() error {
 // clearAllowances lets this tick's answers and stragglers be counted anew.
 func (w *twin) clearAllowances() error {
 	none := make([]lbAllowance, ebpf.MustPossibleCPU())
-	return errors.Join(w.d.objects.AnswerAllowance.Put(uint32(0), none), w.d.objects.StragglerAllowance.Put(uint32(0), none))
+	return errors.Join(w.d.objects.AnswerAllowance.Put(uint32(0), none), w.d.objects.StragglerAllowance.Put(uint32(0), none),
+		w.d.objects.StrayAllowance.Put(uint32(0), none))
 }
 
 // clearKnown removes what the model knows of.
