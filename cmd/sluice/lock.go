@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -60,7 +61,19 @@ func isLocked(dir string) bool {
 	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
-func flock(f *os.File) error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
+// glance is longer than a command that looks whether a daemon runs has the lock.
+const glance = 500 * time.Millisecond
+
+// flock takes the lock. Who only looks has it for a moment, and must not keep a daemon
+// from starting.
+func flock(f *os.File) error {
+	for began := time.Now(); ; time.Sleep(glance / 50) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Since(began) >= glance {
+			return err
+		}
+	}
+}
 
 func lockError(err error, what, dir string) error {
 	if errors.Is(err, unix.EWOULDBLOCK) {
