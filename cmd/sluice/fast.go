@@ -105,7 +105,7 @@ func (n *node) heartbeatConfig(pacer *pace.Pacer) heartbeat.Config {
 		if other.Name == n.cfg.Node {
 			c.Local = other.Address
 		} else {
-			c.Roster = append(c.Roster, other.Address)
+			c.Roster = append(c.Roster, heartbeat.Peer{Name: other.Name, Address: other.Address})
 		}
 	}
 	return c

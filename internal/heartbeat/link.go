@@ -24,9 +24,14 @@ const (
 	dialEvery     = 250 * time.Millisecond
 	maxAccepting  = 4 // handshakes at a time for each address
 	goodbyeTime   = 100 * time.Millisecond
-	// resetGrace is for the heartbeat that shows that a connection was merely cut
-	// off: what a network does to a connection is not the end of a daemon.
-	resetGrace = time.Millisecond
+	// grace is by how much the heartbeat may be late that shows that a connection's
+	// end was not its peer's: what a network does, or somebody who forges packets.
+	grace = time.Millisecond
+	// underWay is how long after the end of a connection a heartbeat may come that
+	// was sent before.
+	underWay = time.Millisecond
+	// lookAgain is when to look again whether all is read.
+	lookAgain = time.Millisecond / 2
 )
 
 // A link is a connection to a run of another node's daemon, which tells of that
@@ -317,9 +322,9 @@ func (n *Node) keepLink(ctx context.Context, t *handshake, address netip.Addr, e
 	n.ended(k, err)
 }
 
-// ended is the end of a connection. An orderly one without a goodbye is made by the
-// peer's kernel when its daemon has ended. One that is cut off may be the
-// network's doing: then heartbeats go on.
+// ended is the end of a connection. One without a goodbye is made by the peer's kernel
+// when its daemon has ended, or by whoever has forged a packet or cut the connection
+// off: then heartbeats go on.
 func (n *Node) ended(k *link, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -331,38 +336,64 @@ func (n *Node) ended(k *link, err error) {
 	switch {
 	case err == nil:
 		n.log.Info("heartbeats: a peer has said goodbye", "address", k.address)
-	case errors.Is(err, io.EOF):
-		n.log.Warn("heartbeats: the daemon of a peer has ended", "address", k.address)
-		n.gone(k.peer)
-	case errors.Is(err, syscall.ECONNRESET):
-		cut := time.Now()
-		time.AfterFunc(n.longest()+resetGrace, func() { n.wasReset(k, cut) })
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
+		n.suspect(k, time.Now())
 	default:
 		n.log.Info("heartbeats: a connection has ended", "address", k.address, "error", fmt.Sprint(err))
 	}
 }
 
-// wasReset decides what the reset of a connection meant.
-func (n *Node) wasReset(k *link, cut time.Time) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.links.closed || !n.trusts(k.peer) {
-		return
+// suspect decides what the end of a connection meant, which was at a moment: its peer's
+// daemon has ended, if no heartbeat comes when the next one is due.
+func (n *Node) suspect(k *link, end time.Time) {
+	now := time.Now()
+	due, alive := n.nextOf(k.peer, end)
+	again := due.Sub(now)
+	if again <= 0 && !n.quiet(k.peer) {
+		again = lookAgain // this node is late itself: what it has not read yet counts
 	}
-	for _, w := range n.paths {
-		if w.peer == k.peer && w.heard.After(cut) {
-			n.log.Info("heartbeats: a connection was cut off, and its peer goes on", "address", k.address)
-			return
-		}
+	switch {
+	case n.links.closed || !n.trusts(k.peer):
+	case alive:
+		n.log.Info("heartbeats: a connection was cut off, and its peer goes on", "address", k.address)
+	case again > 0:
+		time.AfterFunc(again, func() {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.suspect(k, end)
+		})
+	default:
+		n.log.Warn("heartbeats: the daemon of a peer has ended", "address", k.address)
+		n.gone(k.peer)
 	}
-	n.log.Warn("heartbeats: the daemon of a peer has ended", "address", k.address)
-	n.gone(k.peer)
 }
 
-// longest is the longest interval of the paths.
-func (n *Node) longest() (d time.Duration) {
+// nextOf is when the next heartbeat of a run is overdue, whose connection has ended at a
+// moment; and whether one has come that shows that the run goes on. What was on its way
+// then shows nothing.
+func (n *Node) nextOf(peer Epoch, end time.Time) (due time.Time, alive bool) {
+	due = end.Add(grace)
 	for _, w := range n.paths {
-		d = max(d, w.interval)
+		if w.peer != peer {
+			continue
+		}
+		alive = alive || w.heard.Sub(end) >= underWay
+		if at := w.heard.Add(w.every() + grace); at.After(due) {
+			due = at
+		}
 	}
-	return d
+	return due, alive
+}
+
+// every is how often heartbeats come by a path.
+func (w *way) every() time.Duration { return max(w.interval, w.theirs) }
+
+// quiet reports whether all that has come of a run is read.
+func (n *Node) quiet(peer Epoch) bool {
+	for _, w := range n.paths {
+		if s := w.socket.Load(); w.peer == peer && s != nil && !s.Quiet() {
+			return false
+		}
+	}
+	return true
 }

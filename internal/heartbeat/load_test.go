@@ -117,7 +117,7 @@ func TestNoFalseTakeoverUnderLoad(t *testing.T) {
 		pacer := pace.New(pace.Process("/proc/self/exe"), slog.New(slog.DiscardHandler))
 		t.Cleanup(pacer.Close)
 		n := New(Config{
-			Name: at.String(), Local: at, Roster: []netip.Addr{peer}, Port: port, Keys: []key.Key{k},
+			Name: nameAt(at), Local: at, Roster: []Peer{{nameAt(peer), peer}}, Port: port, Keys: []key.Key{k},
 			Pacer: pacer, Log: slog.New(slog.NewTextHandler(logs, nil)),
 		})
 		n.listenOn = netip.AddrPortFrom(at, port).String()

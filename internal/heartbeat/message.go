@@ -207,10 +207,13 @@ type introduction struct {
 	name   string // of the sender
 }
 
+// inShort is a node's name as messages have it.
+func inShort(name string) string { return name[:min(len(name), maxName)] }
+
 func (i introduction) append(b []byte) []byte {
 	b = append(b, i.nonce[:]...)
 	b = append(b, i.ticket[:]...)
-	return append(b, i.name[:min(len(i.name), maxName)]...)
+	return append(b, inShort(i.name)...)
 }
 
 func readIntroduction(body []byte) (i introduction, ok bool) {

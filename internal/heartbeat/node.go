@@ -47,12 +47,20 @@ type Config struct {
 	Name string // of this node
 	// Local is this node's address as the others have it, where there is a roster:
 	// heartbeats to the addresses in Roster come from it.
-	Local  netip.Addr
-	Roster []netip.Addr
+	Local netip.Addr
+	// Roster are the other nodes. Who is at the address of one has its name, and who is
+	// at any other address the name of one of them. Empty: any name but this node's.
+	Roster []Peer
 	Port   uint16
 	Keys   []key.Key // the first is its own, the others count as well
 	Pacer  *pace.Pacer
 	Log    *slog.Logger
+}
+
+// A Peer is another node, as the roster has it.
+type Peer struct {
+	Name    string
+	Address netip.Addr
 }
 
 // A Node is this daemon among others. Instances are added before Run.
@@ -85,7 +93,7 @@ type way struct {
 func New(cfg Config) *Node {
 	n := &Node{cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), listenOn: ":" + strconv.Itoa(int(cfg.Port))}
 	_, _ = rand.Read(n.own.epoch[:]) // never fails (crypto/rand)
-	n.own.name = cfg.Name
+	n.own.name = inShort(cfg.Name)
 	for _, k := range cfg.Keys {
 		n.own.keys = append(n.own.keys, newSigner(k))
 	}
@@ -130,12 +138,23 @@ func (n *Node) Add(id Instance, peers []netip.Addr, interval time.Duration) *Han
 	for _, a := range peers {
 		w := n.wayTo(a)
 		if w == nil {
-			w = &way{path: path{address: a, ticket: newTicket()}, interval: interval, slot: n.cfg.Pacer.Slot("heartbeats to " + a.String())}
+			w = &way{path: path{address: a, ticket: newTicket(), names: n.namesAt(a)}, interval: interval, slot: n.cfg.Pacer.Slot("heartbeats to " + a.String())}
 			n.paths = append(n.paths, w)
 		}
 		w.interval = min(w.interval, interval)
 	}
 	return h
+}
+
+// namesAt are the names that may be at an address. Nil: any but this node's own.
+func (n *Node) namesAt(a netip.Addr) (all []string) {
+	for _, p := range n.cfg.Roster {
+		if p.Address == a {
+			return []string{inShort(p.Name)}
+		}
+		all = append(all, inShort(p.Name))
+	}
+	return all
 }
 
 func (n *Node) wayTo(a netip.Addr) *way {
@@ -250,7 +269,8 @@ func (n *Node) Run(ctx context.Context) {
 // localFor is the address of this node that another one knows it by, where that is
 // certain.
 func (n *Node) localFor(peer netip.Addr) netip.Addr {
-	if slices.Contains(n.cfg.Roster, peer) && n.cfg.Local.IsValid() && n.cfg.Local.Is4() == peer.Is4() {
+	listed := slices.ContainsFunc(n.cfg.Roster, func(p Peer) bool { return p.Address == peer })
+	if listed && n.cfg.Local.IsValid() && n.cfg.Local.Is4() == peer.Is4() {
 		return n.cfg.Local
 	}
 	return netip.Addr{}
@@ -450,6 +470,8 @@ func (w *way) mistake(now time.Time) string {
 		return fmt.Sprintf("what %v sends is signed with another key: give all nodes the same sync key_file", w.address)
 	case w.problem != "":
 		return w.problem
+	case w.misnamed(now):
+		return fmt.Sprintf("who answers at %v calls itself %q, and should be %s: give all nodes the same list of nodes, and each node's address there", w.address, w.stranger, w.expected())
 	case w.theirs != 0 && w.theirs != w.interval:
 		return fmt.Sprintf("%v sends heartbeats every %v, this node every %v: set one heartbeat interval on all nodes", w.address, w.theirs, w.interval)
 	}

@@ -5,12 +5,15 @@ package heartbeat
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -84,6 +87,9 @@ func (l *lines) has(s string) bool {
 	return strings.Contains(l.all.String(), s)
 }
 
+// nameAt is the name of the node at an address.
+func nameAt(a netip.Addr) string { return "n" + a.String() }
+
 // join starts a Node at one address, with a peer at the other.
 func join(t *testing.T, port uint16, at, peer netip.Addr, keys ...key.Key) *member {
 	t.Helper()
@@ -93,10 +99,21 @@ func join(t *testing.T, port uint16, at, peer netip.Addr, keys ...key.Key) *memb
 // joinAs is join for a run with an epoch of the test's, unless that is zero.
 func joinAs(t *testing.T, epoch Epoch, port uint16, at, peer netip.Addr, keys ...key.Key) *member {
 	t.Helper()
+	return joinWith(t, nameAt(at), epoch, port, at, peer, keys...)
+}
+
+// joinFrom is join for a node of another name.
+func joinFrom(t *testing.T, name string, port uint16, at, peer netip.Addr, keys ...key.Key) *member {
+	t.Helper()
+	return joinWith(t, name, Epoch{}, port, at, peer, keys...)
+}
+
+func joinWith(t *testing.T, name string, epoch Epoch, port uint16, at, peer netip.Addr, keys ...key.Key) *member {
+	t.Helper()
 	m := &member{log: &lines{}}
 	log := slog.New(slog.NewTextHandler(m.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	pacer := pace.New(pace.Thread, log)
-	m.Node = New(Config{Name: "n" + at.String(), Local: at, Roster: []netip.Addr{peer}, Port: port, Keys: keys, Pacer: pacer, Log: log})
+	m.Node = New(Config{Name: name, Local: at, Roster: []Peer{{nameAt(peer), peer}}, Port: port, Keys: keys, Pacer: pacer, Log: log})
 	if !epoch.isZero() {
 		m.own.epoch = epoch
 	}
@@ -171,16 +188,24 @@ func TestNodesHearEachOther(t *testing.T) {
 	}
 }
 
-// end ends a member as SIGKILL does: without a goodbye.
-func (m *member) end() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+// end ends a member as SIGKILL does: its heartbeats, and its connections without a
+// goodbye. With goOn its heartbeats are back.
+func (m *member) end() (goOn func()) {
 	m.Node.mu.Lock()
+	defer m.Node.mu.Unlock()
+	for _, w := range m.paths {
+		w.slot.Stop()
+	}
 	for _, k := range m.links.all {
-		// The connection alone: its end is what the other side acts on.
 		k.conn.(*net.TCPConn).CloseWrite()
 	}
-	m.Node.mu.Unlock()
+	return func() {
+		m.Node.mu.Lock()
+		defer m.Node.mu.Unlock()
+		for _, w := range m.paths {
+			m.point(w)
+		}
+	}
 }
 
 func TestTheEndOfADaemonIsSeen(t *testing.T) {
@@ -200,11 +225,12 @@ func TestTheEndOfADaemonIsSeen(t *testing.T) {
 			a.handle.Tell(vrrp.Active, 100)
 			a.waitConnected(t)
 			b.waitConnected(t)
+			goOn := func() {}
 			if order.goodbye {
 				a.stop()
 				testenv.Eventually(t, soon, "the goodbye", func() (bool, error) { return b.log.has("goodbye"), nil })
 			} else {
-				a.end()
+				goOn = a.end()
 			}
 			gone := func() bool {
 				b.mu.Lock()
@@ -218,7 +244,7 @@ func TestTheEndOfADaemonIsSeen(t *testing.T) {
 			}
 			if order.wantGone {
 				testenv.Eventually(t, soon, "the end", func() (bool, error) { return gone(), nil })
-				// It lives after all, and shows it.
+				goOn() // it lives after all
 				b.waitBeat(t, "the active node again", a.says(order.of, vrrp.Active, 100))
 			} else if gone() {
 				t.Error("an end with a goodbye counts as the daemon's death")
@@ -268,24 +294,65 @@ func TestAConnectionGivenUpIsNoEnd(t *testing.T) {
 	b.waitConnected(t)
 }
 
-// A connection that the network cuts off is no daemon's end.
-func TestAResetIsNoEndWhileHeartbeatsGoOn(t *testing.T) {
-	port, k := freePort(t), key.New()
-	a, b := join(t, port, one, two, k), join(t, port, two, one, k)
-	a.handle.Tell(vrrp.Active, 100)
-	a.waitConnected(t)
-	b.waitConnected(t)
-	b.waitBeat(t, "the active node", a.says(one, vrrp.Active, 100))
-	b.Node.mu.Lock()
-	l := b.links.all[0]
-	cut := time.Now().Add(-time.Minute) // heartbeats have come since
-	b.Node.mu.Unlock()
-	b.wasReset(l, cut)
-	if got := b.last(); got.Gone {
-		t.Error("the daemon counts as ended")
+// A connection that the network cuts off, or that somebody has forged an end for, is no
+// daemon's end.
+func TestAForgedEndIsNoEndWhileHeartbeatsGoOn(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		end  error
+	}{{"FIN", io.EOF}, {"RST", syscall.ECONNRESET}} {
+		t.Run(tc.name, func(t *testing.T) {
+			port, k := freePort(t), key.New()
+			a, b := join(t, port, one, two, k), join(t, port, two, one, k)
+			a.handle.Tell(vrrp.Active, 100)
+			a.waitConnected(t)
+			b.waitConnected(t)
+			b.waitBeat(t, "the active node", a.says(one, vrrp.Active, 100))
+			b.Node.mu.Lock()
+			l := b.links.all[0]
+			b.Node.mu.Unlock()
+			// What b takes for the end of the connection is all that it sees: a goes on.
+			b.ended(l, tc.end)
+			testenv.Eventually(t, soon, "that the peer goes on", func() (bool, error) { return b.log.has("its peer goes on"), nil })
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			if slices.Contains(b.beats, a.gone()) {
+				t.Error("the daemon counts as ended")
+			}
+		})
 	}
-	b.wasReset(l, time.Now().Add(time.Minute)) // none has come since
-	testenv.Eventually(t, soon, "the end", func() (bool, error) { return b.log.has("the daemon of a peer has ended"), nil })
+}
+
+// When the next heartbeat is overdue tells whether an end is that of the daemon.
+func TestNextHeartbeatAfterAnEnd(t *testing.T) {
+	end := time.Now()
+	peer := Epoch{1}
+	at := func(d time.Duration) time.Time { return end.Add(d) }
+	for _, tc := range []struct {
+		name  string
+		heard []time.Duration // by each path, since the end
+		due   time.Duration
+		alive bool
+	}{
+		{"one has just come", []time.Duration{0}, interval + grace, false},
+		{"one came a while ago", []time.Duration{-interval / 2}, interval/2 + grace, false},
+		{"one is overdue already", []time.Duration{-3 * interval}, grace, false},
+		{"of two paths one has just come", []time.Duration{-interval, -time.Millisecond}, interval - time.Millisecond + grace, false},
+		{"one was on its way", []time.Duration{underWay / 2}, underWay/2 + interval + grace, false},
+		{"one has come since", []time.Duration{interval}, 2*interval + grace, true},
+		{"one has come since, by the other path", []time.Duration{-interval, interval}, 2*interval + grace, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n := &Node{paths: []*way{{path: path{peer: Epoch{9}, heard: at(time.Hour)}}}}
+			for _, d := range tc.heard {
+				n.paths = append(n.paths, &way{path: path{peer: peer, heard: at(d)}, interval: interval})
+			}
+			due, alive := n.nextOf(peer, end)
+			if due != at(tc.due) || alive != tc.alive {
+				t.Errorf("due %v after the end, goes on %v; want %v, %v", due.Sub(end), alive, tc.due, tc.alive)
+			}
+		})
+	}
 }
 
 func TestAnotherKeyIsNamed(t *testing.T) {

@@ -5,6 +5,8 @@ package heartbeat
 import (
 	"crypto/rand"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -17,6 +19,8 @@ const (
 	askAgain = 20 * time.Millisecond
 	// doubtAfter is how long a path is silent before the peer is asked again.
 	doubtAfter = time.Second
+	// mistakeLasts is how long a mistake is told of after it was seen.
+	mistakeLasts = 10 * time.Second
 )
 
 // identity is what a node says of itself, and the keys that count for it.
@@ -30,7 +34,7 @@ type identity struct {
 type Counters struct {
 	Beats     uint64 // heartbeats that counted
 	Forged    uint64 // messages that none of the keys has signed
-	Replayed  uint64 // heartbeats that came before, or are of another run
+	Replayed  uint64 // heartbeats that came before, or are of another run; introductions of who is elsewhere
 	Malformed uint64
 }
 
@@ -38,6 +42,8 @@ type Counters struct {
 // It is pure: messages and the time go in, messages come out.
 type path struct {
 	address netip.Addr
+	// names are those that may be here; nil: any but this node's own.
+	names []string
 
 	// peer is the run that is trusted: it has answered a challenge of this run, so
 	// it is there now. Zero: none is.
@@ -54,6 +60,9 @@ type path struct {
 	pending bool // nonce is not answered yet
 	asked   time.Time
 	tries   int
+
+	stranger   string    // the name of the last who introduced itself, and may not be here,
+	strangerAt time.Time // and when
 
 	heard  time.Time // its last message that counted
 	forged time.Time // the last message that none of the keys has signed
@@ -95,6 +104,9 @@ func (p *path) receive(now time.Time, b []byte, own *identity) (v verdict) {
 			p.counts.Malformed++
 			return v
 		}
+		if !p.admits(now, asked.name, own) {
+			return v
+		}
 		p.buf = introduction{asked.nonce, p.ticket, own.name}.append(p.buf[:0])
 		v.reply = own.keys[key].appendMessage(nil, message{kind: kindResponse, from: own.epoch, to: m.from, body: p.buf})
 		v.ask = m.from != p.peer && p.mayAsk(now)
@@ -118,20 +130,49 @@ func (p *path) meet(now time.Time, m message, key int, own *identity) (v verdict
 	case m.to != own.epoch || !p.pending || got.nonce != p.nonce:
 		p.counts.Replayed++
 		return v
+	case !p.admits(now, got.name, own):
+		return v // somebody has passed the question on to another node, or the answer
 	}
 	p.pending, p.tries, p.heard = false, 0, now
 	if m.from == p.peer && key == p.key && got.ticket == p.show {
 		return v
 	}
 	v.met, v.left = true, p.peer
-	if v.left == m.from {
-		v.left = Epoch{} // it has only changed its key
+	if v.left == m.from || got.name != p.name {
+		// It has only changed its key; or another node has this address now, which says
+		// nothing of the one before.
+		v.left = Epoch{}
 	}
 	if m.from != p.lastOf {
 		p.last, p.lastOf = 0, m.from
 	}
 	p.peer, p.key, p.show, p.name = m.from, key, got.ticket, got.name
 	return v
+}
+
+// admits reports whether a node of this name may be here. The nodes have one key, so
+// what one of them has signed for a path could be passed on by another one.
+func (p *path) admits(now time.Time, name string, own *identity) bool {
+	if name != own.name && (p.names == nil || slices.Contains(p.names, name)) {
+		return true
+	}
+	p.stranger, p.strangerAt = name, now
+	p.counts.Replayed++
+	return false
+}
+
+// misnamed reports whether who is here has a name that it should not have, and nobody
+// else counts.
+func (p *path) misnamed(now time.Time) bool {
+	return p.stranger != "" && now.Sub(p.strangerAt) < mistakeLasts && (p.peer.isZero() || now.Sub(p.heard) > doubtAfter)
+}
+
+// expected tells who may be here.
+func (p *path) expected() string {
+	if p.names == nil {
+		return "another node than this one"
+	}
+	return strings.Join(p.names, " or ")
 }
 
 // hear takes a heartbeat.
@@ -180,6 +221,5 @@ func (p *path) challenge(now time.Time, own *identity) []byte {
 // wrongKey reports whether what comes from this address is signed with another
 // key: not now and then, as when anybody forges it, but while nothing else counts.
 func (p *path) wrongKey(now time.Time) bool {
-	const lasts = 10 * time.Second
-	return !p.forged.IsZero() && now.Sub(p.forged) < lasts && (p.peer.isZero() || now.Sub(p.heard) > doubtAfter)
+	return !p.forged.IsZero() && now.Sub(p.forged) < mistakeLasts && (p.peer.isZero() || now.Sub(p.heard) > doubtAfter)
 }
