@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"syscall"
 	"text/tabwriter"
@@ -47,13 +48,14 @@ type fastMode struct {
 	node  *node
 	mu    sync.Mutex
 	pacer *pace.Pacer // nil where no instance has needed it yet
+	slots map[*vrrp.Router]*pace.Slot
 }
 
 // makeFast makes the node's heartbeats. Who gets them, and of which instances, stays
 // as it is until the daemon ends.
 func (n *node) makeFast() {
 	f := &n.fast
-	f.node = n
+	f.node, f.slots = n, map[*vrrp.Router]*pace.Slot{}
 	n.closers = append(n.closers, func() error {
 		if f.pacer != nil {
 			f.pacer.Close()
@@ -118,6 +120,23 @@ func (f *fastMode) join(i config.Instance, deps *vrrp.Deps) {
 	}
 	if i.Heartbeat.Interval > 0 {
 		deps.Heartbeats = f.beats.Find(beatsOf(i))
+	}
+}
+
+// note remembers what an instance has got, and leave gives back what those have that
+// have ended, or were never begun.
+func (f *fastMode) note(r *vrrp.Router, deps *vrrp.Deps) {
+	if a, ok := deps.Pacer.(advertisements); ok {
+		f.slots[r] = a.Slot
+	}
+}
+
+func (f *fastMode) leave(stay []*vrrp.Router) {
+	for r, slot := range f.slots {
+		if !slices.Contains(stay, r) {
+			slot.Close()
+			delete(f.slots, r)
+		}
 	}
 }
 

@@ -121,10 +121,12 @@ func (n *node) tryReload(dry bool) ([]string, error) {
 	}
 	routers, err := n.nextRouters(next, diff)
 	if err != nil {
+		n.forget(before)
 		return diff.Changes, err
 	}
 	if n.loop != nil {
 		if err := n.reloadServices(before, next); err != nil {
+			n.forget(before)
 			return diff.Changes, err
 		}
 	}
@@ -199,6 +201,13 @@ func (n *node) reloadServices(before, next *config.Config) error {
 	})
 }
 
+// forget gives back what instances have got that will never be, since the configuration
+// stays as it is.
+func (n *node) forget(cfg *config.Config) {
+	n.freeFences(cfg, n.routers)
+	n.fast.leave(n.routers)
+}
+
 // nextRouters returns the instances of a configuration: those that may go on, and
 // new ones, which are not run yet.
 func (n *node) nextRouters(next *config.Config, diff config.Difference) ([]*vrrp.Router, error) {
@@ -253,6 +262,7 @@ func (n *node) reloadVRRP(next *config.Config, routers []*vrrp.Router) {
 		}
 		n.applyARP()
 		n.freeFences(next, routers)
+		n.fast.leave(routers)
 	}
 	for i, r := range routers {
 		if !slices.Contains(old, r) {

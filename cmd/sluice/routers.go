@@ -106,11 +106,15 @@ func (n *node) newRouter(i config.Instance, groups map[string]*vrrp.Group) (*vrr
 		Heartbeat: i.Heartbeat.Interval,
 	}, deps)
 	if err != nil {
+		if a, ok := deps.Pacer.(advertisements); ok {
+			a.Close()
+		}
 		return nil, fmt.Errorf("vrrp instance %s: %w", i.Name, err)
 	}
 	if f, ok := deps.Fence.(fence); ok {
 		n.fenced[r] = f
 	}
+	n.fast.note(r, &deps)
 	return r, nil
 }
 

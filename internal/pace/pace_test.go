@@ -6,7 +6,6 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -17,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/internal/testenv"
@@ -214,131 +212,6 @@ func TestStamp(t *testing.T) {
 	}
 }
 
-// An engine that dies is started again, with the jobs that there are.
-func TestEngineIsStartedAgain(t *testing.T) {
-	w := newWire(t)
-	var pids []int
-	var mu sync.Mutex
-	p, log := newPacer(t, func(control int) (func() error, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		wait, err := ownProcess(control)
-		pids = append(pids, childOf(t))
-		return wait, err
-	})
-	s := p.Slot("hello")
-	s.Set(w.conn(), hello("one"))
-	w.next()
-	mu.Lock()
-	pid := pids[0]
-	mu.Unlock()
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	testenv.Eventually(t, soon, "another engine", func() (bool, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		return len(pids) > 1 && pids[1] != pid, nil
-	})
-	w.waitSilence(0)
-	w.next()
-	if !log.has("starting another") {
-		t.Errorf("the log says %s", log.lines)
-	}
-}
-
-// An engine that stands still, as a stopped process does, is one that is gone: another
-// takes its place, and nothing waits for it.
-func TestEngineThatStandsStill(t *testing.T) {
-	w := newWire(t)
-	started := make(chan int, 16)
-	p, _ := newPacer(t, func(control int) (func() error, error) {
-		wait, err := ownProcess(control)
-		started <- childOf(t)
-		return wait, err
-	})
-	stop := func(pid int) {
-		t.Helper()
-		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) }) // gone, if all is well
-	}
-	s := p.Slot("hello")
-	j := hello("one")
-	j.Lease = 400 * time.Millisecond
-	s.Set(w.conn(), j)
-	w.next()
-	stop(<-started)
-	w.waitSilence(100 * time.Millisecond)
-	testenv.Eventually(t, soon, "another engine", func() (bool, error) {
-		s.Renew()
-		return len(started) > 0, nil
-	})
-	w.next()
-	stop(<-started)
-	ended := make(chan struct{})
-	go func() { defer close(ended); p.Close() }()
-	select {
-	case <-ended:
-	case <-time.After(soon):
-		t.Error("Close waits for it for ever")
-	}
-}
-
-// childOf returns the child process that was started last.
-func childOf(t *testing.T) int {
-	var b []byte
-	tasks, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		t.Error(err)
-	}
-	for _, task := range tasks {
-		more, err := os.ReadFile("/proc/self/task/" + task.Name() + "/children")
-		if err == nil {
-			b = append(append(b, ' '), more...)
-		}
-	}
-	pid := 0
-	for _, word := range strings.Fields(string(b)) {
-		if _, err := fmt.Sscan(word, &pid); err != nil {
-			t.Error(err)
-		}
-	}
-	return pid
-}
-
-// An engine that hangs takes no jobs. Once it goes on it is given what it could not take:
-// until then it says what was true before.
-func TestJobThatCouldNotBeTaken(t *testing.T) {
-	gate := make(chan struct{})
-	goOn := sync.OnceFunc(func() { close(gate) })
-	p, _ := newPacer(t, func(control int) (func() error, error) {
-		ended := make(chan error, 1)
-		go func() {
-			<-gate
-			ended <- errors.Join(Run(control), unix.Close(control))
-		}()
-		return func() error { return <-ended }, nil
-	})
-	t.Cleanup(goOn)
-	w, other := newWire(t), newWire(t)
-	fill, late := p.Slot("fill"), p.Slot("late")
-	for n := 0; fill.Set(other.conn(), hello("fill")); n++ {
-		if n > 1<<20 {
-			t.Fatal("its queue is never full")
-		}
-	}
-	if late.Set(w.conn(), hello("late")) || late.Renew() {
-		t.Fatal("an engine that hangs has taken a job")
-	}
-	goOn()
-	testenv.Eventually(t, soon, "the job is taken", func() (bool, error) { return late.Renew(), nil })
-	if got := string(w.next()); got != "late" {
-		t.Errorf("got %q, want late", got)
-	}
-}
-
 func TestFailuresAreTold(t *testing.T) {
 	w := newWire(t)
 	p, log := newPacer(t, Thread)
@@ -383,90 +256,6 @@ func TestErrorsOfEarlierPacketsStopNothing(t *testing.T) {
 	defer w.listener.Close()
 	if got := string(w.next()); got != "one" {
 		t.Errorf("got %q", got)
-	}
-}
-
-func TestRequests(t *testing.T) {
-	for _, tc := range []struct {
-		name string
-		r    request
-	}{
-		{"renew", request{op: opRenew, slot: 7}},
-		{"clear", request{op: opClear, slot: 65535}},
-		{"set", request{op: opSet, slot: 1, first: 1 << 40, job: Job{
-			Interval: 5 * time.Millisecond, Lease: time.Second, Now: true,
-			Parcels: []Parcel{{Address: []byte{1, 2}, Control: []byte{3}, Payload: []byte("a")}, {Address: []byte{}, Control: []byte{}, Payload: []byte("b")}},
-		}}},
-		{"set with a stamp", request{op: opSet, first: 9, job: Job{
-			Interval: time.Hour, Lease: time.Hour, Stamp: &Stamp{Key: [32]byte{9}, At: 3},
-			Parcels: []Parcel{{Address: []byte{}, Control: []byte{}, Payload: make([]byte, 43)}},
-		}}},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			b := tc.r.append(nil)
-			got, err := readRequest(b)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(tc.r, got, cmp.AllowUnexported(request{})); diff != "" {
-				t.Errorf("request (-want +got):\n%s", diff)
-			}
-			for n := range b {
-				if _, err := readRequest(b[:n]); err == nil {
-					t.Errorf("the first %d of %d bytes are a request", n, len(b))
-				}
-			}
-			if _, err := readRequest(append(b, 0)); err == nil {
-				t.Error("a byte more is a request")
-			}
-		})
-	}
-}
-
-func TestJobsThatCannotBeDone(t *testing.T) {
-	good := Job{Interval: time.Second, Lease: time.Second, Parcels: []Parcel{{Payload: []byte("x")}}}
-	for _, tc := range []struct {
-		name   string
-		change func(*Job)
-	}{
-		{"no message", func(j *Job) { j.Parcels = nil }},
-		{"an empty message", func(j *Job) { j.Parcels = []Parcel{{}} }},
-		{"no interval", func(j *Job) { j.Interval = 0 }},
-		{"a lease that ends before the first message", func(j *Job) { j.Lease = j.Interval - 1 }},
-		{"no room for the stamp", func(j *Job) { j.Stamp = &Stamp{} }},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			j := good
-			if !j.valid() {
-				t.Fatal("a good job is refused")
-			}
-			if tc.change(&j); j.valid() {
-				t.Error("it is taken")
-			}
-		})
-	}
-}
-
-// A job that fits into no request is its caller's to do, and ends nobody else's.
-func TestAJobThatIsTooLarge(t *testing.T) {
-	w := newWire(t)
-	p, log := newPacer(t, Thread)
-	p.Slot("hello").Set(w.conn(), hello("one"))
-	w.next()
-	j := hello("")
-	j.Parcels = nil
-	for range 70 {
-		j.Parcels = append(j.Parcels, Parcel{Payload: make([]byte, 1000)})
-	}
-	if p.Slot("large").Set(w.conn(), j) {
-		t.Error("it is taken")
-	}
-	w.waitSilence(0)
-	for range 100 {
-		w.next()
-		if log.has("starting another") {
-			t.Fatalf("the log says %s", log.lines)
-		}
 	}
 }
 

@@ -50,7 +50,8 @@ type Pacer struct {
 	mu     sync.Mutex
 	socket int // to the engine; -1: there is none
 	number uint64
-	slots  []*Slot
+	slots  []*Slot  // by index; nil: the place is free
+	free   []uint16 // the places that are
 	buf    []byte
 	closed bool
 	asked  time.Time // since when renewals are unanswered; zero: none is
@@ -119,7 +120,11 @@ func (p *Pacer) launch() (*running, error) {
 	}
 	p.socket, p.asked, p.doubts = pair[0], time.Time{}, 0
 	for _, s := range p.slots {
-		if s.conn != nil {
+		switch {
+		case s == nil:
+		case s.closed: // the engine that had it is gone
+			p.release(s)
+		case s.conn != nil:
 			p.set(s)
 		}
 	}
@@ -203,21 +208,40 @@ const clearedLen = 2
 func (p *Pacer) cleared(slot uint16) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if int(slot) < len(p.slots) {
+	s := p.at(slot)
+	switch {
+	case s == nil:
+	case s.closed:
+		p.release(s)
+	default:
 		select {
-		case p.slots[slot].cleared <- struct{}{}:
+		case s.cleared <- struct{}{}:
 		default: // nobody waits
 		}
 	}
 }
 
+// at is the slot of an index, as the engine names it; nil: there is none.
+func (p *Pacer) at(index uint16) *Slot {
+	if int(index) >= len(p.slots) {
+		return nil
+	}
+	return p.slots[index]
+}
+
+// release gives a place to the next slot.
+func (p *Pacer) release(s *Slot) {
+	p.slots[s.index] = nil
+	p.free = append(p.free, s.index)
+}
+
 func (p *Pacer) report(r report) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if int(r.slot) >= len(p.slots) {
+	s := p.at(r.slot)
+	if s == nil {
 		return
 	}
-	s := p.slots[r.slot]
 	s.failed += uint64(r.count)
 	p.log.Warn("packets could not be sent", "what", s.name, "count", r.count, "error", unix.Errno(r.errno))
 }
@@ -285,17 +309,42 @@ type Slot struct {
 	set     bool // the engine has it
 	renewed time.Time
 	failed  uint64
+	closed  bool
 
 	cleared chan struct{} // word from the engine
 }
 
-// Slot makes a place for a job, for as long as the Pacer lives.
+// Slot makes a place for a job, until Close.
 func (p *Pacer) Slot(name string) *Slot {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := &Slot{pacer: p, index: uint16(len(p.slots)), name: name, cleared: make(chan struct{}, 1)}
+	s := &Slot{pacer: p, name: name, cleared: make(chan struct{}, 1)}
+	if last := len(p.free) - 1; last >= 0 {
+		s.index, p.free = p.free[last], p.free[:last]
+		p.slots[s.index] = s
+		return s
+	}
+	s.index = uint16(len(p.slots)) // there are 65,536, many times what a daemon needs
 	p.slots = append(p.slots, s)
 	return s
+}
+
+// Close ends the job as Clear does, and gives the place back. The slot takes no other
+// job. The place is another slot's once the engine has said that it has cleared it, lest
+// that one takes it for its own.
+func (s *Slot) Close() {
+	p := s.pacer
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s.closed {
+		return
+	}
+	s.closed, s.conn, s.set = true, nil, false
+	if p.socket < 0 {
+		p.release(s)
+	} else if p.send(&request{op: opClear, slot: s.index}, -1) != nil {
+		p.abandon() // as in clear; the next engine knows nothing of it
+	}
 }
 
 // Set makes a job the slot's, in the place of one before. The socket may be closed
@@ -303,6 +352,9 @@ func (p *Pacer) Slot(name string) *Slot {
 func (s *Slot) Set(conn syscall.RawConn, j Job) bool {
 	s.pacer.mu.Lock()
 	defer s.pacer.mu.Unlock()
+	if s.closed {
+		return false
+	}
 	s.conn, s.job = conn, j
 	return s.pacer.set(s)
 }
