@@ -46,8 +46,13 @@ func Process(command ...string) Start {
 		ended := make(chan error, 1)
 		started := make(chan error)
 		go func() {
-			// Every thread of the process has the priority of the one that starts it.
-			err := onThread(cmd.Start)
+			// Every thread of the process has the priority of the one that starts it, and no
+			// more capabilities than that one leaves.
+			err := onThread(func() error {
+				// Without CAP_SETPCAP, nothing can be dropped, and there is little to drop.
+				_ = shedCapabilities()
+				return cmd.Start()
+			})
 			started <- err
 			if err == nil {
 				ended <- cmd.Wait()
