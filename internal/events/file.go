@@ -25,6 +25,7 @@ type file struct {
 	open    *os.File // nil: it is to be written anew
 	lines   int
 	written uint64 // number of the last event in it
+	wholes  int    // how often it was to be written whole
 }
 
 // load reads what there is, and opens the file to go on with it, unless it has to
@@ -105,6 +106,7 @@ func (f *file) add(lines [][]byte) error {
 
 // replace writes the file whole or not at all.
 func (f *file) replace(lines [][]byte) error {
+	f.wholes++
 	f.close()
 	if err := os.MkdirAll(filepath.Dir(f.path), dirMode); err != nil {
 		return fmt.Errorf("make its directory: %w", err)

@@ -9,8 +9,11 @@ import (
 const (
 	// Kept is how many events are kept, the latest.
 	Kept = 10000
-	// retryAfter is the wait after the file could not be written.
+	// retryAfter is the wait after the file could not be written. It doubles with each
+	// further failure, up to retryMost: each try writes the whole file, and a disk that
+	// is full has other things to do.
 	retryAfter = time.Second
+	retryMost  = time.Minute
 	// closeTimeout bounds the wait for a disk that hangs when the daemon ends.
 	closeTimeout = 2 * time.Second
 )
@@ -155,20 +158,23 @@ func (l *Log) run() {
 	defer close(l.done)
 	retry := time.NewTimer(0)
 	defer retry.Stop()
-	failing := false
+	wait := time.Duration(0) // 0: the last try has not failed
 	for more := true; more; {
 		select {
 		case <-l.wake:
-			if failing {
+			if wait > 0 {
 				continue // it is tried again in a moment
 			}
 		case <-retry.C:
 		case <-l.quit:
 			more = false
 		}
-		if failing = l.write() != nil; failing {
-			retry.Reset(retryAfter)
+		if l.write() == nil {
+			wait = 0
+			continue
 		}
+		wait = min(max(2*wait, retryAfter), retryMost)
+		retry.Reset(wait)
 	}
 	l.file.close()
 }

@@ -226,17 +226,29 @@ func TestAFileThatCannotBeWritten(t *testing.T) {
 		if lines, _, _ := l.After(0); len(lines) != 6 {
 			t.Errorf("%d events are there, want 6", len(lines))
 		}
+		// It is tried less and less often, however much happens.
+		for _, most := range []int{65, 60} { // in an hour
+			before := l.file.wholes
+			for range 3600 {
+				l.Record(Event{Type: AlarmBegin, Text: "more"})
+				time.Sleep(time.Second)
+			}
+			synctest.Wait()
+			if tries := l.file.wholes - before; tries > most || tries < 55 {
+				t.Errorf("%d tries in an hour, want some 60", tries)
+			}
+		}
 		if err := os.RemoveAll(block); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(2 * retryAfter)
+		time.Sleep(retryMost)
 		synctest.Wait()
 		if p := l.Problem(); p != "" {
 			t.Errorf("problem %q after the file can be written again", p)
 		}
 		l.Close()
 	})
-	if diff := cmp.Diff([]string{"one", "0", "1", "2", "3", "4"}, inFile(t, path)); diff != "" {
+	if diff := cmp.Diff([]string{"one", "0", "1", "2", "3", "4", "more"}, inFile(t, path)[:7]); diff != "" {
 		t.Errorf("in the file (-want +got):\n%s", diff)
 	}
 }
