@@ -52,9 +52,13 @@ func Listen(path string, d Daemon, log *slog.Logger) (*Admin, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("open the admin socket: %w", err)
 	}
-	if c, err := net.Dial("unix", path); err == nil {
+	c, err := net.Dial("unix", path)
+	switch {
+	case err == nil:
 		c.Close()
 		return nil, fmt.Errorf("open the admin socket: another process answers on %s", path)
+	case errors.Is(err, syscall.EAGAIN): // so many wait for it already that there is room for no more
+		return nil, fmt.Errorf("open the admin socket: another process has %s, and hangs: end it, or name another admin.socket", path)
 	}
 	if err := removeSocket(path); err != nil {
 		return nil, fmt.Errorf("open the admin socket: %w", err)
@@ -200,6 +204,9 @@ func send(ctx context.Context, client *http.Client, socket, method, path string,
 	response, err := client.Do(request)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		return nil, fmt.Errorf("ask the daemon on %s: %w", socket, ErrNotRunning)
+	}
+	if errors.Is(err, syscall.EAGAIN) {
+		return nil, fmt.Errorf("ask the daemon on %s: it hangs: it takes no more questions", socket)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ask the daemon on %s: %w", socket, err)

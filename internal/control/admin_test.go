@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/internal/events"
 )
@@ -114,6 +115,39 @@ func TestAdminReplacesAStaleSocket(t *testing.T) {
 	}
 }
 
+// hungSocket makes a socket that is listened on, and accepts nothing: it is full.
+func hungSocket(t *testing.T, path string) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: path}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		c, err := net.Dial("unix", path)
+		if errors.Is(err, unix.EAGAIN) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+	t.Fatal("the socket is never full")
+}
+
+// Whoever asks a daemon that hangs is told so, at once where there is no room to wait.
+func TestAskOfADaemonThatHangs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sluice.sock")
+	hungSocket(t, path)
+	if _, err := Ask(t.Context(), path); err == nil || errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), "it hangs") {
+		t.Errorf("the error is %v", err)
+	}
+}
+
 func TestAdminRefuses(t *testing.T) {
 	for _, tc := range []struct {
 		name string
@@ -128,6 +162,7 @@ func TestAdminRefuses(t *testing.T) {
 				}
 			})
 		}, "another process answers on "},
+		{"a socket of a daemon that hangs", hungSocket, "hangs: end it, or name another admin.socket"},
 		{"a file that is no socket", func(t *testing.T, path string) {
 			if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 				t.Fatal(err)
