@@ -70,11 +70,11 @@ func (r *Router) placeFence() {
 	}
 }
 
-// beat tells the fence that an Active node is at work. It comes last in each turn of
-// the loop: whoever is stuck before does not beat.
+// beat tells the fence that an Active node is at work, where there is one. It comes last
+// in each turn of the loop: whoever is stuck before does not beat.
 func (r *Router) beat(now time.Time) {
 	r.yield(now)
-	if r.machine.State() != Active || r.deps.Fence == (noFence{}) {
+	if r.machine.State() != Active || r.unfenced != "" || r.deps.Fence == (noFence{}) {
 		r.beatAt = time.Time{}
 		return
 	}

@@ -276,14 +276,17 @@ func TestWhereNothingCanBeFenced(t *testing.T) {
 		if s := n.router.Status(); s.Unfenced != "the program is not there" || s.State != Active {
 			t.Errorf("status says %q, %v", s.Unfenced, s.State)
 		}
+		if got := f.count(); got > 0 {
+			t.Errorf("it has beaten %d times for nothing", got)
+		}
 		if got := n.log.count("the kernel goes on answering"); got != 1 {
 			t.Errorf("said %d times, want once:\n%s", got, strings.Join(n.log.lines, "\n"))
 		}
 		// The data plane has come to the interface.
 		f.do(func() { f.refuses = nil })
 		sleep(time.Minute)
-		if s := n.router.Status(); s.Unfenced != "" {
-			t.Errorf("status says %q", s.Unfenced)
+		if s := n.router.Status(); s.Unfenced != "" || f.count() == 0 {
+			t.Errorf("status says %q, and nothing has beaten", s.Unfenced)
 		}
 	})
 }
