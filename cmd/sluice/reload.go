@@ -296,12 +296,15 @@ func reloadCommand() *cli.Command {
 		Flags: append(configFlags(),
 			&cli.BoolFlag{Name: "dry-run", Usage: "only show what would change"}),
 		Action: func(c *cli.Context) error {
-			cfg, err := statusConfigFor(c)
+			cfg, mistakes, err := socketConfig(c)
 			if err != nil {
 				return err
 			}
 			changes, err := control.SendReload(c.Context, socket(cfg, c.String("run-dir")), c.Bool("dry-run"))
 			switch {
+			case errors.Is(err, control.ErrNotRunning) && mistakes != nil:
+				return fmt.Errorf("reload: %w; the daemon may have another admin.socket, which %s does not tell as it is: %s: mend that first",
+					err, c.String("config"), inBrief(mistakes))
 			case errors.Is(err, control.ErrNotRunning):
 				return fmt.Errorf("reload: %w: start it first", err)
 			case errors.Is(err, control.ErrRefused):
@@ -319,13 +322,16 @@ func reloadCommand() *cli.Command {
 	}
 }
 
-// statusConfigFor reads the configuration for the socket's path alone: that it is
-// wrong is for the daemon to say.
-func statusConfigFor(c *cli.Context) (*config.Config, error) {
-	cfg, err := readConfig(c)
-	var mistakes config.Errors
-	if err != nil && !errors.As(err, &mistakes) && c.IsSet("config") {
-		return nil, err
+// socketConfig reads the configuration for the socket's path alone: that it is wrong is
+// for the daemon to say. Mistakes are why there is none.
+func socketConfig(c *cli.Context) (cfg *config.Config, mistakes, err error) {
+	cfg, err = readConfig(c)
+	var all config.Errors
+	switch {
+	case errors.As(err, &all):
+		return nil, err, nil
+	case err != nil && c.IsSet("config"):
+		return nil, nil, err
 	}
-	return cfg, nil
+	return cfg, nil, nil
 }

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -172,6 +174,34 @@ func TestReload(t *testing.T) {
 	}
 	if got := r.wantRun(exitFailed, "lb1", "reload"); !strings.Contains(got.stderr, "reload: ask the daemon on") || !strings.Contains(got.stderr, "start it first") {
 		t.Errorf("without a daemon: %q", got.stderr)
+	}
+}
+
+// The file that names another socket has a mistake, so nobody is asked there: that the
+// daemon does not run is not known, and not said.
+func TestReloadWithAFileThatDoesNotTellTheSocket(t *testing.T) {
+	dir := t.TempDir()
+	for _, tc := range []struct {
+		name, file, want string
+		args             []string
+	}{
+		{"a mistake", "admin: {socket: " + dir + "/other.sock}\nnone: 1\n",
+			"the daemon may have another admin.socket, which " + dir + "/sluice.yaml does not tell as it is: ", nil},
+		{"a host that the roster has not", "nodes: [{name: lb1, address: 192.0.2.1}]\n", "say with --node", nil},
+		{"no mistake", "admin: {socket: " + dir + "/other.sock}\n", "/other.sock: sluice is not running: start it first", nil},
+		{"the node is named", "nodes: [{name: lb1, address: 192.0.2.1}]\n", "/sluice.sock: sluice is not running: start it first", []string{"--node", "lb1"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			file := filepath.Join(dir, "sluice.yaml")
+			if err := os.WriteFile(file, []byte(tc.file), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			var stdout, stderr bytes.Buffer
+			code := run(t.Context(), append([]string{"sluice", "--run-dir", dir, "reload", "-c", file}, tc.args...), &stdout, &stderr)
+			if code != exitFailed || !strings.Contains(stderr.String(), tc.want) {
+				t.Errorf("code %d, stderr %q, want %q", code, stderr.String(), tc.want)
+			}
+		})
 	}
 }
 
