@@ -90,6 +90,65 @@ func TestRouterThatStoodStill(t *testing.T) {
 	}
 }
 
+// The whole machine stood still, and the Active node with it: that one speaks within one
+// of its intervals, before anybody takes over.
+func TestGraceOfABackupThatWasLate(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		interval time.Duration
+		beat     time.Duration
+		want     time.Duration
+	}{
+		{"a second", time.Second, 0, leastGrace},
+		{"ten milliseconds", 10 * time.Millisecond, 0, 11 * time.Millisecond},
+		{"just within the bound", 19 * time.Millisecond, 0, mostGrace},
+		{"just beyond", 20 * time.Millisecond, 0, leastGrace},
+		{"heartbeats", 100 * time.Millisecond, 5 * time.Millisecond, 6 * time.Millisecond},
+		{"faster ones", 100 * time.Millisecond, 3 * time.Millisecond, leastGrace},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := &Router{cfg: Config{Heartbeat: tc.beat}}
+			r.machine = NewMachine(MachineConfig{Version: V3, Priority: 100, Interval: tc.interval})
+			if got := r.graceTime(); got != tc.want {
+				t.Errorf("got %v, want %v", got, tc.want)
+			}
+		})
+	}
+	virtual(t, "it hears it then", func(t *testing.T) {
+		s := newSegment()
+		p := &pausedNode{node: newNode(t, s, 2)}
+		cfg := testConfig()
+		cfg.Version, cfg.Interval, cfg.Password = V3, 10*time.Millisecond, ""
+		r, err := New(cfg, Deps{Network: p, Addresses: p, Log: slog.New(p.log)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(context.Background())
+		ended := make(chan error, 1)
+		p.router = r
+		go func() { ended <- r.Run(ctx) }()
+		sleep(0)
+		speak := func() {
+			s.speak("192.0.2.1", func(a *Advertisement) {
+				*a = Advertisement{Version: V3, VRID: a.VRID, Priority: 200, Interval: cfg.Interval, Addresses: a.Addresses}
+			})
+		}
+		speak()
+		p.until = time.Now().Add(300 * time.Millisecond)
+		p.change(func() {}) // the Router looks at its link, and sleeps
+		sleep(308 * time.Millisecond)
+		speak()
+		sleep(3 * time.Millisecond)
+		p.wantState(Backup)
+		sleep(50 * time.Millisecond)
+		p.wantState(Active)
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestRouterReleasedBeforeRun(t *testing.T) {
 	virtual(t, "it never begins", func(t *testing.T) {
 		n := newNode(t, newSegment(), 2)

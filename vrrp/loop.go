@@ -4,10 +4,7 @@ package vrrp
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -114,14 +111,14 @@ func (r *Router) Run(ctx context.Context) error {
 
 	received := make(chan *received)
 	r.claims = make(chan claim)
-	timer := time.NewTimer(0)
-	defer timer.Stop()
+	wakers := r.openWakers()
+	defer wakers.close()
 
 	r.obey(time.Now())
 	r.refresh(time.Now(), received)
 	recheck := time.Now().Add(recheckEvery)
 	for !r.done {
-		timer.Reset(time.Until(r.next(recheck)))
+		wakers.set(r.next(recheck))
 		select {
 		case <-ctx.Done():
 			r.perform(time.Now(), r.machine.Shutdown())
@@ -139,35 +136,10 @@ func (r *Router) Run(ctx context.Context) error {
 		case c := <-r.claims:
 			r.yield(time.Now())
 			r.claimed(time.Now(), c)
-		case <-timer.C:
-			r.yield(time.Now())
-			// What has been heard already comes before what is due: a Backup
-			// that was late itself must not take that for silence.
-			select {
-			case p := <-received:
-				r.take(time.Now(), p)
-			default:
-				now := time.Now()
-				// Last, when all that had arrived has been handed on.
-				due := !r.tooLate(now)
-				if due {
-					r.hear(now)
-				}
-				if due && !r.putOff(now) {
-					r.perform(now, r.machine.Expire(now))
-				}
-				r.announce(now)
-				r.probe(now)
-				r.expireAlarms(now)
-				retry := !r.retry.IsZero() && !now.Before(r.retry)
-				if retry {
-					r.retry = time.Time{}
-				}
-				if retry || !now.Before(recheck) {
-					recheck = now.Add(recheckEvery)
-					r.refresh(now, received)
-				}
-			}
+		case <-wakers.timer.C:
+			recheck = r.due(recheck, received)
+		case <-wakers.sharp:
+			recheck = r.due(recheck, received)
 		}
 		now := time.Now()
 		r.settle(now)
@@ -177,6 +149,40 @@ func (r *Router) Run(ctx context.Context) error {
 		r.beat(time.Now())
 	}
 	return nil
+}
+
+// due does what the time has come for. It returns when to look at the host again.
+func (r *Router) due(recheck time.Time, received chan *received) time.Time {
+	r.yield(time.Now())
+	// What has been heard already comes before what is due: a Backup
+	// that was late itself must not take that for silence.
+	select {
+	case p := <-received:
+		r.take(time.Now(), p)
+		return recheck
+	default:
+	}
+	now := time.Now()
+	// Last, when all that had arrived has been handed on.
+	expires := !r.tooLate(now)
+	if expires {
+		r.hear(now)
+	}
+	if expires && !r.putOff(now) {
+		r.perform(now, r.machine.Expire(now))
+	}
+	r.announce(now)
+	r.probe(now)
+	r.expireAlarms(now)
+	retry := !r.retry.IsZero() && !now.Before(r.retry)
+	if retry {
+		r.retry = time.Time{}
+	}
+	if retry || !now.Before(recheck) {
+		recheck = now.Add(recheckEvery)
+		r.refresh(now, received)
+	}
+	return recheck
 }
 
 // next is when the loop has something to do by itself.
@@ -211,7 +217,7 @@ func (r *Router) tooLate(now time.Time) bool {
 		return false
 	}
 	if now.Sub(deadline) >= late && r.grace.Before(deadline) {
-		r.grace = now.Add(graceTime)
+		r.grace = now.Add(r.graceTime())
 	}
 	if now.Before(r.grace) {
 		return true
@@ -227,6 +233,19 @@ func (r *Router) tooLate(now time.Time) bool {
 	}
 	r.grace = now.Add(lookAgain)
 	return true
+}
+
+// graceTime is how long a Backup that was late itself listens on. Where the whole machine
+// stood still, the Active node did so too, perhaps, and speaks when its turn has come.
+func (r *Router) graceTime() time.Duration {
+	every := r.machine.activeInterval
+	if r.cfg.Heartbeat > 0 {
+		every = min(every, r.cfg.Heartbeat)
+	}
+	if every += time.Millisecond; every > mostGrace {
+		return leastGrace
+	}
+	return max(every, leastGrace)
 }
 
 // obey carries out what callers asked for.
@@ -313,180 +332,4 @@ func (r *Router) hardFault() string { return r.faultReason(faultOutside, faultGr
 func (r *Router) held() (bool, error) {
 	report, err := r.deps.Addresses.Check(r.cfg.Interface, r.cfg.Addresses, r.cfg.owner())
 	return len(report.Present) > 0, err
-}
-
-// perform carries out the machine's actions.
-func (r *Router) perform(now time.Time, actions []Action) {
-	added := false
-	for _, a := range actions {
-		switch a.Kind {
-		case ActionSend:
-			r.tell(now) // what an advertisement says heartbeats may say, and not before
-			if a.Priority == PriorityRelease {
-				// An announcement after the goodbye would fight the next node's.
-				r.schedule.stop()
-				r.stopRepeating()
-				r.watch.stop()
-			}
-			if a.Timed && r.renewed(a.Priority) {
-				r.countSent(nil)
-				continue
-			}
-			r.send(now, a.Priority)
-			r.repeat(a.Priority)
-		case ActionAdd:
-			r.addVIPs(now)
-			added = true
-		case ActionRemove:
-			r.schedule.stop()
-			r.removeVIPs()
-			r.removeRoutes()
-		case ActionAnnounce:
-			r.schedule.begin(now)
-			r.announce(now)
-		case ActionState:
-			if a.To == Active {
-				r.watch.begin(now, r.cfg.Interval)
-			} else {
-				r.schedule.stop()
-				r.stopRepeating()
-				r.watch.stop()
-			}
-			r.changed(now, a)
-		case ActionReleased:
-			r.handover.Peer = a.Peer
-			r.done = true
-			close(r.released)
-			r.endHandover(a.Peer) // that had become a release
-		case ActionHandedOver:
-			if r.machine.State() == Active { // nobody took over
-				r.watch.begin(now, r.cfg.Interval)
-			}
-			r.endHandover(a.Peer)
-		case ActionReason:
-			level := slog.LevelInfo
-			if r.machine.LastResort() {
-				level = slog.LevelWarn
-			}
-			r.log.Log(context.Background(), level, "virtual router stays as it is", "state", r.machine.State(), "reason", a.Reason)
-			r.update(func(s *Status) { s.Reason = a.Reason })
-		}
-	}
-	if added { // after the announcement, which it would delay
-		r.noteAddresses()
-	}
-}
-
-func (r *Router) changed(now time.Time, a Action) {
-	r.log.Info("virtual router changed state", "from", a.From, "to", a.To, "reason", a.Reason)
-	r.update(func(s *Status) {
-		s.State, s.Since, s.Reason = a.To, now, a.Reason
-	})
-	if a.To == Active {
-		r.addRoutes() // last: nobody waits for it
-	}
-	r.deps.Group.changed(r, a.From, a.To)
-	r.changes.put(Change{Instance: r.cfg.Name, From: a.From, To: a.To, Reason: a.Reason, At: now})
-}
-
-// send sends one advertisement, to every peer. It does not allocate.
-func (r *Router) send(now time.Time, priority uint8) {
-	if r.transport == nil {
-		return // the interface is down; nobody would hear it
-	}
-	r.out.Priority = priority
-	var err error
-	for _, to := range r.transport.Destinations() {
-		// For each by itself: the checksum may cover where it goes.
-		msg, e := r.out.Append(r.outBuf[:0], r.link.Source, to)
-		r.outBuf = msg[:0]
-		if e == nil {
-			e = r.transport.Send(msg, to)
-		}
-		if e != nil {
-			err = e // the others are to hear it all the same
-		}
-	}
-	r.countSent(err)
-	if err != nil && now.Sub(r.sendLog) >= logEvery {
-		r.sendLog = now
-		r.log.Warn("advertisement could not be sent", "error", err)
-	}
-}
-
-func (r *Router) countSent(err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if err == nil {
-		r.status.Sent++
-	} else {
-		r.status.Failed++
-	}
-}
-
-func (r *Router) announce(now time.Time) {
-	if !r.schedule.due(now) || r.announcer == nil {
-		return
-	}
-	if err := r.announcer.Announce(); err != nil {
-		r.log.Warn("vips could not be announced", "error", err)
-	}
-}
-
-func (r *Router) addVIPs(now time.Time) {
-	r.deps.Fence.Hold()
-	err := r.deps.Addresses.Add(r.cfg.Interface, r.cfg.Addresses, r.cfg.owner())
-	var conflict *ConflictError
-	switch {
-	case errors.As(err, &conflict):
-		r.faults[faultConflict] = oneLine(err)
-	case err != nil:
-		r.failAdd(now, err)
-	}
-}
-
-// oneLine is an error's text where several errors are joined.
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
-
-// failAdd faults the instance for a while: a node that cannot hold the VIPs
-// must leave them to another one.
-func (r *Router) failAdd(now time.Time, err error) {
-	r.faults[faultAdd] = oneLine(err)
-	r.addAfter = now.Add(retryAdd)
-	r.retryAt(r.addAfter)
-}
-
-func (r *Router) removeVIPs() {
-	if err := r.deps.Addresses.Remove(r.cfg.Interface, r.cfg.Addresses); err != nil {
-		r.log.Error("vips could not be removed; trying again", "error", oneLine(err))
-		r.retryAt(time.Now().Add(retryAfter))
-	} else {
-		r.deps.Fence.Drop()
-	}
-	r.noteAddresses()
-}
-
-func (r *Router) retryAt(t time.Time) {
-	if r.retry.IsZero() || t.Before(r.retry) {
-		r.retry = t
-	}
-}
-
-func (r *Router) noteAddresses() {
-	report, err := r.deps.Addresses.Check(r.cfg.Interface, r.cfg.Addresses, r.cfg.owner())
-	if err != nil {
-		return // the next look, at most recheckEvery away, says so
-	}
-	r.update(func(s *Status) { s.Addresses = report.Present })
-}
-
-func (r *Router) update(change func(*Status)) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	change(&r.status)
-}
-
-// ownAddress reports whether an address may be the source of advertisements.
-func (r *Router) ownAddress(a netip.Addr) bool {
-	return r.cfg.canSend(a) && !r.cfg.isVIP(a) && !r.deps.Addresses.Added(a)
 }

@@ -47,10 +47,11 @@ const (
 	recheckEvery = 10 * time.Second // looks at links and addresses even if nothing was signalled
 	retryAfter   = time.Second      // after a socket could not be opened or failed
 	retryAdd     = 10 * time.Second // after a VIP could not be added
-	// A Backup whose timer comes by at least late gives packets that wait in the
-	// socket graceTime to be read.
-	late      = 2 * time.Millisecond
-	graceTime = 5 * time.Millisecond
+	// A Backup whose timer comes by at least late listens a while longer: leastGrace,
+	// or where an Active node that lives is heard within mostGrace, so long.
+	late       = 2 * time.Millisecond
+	leastGrace = 5 * time.Millisecond
+	mostGrace  = 20 * time.Millisecond
 	// While something that has arrived is not read yet, it looks again after
 	// lookAgain, for at most unreadTime: on a machine that is busy beyond reason a
 	// reader may be late by a second.
