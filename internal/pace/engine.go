@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,11 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An engine sends. A few threads, each on a processor of its own, do the same: wait
-// for requests and for the next job that is due, in one system call. Whoever wakes up
+// An engine sends. A few threads, its hands, each on a processor of its own, do the same:
+// wait for requests and for the next job that is due, in one system call. Whoever wakes up
 // first does the work. So it is on time also where the kernel holds up one of the
 // processors, as it may for tens of milliseconds, whatever the priority of who waits.
-// It allocates only for requests.
+// It may do so in the middle of sending: what comes next another hand sends, so none
+// holds the lock meanwhile. It allocates only for requests.
 type engine struct {
 	control int
 	began   time.Time
@@ -49,12 +51,15 @@ type work struct {
 	socket  int
 	due     time.Duration
 	expires time.Duration
-	mails   []mail
+	mails   [maxHands][]mail // each hand has its own
 	number  uint64
+	sending int       // how many hands are at it
+	gone    bool      // nothing more is to be sent
+	asked   bool      // the word that it is gone is waited for
 	mac     hash.Hash // nil: no stamp
 	sum     [tagLen]byte
 
-	failed   report // since the last one
+	said     report // what there is to say since the last one
 	reported time.Duration
 }
 
@@ -68,21 +73,24 @@ type mail struct {
 // alive is the answer to a renewal: neither a report nor the word of a clearing.
 var alive [1]byte
 
-// reportEvery bounds how often a job's failures are told.
+// reportEvery bounds how often it is told what has gone wrong with a job.
 const reportEvery = time.Second
+
+// maxLate bounds the lateness that is told: one that was due an hour ago is due anew.
+const maxLate = time.Hour
 
 // Run is an engine: it does what is asked over a socket of a pair, until the other
 // end is closed.
 func Run(control int) error {
 	e := newEngine(control)
 	var hands sync.WaitGroup
-	for _, cpu := range processors() {
+	for hand, cpu := range processors() {
 		hands.Go(func() {
 			e.fail(onThread(func() error {
 				if cpu.Count() > 0 {
 					_ = unix.SchedSetaffinity(0, &cpu) // else it runs where it can
 				}
-				return e.hand()
+				return e.hand(hand)
 			}))
 		})
 	}
@@ -129,7 +137,7 @@ func (e *engine) fail(err error) {
 }
 
 // hand is what each thread does.
-func (e *engine) hand() error {
+func (e *engine) hand(number int) error {
 	fds := []unix.PollFd{{Fd: int32(e.control), Events: unix.POLLIN}}
 	moment := unix.NsecToTimespec(int64(taken))
 	var left unix.Timespec
@@ -152,7 +160,7 @@ func (e *engine) hand() error {
 		if n > 0 {
 			end, err = e.serve()
 		}
-		e.work()
+		e.work(number)
 		e.mu.Unlock()
 		if end {
 			return err
@@ -212,20 +220,45 @@ func (e *engine) obey(r request, socket int) {
 		// It shows that the engine is at work; if nobody reads, the next one will.
 		_ = unix.Send(e.control, alive[:], unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		return
-	case opClear, opSet:
-		if w != nil {
-			unix.Close(w.socket)
-			delete(e.slots, r.slot)
+	case opClear:
+		if w == nil {
+			e.tellCleared(r.slot)
+		} else {
+			w.asked = true
+			e.end(w)
 		}
-	}
-	if r.op == opClear {
-		// Nobody waits for it longer than a moment: it may get lost.
-		_ = unix.Send(e.control, binary.BigEndian.AppendUint16(nil, r.slot), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-	}
-	if r.op == opSet {
+	case opSet:
+		if w != nil {
+			e.end(w)
+		}
 		e.slots[r.slot] = e.begin(r, socket, w)
 	}
 	e.plan()
+}
+
+// end ends a job. What a hand is sending at this moment it still sends.
+func (e *engine) end(w *work) {
+	delete(e.slots, w.slot)
+	w.gone = true
+	e.leave(w)
+}
+
+// leave closes the socket of a job that has ended when nobody sends on it any more: its
+// number may be another one's then. Only now nothing more is sent.
+func (e *engine) leave(w *work) {
+	if !w.gone || w.sending > 0 {
+		return
+	}
+	unix.Close(w.socket)
+	if w.asked {
+		e.tellCleared(w.slot)
+	}
+}
+
+// tellCleared says that nothing of a slot is sent any more. Nobody waits for it longer
+// than a moment: it may get lost.
+func (e *engine) tellCleared(slot uint16) {
+	_ = unix.Send(e.control, binary.BigEndian.AppendUint16(nil, slot), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 }
 
 // renew extends a lease. A job whose lease was over goes on at once.
@@ -251,12 +284,20 @@ func (e *engine) begin(r request, socket int, before *work) *work {
 	if s := r.job.Stamp; s != nil {
 		w.mac = hmac.New(sha256.New, s.Key[:])
 	}
-	w.mails = make([]mail, len(r.job.Parcels))
-	for i, p := range r.job.Parcels {
-		m := &w.mails[i]
-		m.payload = p.Payload
-		m.vector.Base = unsafe.SliceData(p.Payload)
-		m.vector.SetLen(len(p.Payload))
+	for hand := range w.mails {
+		w.mails[hand] = mailsOf(r.job.Parcels)
+	}
+	return w
+}
+
+// mailsOf makes mails of parcels, with payloads of their own.
+func mailsOf(parcels []Parcel) []mail {
+	mails := make([]mail, len(parcels))
+	for i, p := range parcels {
+		m := &mails[i]
+		m.payload = slices.Clone(p.Payload)
+		m.vector.Base = unsafe.SliceData(m.payload)
+		m.vector.SetLen(len(m.payload))
 		m.header.Iov = &m.vector
 		m.header.SetIovlen(1)
 		if len(p.Address) > 0 {
@@ -267,7 +308,7 @@ func (e *engine) begin(r request, socket int, before *work) *work {
 			m.header.SetControllen(len(p.Control))
 		}
 	}
-	return w
+	return mails
 }
 
 // plan finds out what is due next.
@@ -281,33 +322,64 @@ func (e *engine) plan() {
 	e.next.Store(int64(next))
 }
 
-// work sends what is due.
-func (e *engine) work() {
+// work sends what is due. It lets go of the lock while it sends.
+func (e *engine) work(hand int) {
+	for w := e.take(hand); w != nil; w = e.take(hand) {
+		e.mu.Unlock()
+		count, errno := w.send(hand)
+		e.mu.Lock()
+		e.sent(w, count, errno)
+	}
+}
+
+// take makes a job that is due a hand's own, and its messages ready; nil: none is due.
+func (e *engine) take(hand int) *work {
 	now := e.now()
 	if int64(now) < e.next.Load() {
-		return
+		return nil
 	}
 	for _, w := range e.slots {
 		if w.due > now || w.due >= w.expires {
 			continue
 		}
-		w.send()
+		if late := now - w.due; late > w.job.Interval/2 {
+			w.said.late = max(w.said.late, uint32(min(late, maxLate).Microseconds()))
+		}
 		// From when it was due: lateness does not add up. After a long pause there is
 		// nothing to catch up with.
 		if w.due += w.job.Interval; w.due <= now {
 			w.due = now + w.job.Interval
 		}
-		e.tell(w, now)
+		for i := range w.mails[hand] {
+			if w.mac != nil {
+				w.stamp(w.mails[hand][i].payload)
+			}
+		}
+		w.sending++
+		e.plan()
+		return w
 	}
 	e.plan()
+	return nil
 }
 
-func (w *work) send() {
-	for i := range w.mails {
-		m := &w.mails[i]
-		if w.mac != nil {
-			w.stamp(m.payload)
-		}
+// sent notes what has become of a job's messages.
+func (e *engine) sent(w *work, count, errno uint32) {
+	if w.said.count += count; count > 0 {
+		w.said.errno = errno
+	}
+	w.sending--
+	if w.gone {
+		e.leave(w)
+		return
+	}
+	e.tell(w, e.now())
+}
+
+// send sends a hand's messages. It returns how many could not be sent, and why.
+func (w *work) send(hand int) (failed, why uint32) {
+	for i := range w.mails[hand] {
+		m := &w.mails[hand][i]
 		errno := w.sendmsg(m)
 		if errno != 0 && errno != unix.EAGAIN {
 			// A connected socket tells, in the place of sending, what ICMP has told of an
@@ -316,10 +388,10 @@ func (w *work) send() {
 		}
 		// That nobody listens there is no failure of this node.
 		if errno != 0 && errno != unix.ECONNREFUSED {
-			w.failed.count++
-			w.failed.errno = uint32(errno)
+			failed, why = failed+1, uint32(errno)
 		}
 	}
+	return failed, why
 }
 
 func (w *work) sendmsg(m *mail) unix.Errno {
@@ -336,14 +408,14 @@ func (w *work) stamp(payload []byte) {
 	copy(payload[len(signed):], w.mac.Sum(w.sum[:0]))
 }
 
-// tell reports failures. If nobody reads, they are told next time.
+// tell reports what has gone wrong. If nobody reads, it is told next time.
 func (e *engine) tell(w *work, now time.Duration) {
-	if w.failed.count == 0 || now-w.reported < reportEvery {
+	if w.said == (report{}) || now-w.reported < reportEvery {
 		return
 	}
-	w.failed.slot, w.reported = w.slot, now
+	w.said.slot, w.reported = w.slot, now
 	var buf [reportLen]byte
-	if unix.Send(e.control, w.failed.append(buf[:0]), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL) == nil {
-		w.failed = report{}
+	if unix.Send(e.control, w.said.append(buf[:0]), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL) == nil {
+		w.said = report{}
 	}
 }

@@ -162,25 +162,29 @@ func (j *Job) valid() bool {
 	return true
 }
 
-// A report is what an engine says of a job: how often sending has failed, and
-// why the last time.
+// A report is what an engine says of a job: how often sending has failed, and why the
+// last time; and by how many microseconds it was late at worst, where that matters.
 type report struct {
 	slot  uint16
 	count uint32
 	errno uint32
+	late  uint32
 }
 
-const reportLen = 10
+const reportLen = 14
 
 func (r report) append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint16(b, r.slot)
-	b = binary.BigEndian.AppendUint32(b, r.count)
-	return binary.BigEndian.AppendUint32(b, r.errno)
+	for _, n := range []uint32{r.count, r.errno, r.late} {
+		b = binary.BigEndian.AppendUint32(b, n)
+	}
+	return b
 }
 
 func readReport(b []byte) (report, bool) {
 	if len(b) != reportLen {
 		return report{}, false
 	}
-	return report{binary.BigEndian.Uint16(b), binary.BigEndian.Uint32(b[2:]), binary.BigEndian.Uint32(b[6:])}, true
+	word := func(at int) uint32 { return binary.BigEndian.Uint32(b[at:]) }
+	return report{binary.BigEndian.Uint16(b), word(2), word(6), word(10)}, true
 }

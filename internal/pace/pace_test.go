@@ -233,7 +233,7 @@ func TestErrorsOfEarlierPacketsStopNothing(t *testing.T) {
 	e := newEngine(-1)
 	err := w.conn().Control(func(fd uintptr) {
 		work := e.begin(request{op: opSet, job: hello("one")}, int(fd), nil)
-		work.send() // to nobody
+		work.send(0) // to nobody
 		testenv.Eventually(t, soon, "the error", func() (bool, error) {
 			fds := []unix.PollFd{{Fd: int32(fd)}}
 			_, err := unix.Poll(fds, 0)
@@ -245,9 +245,8 @@ func TestErrorsOfEarlierPacketsStopNothing(t *testing.T) {
 			return
 		}
 		w.listener = l
-		work.send()
-		if work.failed.count > 0 {
-			t.Errorf("%d packets count as not sent", work.failed.count)
+		if failed, _ := work.send(0); failed > 0 {
+			t.Errorf("%d packets count as not sent", failed)
 		}
 	})
 	if err != nil {
@@ -306,12 +305,113 @@ func TestSendingDoesNotAllocate(t *testing.T) {
 		if n := testing.AllocsPerRun(100, func() {
 			e.slots[0].due = 0
 			e.plan()
-			e.work()
+			e.mu.Lock()
+			e.work(0)
+			e.mu.Unlock()
 		}); n > 0 {
 			t.Errorf("sending allocates %v times", n)
 		}
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// The kernel holds up a hand in the middle of sending: another one sends what comes next,
+// and what the first one holds is its own until it goes on.
+func TestAHandThatIsHeldUpDelaysNoOther(t *testing.T) {
+	w := newWire(t)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { unix.Close(pair[0]); unix.Close(pair[1]) }()
+	told := func() bool {
+		n, err := unix.Read(pair[0], make([]byte, 64))
+		return err == nil && n == clearedLen
+	}
+	e := newEngine(pair[1])
+	j := hello(strings.Repeat("x", 80))
+	j.Stamp = &Stamp{}
+	err = w.conn().Control(func(fd uintptr) {
+		own, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		e.obey(request{op: opSet, slot: 7, job: j}, own)
+		number := func(hand int) uint64 { return binary.BigEndian.Uint64(e.slots[7].mails[hand][0].payload) }
+		held := e.take(0)
+		if held == nil {
+			t.Error("nothing is due")
+			return
+		}
+		e.slots[7].due = 0
+		e.plan()
+		e.mu.Lock()
+		e.work(1)
+		e.mu.Unlock()
+		if first, second := number(0), number(1); second != first+1 {
+			t.Errorf("the hand that is held up has number %d, and the other one %d", first, second)
+		}
+		if got := binary.BigEndian.Uint64(w.next()); got != number(1) {
+			t.Errorf("number %d was sent, want %d", got, number(1))
+		}
+
+		e.obey(request{op: opClear, slot: 7}, -1)
+		if _, err := unix.FcntlInt(uintptr(own), unix.F_GETFD, 0); err != nil || told() {
+			t.Error("the job is said to be over, and its socket closed, while a hand sends on it")
+		}
+		count, errno := held.send(0)
+		e.sent(held, count, errno)
+		if got := binary.BigEndian.Uint64(w.next()); count > 0 || got != held.number-1 {
+			t.Errorf("%d could not be sent, and number %d was, want %d", count, got, held.number-1)
+		}
+		if _, err := unix.FcntlInt(uintptr(own), unix.F_GETFD, 0); err != unix.EBADF || !told() {
+			t.Errorf("the job is over, and it is not told, or its socket is open: %v", err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An engine that gets no processor says by how much it was late, where that matters.
+func TestLatenessIsTold(t *testing.T) {
+	w := newWire(t)
+	e := newEngine(-1)
+	err := w.conn().Control(func(fd uintptr) {
+		work := e.begin(request{op: opSet, job: hello("one")}, int(fd), nil)
+		e.slots[0] = work
+		for _, tc := range []struct {
+			name string
+			late time.Duration
+			told bool
+		}{{"on time", 0, false}, {"late", 50 * time.Millisecond, true}, {"late by days", 72 * time.Hour, true}} {
+			e.began = time.Now().Add(-100 * time.Hour)
+			work.due, work.expires, work.said = e.now()-tc.late, never, report{}
+			work.reported = never // it is not sent on
+			e.plan()
+			e.mu.Lock()
+			e.work(0)
+			e.mu.Unlock()
+			got := time.Duration(work.said.late) * time.Microsecond
+			if tc.told && got < min(tc.late, maxLate) {
+				t.Errorf("%s: it says that it was late by %v, want %v", tc.name, got, tc.late)
+			}
+			if !tc.told && got >= time.Second { // the machine may be busy
+				t.Errorf("%s: it says that it was late by %v", tc.name, got)
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := &testLog{}
+	p := &Pacer{log: slog.New(slog.NewTextHandler(log, nil))}
+	s := p.Slot("hello")
+	r, ok := readReport(report{slot: s.index, late: 46000}.append(nil))
+	if p.report(r); !ok || !log.has("were late") || !log.has("what=hello late=46ms") || log.has("could not be sent") {
+		t.Errorf("the log says %s", log.lines)
 	}
 }

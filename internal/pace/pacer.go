@@ -242,8 +242,12 @@ func (p *Pacer) report(r report) {
 	if s == nil {
 		return
 	}
-	s.failed += uint64(r.count)
-	p.log.Warn("packets could not be sent", "what", s.name, "count", r.count, "error", unix.Errno(r.errno))
+	if s.failed += uint64(r.count); r.count > 0 {
+		p.log.Warn("packets could not be sent", "what", s.name, "count", r.count, "error", unix.Errno(r.errno))
+	}
+	if late := time.Duration(r.late) * time.Microsecond; late > 0 {
+		p.log.Warn("packets that must be on time were late: no processor was free for who sends them", "what", s.name, "late", late)
+	}
 }
 
 // Close ends the engine and waits for it.
