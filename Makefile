@@ -8,7 +8,7 @@ GO ?= go
 GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 PREFIX ?= /usr/local
 
-.PHONY: build install generate check-generated demo lab lab-down test test-unprivileged bench bench-failover test-kernels lint fuzz interop clean
+.PHONY: build install generate check-generated demo lab lab-down test test-unprivileged bench bench-failover soak test-kernels lint fuzz interop clean
 
 build:
 	$(GO) build -o bin/sluice ./cmd/sluice
@@ -57,6 +57,14 @@ bench-failover:
 	scripts/setup bench
 	$(GO) build -o bin/sluice ./cmd/sluice
 	$(GO) run ./scripts/failover
+
+# That nobody takes over from a node that is at work, on a machine that is busy beyond
+# reason: SOAK of each configuration.
+SOAK ?= 10m
+soak:
+	scripts/setup bench
+	$(GO) build -o bin/sluice ./cmd/sluice
+	$(GO) run ./scripts/failover --soak $(SOAK)
 
 # The packet tests on Debian's 6.1 and 6.12 kernels, in qemu.
 test-kernels:

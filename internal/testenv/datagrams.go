@@ -266,7 +266,7 @@ func (l *datagramLoop) receive(last *int) error {
 		if n != len(msg) || number >= len(r.Sent) || r.Answered[number] != 0 {
 			continue // not an echo, or a second one
 		}
-		at, err := arrival(l.control[:control])
+		at, err := Arrival(l.control[:control])
 		if err != nil {
 			return err
 		}
@@ -281,9 +281,9 @@ func (l *datagramLoop) receive(last *int) error {
 	}
 }
 
-// arrival reads when the kernel got a datagram, which may have waited for its
-// reader since.
-func arrival(control []byte) (time.Time, error) {
+// Arrival reads when the kernel got a packet, which may have waited for its reader
+// since, in the control messages of a socket with SO_TIMESTAMPNS.
+func Arrival(control []byte) (time.Time, error) {
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("read control message: %w", err)
@@ -293,7 +293,7 @@ func arrival(control []byte) (time.Time, error) {
 			return time.Unix(int64(binary.NativeEndian.Uint64(m.Data)), int64(binary.NativeEndian.Uint64(m.Data[8:]))), nil
 		}
 	}
-	return time.Time{}, errors.New("a datagram says not when it came")
+	return time.Time{}, errors.New("a packet says not when it came")
 }
 
 // fromNetwork tells whether a socket's error is what the network, or its want,

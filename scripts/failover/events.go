@@ -158,6 +158,11 @@ func (p *pair) measure(ctx context.Context, e event, configuration string, f *fi
 		return err
 	}
 	if e.synchronous {
+		// A machine that stands still has the second node take over without a reason, for a
+		// moment: then there would be nothing to measure.
+		if err := p.wait(ctx, "rest before the event", p.atRest); err != nil {
+			return err
+		}
 		if err := p.wire.next(ctx, p.lab.Host(first).Address()); err != nil {
 			return err
 		}

@@ -17,7 +17,13 @@ import (
 	"github.com/sluice-lb/sluice/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(actAsWatch) != "" {
+		main()
+		os.Exit(0)
+	}
+	testenv.Main(m)
+}
 
 func TestCommandLine(t *testing.T) {
 	for _, tt := range []struct {
@@ -25,10 +31,14 @@ func TestCommandLine(t *testing.T) {
 		args   []string
 		rounds int
 		chosen string
+		soak   time.Duration
 		fails  bool
 	}{
 		{name: "nothing", rounds: usualRounds, chosen: "seed v3_100ms v3_10ms fast"},
 		{name: "a short run", args: []string{"--rounds", "1", "--configurations", "v3_10ms,seed"}, rounds: 1, chosen: "v3_10ms seed"},
+		{name: "a soaking", args: []string{"--soak", "10m"}, rounds: usualRounds, soak: 10 * time.Minute, chosen: "v3_10ms fast"},
+		{name: "a soaking of another one", args: []string{"--soak", "1m", "--configurations", "seed"}, rounds: usualRounds, soak: time.Minute, chosen: "seed"},
+		{name: "a soaking of no time", args: []string{"--soak", "-1s"}, fails: true},
 		{name: "no rounds", args: []string{"--rounds", "0"}, fails: true},
 		{name: "an unknown configuration", args: []string{"--configurations", "seed,v4"}, fails: true},
 		{name: "an unknown flag", args: []string{"--fast"}, fails: true},
@@ -45,8 +55,8 @@ func TestCommandLine(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if chosen := strings.Join(names(got.configurations), " "); got.rounds != tt.rounds || chosen != tt.chosen {
-				t.Errorf("%d rounds of %s, want %d of %s", got.rounds, chosen, tt.rounds, tt.chosen)
+			if chosen := strings.Join(names(got.configurations), " "); got.rounds != tt.rounds || got.soak != tt.soak || chosen != tt.chosen {
+				t.Errorf("%d rounds and %v of %s, want %d and %v of %s", got.rounds, got.soak, chosen, tt.rounds, tt.soak, tt.chosen)
 			}
 		})
 	}

@@ -3,10 +3,11 @@
 // has a network of its own, in network namespaces.
 //
 //	failover [--rounds N] [--configurations NAME,...] [--sluice FILE]
+//	failover --soak DURATION [--configurations NAME,...] [--sluice FILE]
 //
 // It prints a line for each figure, and leaves nothing behind. It needs root,
 // keepalived, and a machine that does nothing else. docs/figures.md tells what is
-// compared.
+// compared. With --soak it measures no move, but demands that there is none: see soak.
 package main
 
 import (
@@ -36,9 +37,11 @@ const (
 )
 
 const usage = `usage: failover [--rounds N] [--configurations NAME,...] [--sluice FILE]
+       failover --soak DURATION [--configurations NAME,...] [--sluice FILE]
 
   --rounds N              how many times each event is measured (default %d)
-  --configurations NAMES  which of %s (default all)
+  --soak DURATION         measure no event: a pair of sluice nodes is left alone for so long, on a busy machine
+  --configurations NAMES  which of %s (default all; with --soak %s)
   --sluice FILE           the sluice program (default bin/sluice)
 `
 
@@ -46,6 +49,13 @@ const usage = `usage: failover [--rounds N] [--configurations NAME,...] [--sluic
 var errUsage = errors.New("usage")
 
 func main() {
+	if os.Getenv(actAsWatch) != "" {
+		if err := watchStalls(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, "failover:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	// Threads that wait in the kernel count as busy for a while: there must be room
 	// for all of them, or one that is to measure waits for another.
 	runtime.GOMAXPROCS(16)
@@ -65,23 +75,30 @@ func main() {
 // A task is what a command line asks for.
 type task struct {
 	rounds         int
+	soak           time.Duration // 0: events are measured
 	configurations []configuration
 	sluice         string // the program
 }
 
 func parse(args []string) (task, error) {
 	flags := flag.NewFlagSet("failover", flag.ContinueOnError)
-	flags.Usage = func() { fmt.Fprintf(os.Stderr, usage, usualRounds, strings.Join(names(configurations), ", ")) }
+	flags.Usage = func() {
+		fmt.Fprintf(os.Stderr, usage, usualRounds, strings.Join(names(configurations), ", "), strings.Join(soaked, ", "))
+	}
 	t := task{configurations: configurations}
 	flags.IntVar(&t.rounds, "rounds", usualRounds, "")
+	flags.DurationVar(&t.soak, "soak", 0, "")
 	chosen := flags.String("configurations", "", "")
 	sluice := flags.String("sluice", "bin/sluice", "")
 	if err := flags.Parse(args); err != nil {
 		return task{}, errUsage
 	}
-	if flags.NArg() > 0 || t.rounds < 1 {
+	if flags.NArg() > 0 || t.rounds < 1 || t.soak < 0 {
 		flags.Usage()
 		return task{}, errUsage
+	}
+	if t.soak > 0 && *chosen == "" {
+		*chosen = strings.Join(soaked, ",")
 	}
 	if *chosen != "" {
 		t.configurations = nil
@@ -122,12 +139,22 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		// What an earlier run has left is a nuisance, but not in this one's way.
 		fmt.Fprintf(os.Stderr, "failover: sweep up after earlier runs: %v\n", err)
 	}
+	limit := limit
+	if t.soak > 0 {
+		limit = time.Duration(len(t.configurations)) * (t.soak + soakLimit)
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the run has taken %v", limit))
 	defer cancel()
 	var errs []error
 	for _, c := range t.configurations {
 		if err := ctx.Err(); err != nil {
 			errs = append(errs, fmt.Errorf("%s: not measured: %w", c.name, context.Cause(ctx)))
+			continue
+		}
+		if t.soak > 0 {
+			if err := soak(ctx, t, c, out); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", c.name, err))
+			}
 			continue
 		}
 		f := &figures{}

@@ -80,7 +80,10 @@ func (p *pair) start(node string) error {
 	if err != nil {
 		return err
 	}
-	return testenv.OnCPUs(share(node, all), func() (err error) {
+	if s, ok := p.program.(*sluice); !ok || !s.crowd {
+		all = share(node, all)
+	}
+	return testenv.OnCPUs(all, func() (err error) {
 		p.daemons[node], err = h.Start(daemonName, cmd)
 		return err
 	})

@@ -59,6 +59,8 @@ type sluice struct {
 	keys string // of the instance
 	key  bool   // the nodes need one
 	file string
+	// crowd has services beside the two that are measured: see crowd.
+	crowd bool
 }
 
 func (*sluice) name() string    { return "sluice" }
@@ -82,6 +84,9 @@ vrrp:
 {{- with .KeyFile}}
 sync: {key_file: {{.}}}
 {{- end}}
+{{- with .Include}}
+include: [{{.}}]
+{{- end}}
 `))
 
 // keyFile is the key of the nodes, beside their configuration.
@@ -92,6 +97,9 @@ func (s *sluice) text() (string, error) {
 	data := map[string]any{"DSR": dsrVIP, "NAT": natVIP, "Port": echoPort, "Keys": s.keys}
 	if s.key {
 		data["KeyFile"] = keyFile
+	}
+	if s.crowd {
+		data["Include"] = crowdFile
 	}
 	var text strings.Builder
 	if err := sluiceTemplate.Execute(&text, data); err != nil {
@@ -110,6 +118,11 @@ func (s *sluice) write(dir string) error {
 	if err := os.WriteFile(s.file, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
+	if s.crowd {
+		if err := writeCrowd(dir, 0); err != nil {
+			return err
+		}
+	}
 	if !s.key {
 		return nil
 	}
@@ -127,6 +140,13 @@ func (s *sluice) prepare(lab *testenv.Lab) error {
 	if err := backend.AddVIPOnLoopback(dsrVIP); err != nil {
 		return err
 	}
+	if s.crowd {
+		for i := range crowdServers {
+			if err := backend.AddAddress(testenv.DefaultInterface, netip.PrefixFrom(crowdServer(i), 24)); err != nil {
+				return err
+			}
+		}
+	}
 	// For the probes of its health.
 	if _, err := backend.StartTCP(netip.AddrPortFrom(netip.IPv4Unspecified(), echoPort), testenv.Echo); err != nil {
 		return err
@@ -142,13 +162,17 @@ func (s *sluice) run(h *testenv.Host, args ...string) []string {
 
 func (s *sluice) command(h *testenv.Host) (*exec.Cmd, error) {
 	args := s.run(h, "run", "-c", s.file, "--node", h.Name)
-	return exec.Command(args[0], args[1:]...), nil
+	cmd := exec.Command(args[0], args[1:]...)
+	if s.crowd {
+		cmd.Env = append(h.Env(), collects)
+	}
+	return cmd, nil
 }
 
 func (s *sluice) ready(ctx context.Context, lab *testenv.Lab) error {
 	for node, want := range map[string]string{first: "active", second: "backup"} {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
-		status, err := control.Ask(ctx, filepath.Join(lab.Host(node).RunDir, "sluice.sock"))
+		status, err := control.Ask(ctx, adminSocket(lab.Host(node)))
 		cancel()
 		if err != nil {
 			return err
@@ -160,10 +184,13 @@ func (s *sluice) ready(ctx context.Context, lab *testenv.Lab) error {
 	return nil
 }
 
+// adminSocket is where a node's daemon answers.
+func adminSocket(h *testenv.Host) string { return filepath.Join(h.RunDir, "sluice.sock") }
+
 // wantStatus returns an error unless an instance is in a state, with a peer where
-// it is Backup, and both services have their server.
+// it is Backup, and every service has a server.
 func wantStatus(s control.Status, state string) error {
-	if len(s.VRRP) != 1 || len(s.Services) != len(vips) {
+	if len(s.VRRP) != 1 || len(s.Services) < len(vips) {
 		return fmt.Errorf("%d instances and %d services", len(s.VRRP), len(s.Services))
 	}
 	switch i := s.VRRP[0]; {

@@ -21,6 +21,7 @@ type wire struct {
 
 	mu      sync.Mutex
 	heard   map[netip.Addr]time.Time // when each sender was heard last
+	counts  map[netip.Addr]int       // how often
 	changed chan struct{}            // closed at the next advertisement
 }
 
@@ -28,7 +29,7 @@ type wire struct {
 var group = netip.MustParseAddr("224.0.0.18")
 
 func listen(h *testenv.Host) (*wire, error) {
-	w := &wire{done: make(chan struct{}), heard: map[netip.Addr]time.Time{}, changed: make(chan struct{})}
+	w := &wire{done: make(chan struct{}), heard: map[netip.Addr]time.Time{}, counts: map[netip.Addr]int{}, changed: make(chan struct{})}
 	err := h.Do(func() (err error) {
 		if w.conn, err = net.ListenIP("ip4:112", &net.IPAddr{IP: net.IPv4zero}); err != nil {
 			return err
@@ -74,6 +75,7 @@ func (w *wire) read() {
 		}
 		w.mu.Lock()
 		w.heard[sender.Unmap()] = time.Now()
+		w.counts[sender.Unmap()]++
 		close(w.changed)
 		w.changed = make(chan struct{})
 		w.mu.Unlock()
@@ -85,6 +87,13 @@ func (w *wire) last(sender netip.Addr) time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.heard[sender]
+}
+
+// count is how often a sender was heard.
+func (w *wire) count(sender netip.Addr) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.counts[sender]
 }
 
 // next waits for the next advertisement of a sender.
