@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -44,8 +45,8 @@ func (r *rig) waitConnected(node string) {
 	})
 }
 
-// waitTakeover waits until lb2 is Active, and demands the reason.
-func (r *rig) waitTakeover(since time.Time, reason string) {
+// waitTakeover waits until lb2 is Active, and demands one of the reasons.
+func (r *rig) waitTakeover(since time.Time, reasons ...string) {
 	r.Helper()
 	s := r.waitStatus("lb2", soon, "takeover", func(s control.Status) error {
 		if i, err := instanceOf(s, "VI_1"); err != nil || i.State != "active" {
@@ -60,8 +61,9 @@ func (r *rig) waitTakeover(since time.Time, reason string) {
 	took := i.Since.Sub(since)
 	r.Logf("lb2 became active after %v: %s", took.Round(time.Microsecond), i.Reason)
 	// VRRP alone would take 3.6 s.
-	if took > 2*time.Second || !strings.Contains(i.Reason, reason) {
-		r.Errorf("lb2 became active after %v because %q, want at once and %q", took, i.Reason, reason)
+	known := slices.ContainsFunc(reasons, func(reason string) bool { return strings.Contains(i.Reason, reason) })
+	if took > 2*time.Second || !known {
+		r.Errorf("lb2 became active after %v because %q, want at once and one of %q", took, i.Reason, reasons)
 	}
 }
 
@@ -72,7 +74,8 @@ func TestFastTakeoverWhenADaemonIsKilled(t *testing.T) {
 
 	killed := time.Now()
 	r.kill(daemons["lb1"])
-	r.waitTakeover(killed, "the daemon of 192.0.2.1 has ended")
+	// On a busy machine a daemon takes its time to die, and its pacemaker outlives it.
+	r.waitTakeover(killed, "the daemon of 192.0.2.1 has ended", "the heartbeats of 192.0.2.1 fell silent")
 	r.answersMore(prober, 100)
 	silence, _ := prober.Result().LongestSilenceBetween(killed, time.Now())
 	t.Logf("the client's longest silence was %v", silence.Round(time.Millisecond))

@@ -27,9 +27,6 @@ const (
 	// grace is by how much the heartbeat may be late that shows that a connection's
 	// end was not its peer's: what a network does, or somebody who forges packets.
 	grace = time.Millisecond
-	// underWay is how long after the end of a connection a heartbeat may come that
-	// was sent before.
-	underWay = time.Millisecond
 	// lookAgain is when to look again whether all is read.
 	lookAgain = time.Millisecond / 2
 )
@@ -369,15 +366,15 @@ func (n *Node) suspect(k *link, end time.Time) {
 }
 
 // nextOf is when the next heartbeat of a run is overdue, whose connection has ended at a
-// moment; and whether one has come that shows that the run goes on. What was on its way
-// then shows nothing.
+// moment; and whether one has come that shows that the run goes on. One that comes within
+// an interval shows nothing: the pacemaker may not have seen yet that its daemon is gone.
 func (n *Node) nextOf(peer Epoch, end time.Time) (due time.Time, alive bool) {
 	due = end.Add(grace)
 	for _, w := range n.paths {
 		if w.peer != peer {
 			continue
 		}
-		alive = alive || w.heard.Sub(end) >= underWay
+		alive = alive || w.heard.Sub(end) >= w.every()
 		if at := w.heard.Add(w.every() + grace); at.After(due) {
 			due = at
 		}

@@ -338,9 +338,9 @@ func TestNextHeartbeatAfterAnEnd(t *testing.T) {
 		{"one came a while ago", []time.Duration{-interval / 2}, interval/2 + grace, false},
 		{"one is overdue already", []time.Duration{-3 * interval}, grace, false},
 		{"of two paths one has just come", []time.Duration{-interval, -time.Millisecond}, interval - time.Millisecond + grace, false},
-		{"one was on its way", []time.Duration{underWay / 2}, underWay/2 + interval + grace, false},
-		{"one has come since", []time.Duration{interval}, 2*interval + grace, true},
-		{"one has come since, by the other path", []time.Duration{-interval, interval}, 2*interval + grace, true},
+		{"one has come since, within an interval", []time.Duration{interval / 2}, interval/2 + interval + grace, false},
+		{"one has come after that", []time.Duration{interval}, 2*interval + grace, true},
+		{"one has come after that, by the other path", []time.Duration{-interval, interval}, 2*interval + grace, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			n := &Node{paths: []*way{{path: path{peer: Epoch{9}, heard: at(time.Hour)}}}}
