@@ -155,6 +155,20 @@ func (f *Fence) Hold() {
 	f.hold(true)
 }
 
+// Left tells how long ago the daemon of an earlier run was at work, which has left the
+// VIPs on this node. False: there was none, or another owner has been seen since.
+func (f *Fence) Left() (age time.Duration, ok bool) {
+	if f.number == 0 {
+		return 0, false
+	}
+	at := f.at()
+	beat := atomic.LoadUint64(&at.Beat)
+	if at.Held == 0 || beat == 0 || atomic.LoadUint64(&at.Heard) > beat || atomic.LoadUint64(&at.Claimed) > beat {
+		return 0, false
+	}
+	return time.Duration(uint64(clock(unix.CLOCK_MONOTONIC)) - beat), true
+}
+
 // Adopt says that VIPs of an earlier run are on this node. Whether that run counts
 // as gone, and who has been seen since, stays as it was.
 func (f *Fence) Adopt() {

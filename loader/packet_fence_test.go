@@ -414,6 +414,50 @@ func TestFencePlaces(t *testing.T) {
 	}
 }
 
+// The next daemon knows for how long nobody was at work, unless somebody else has been
+// seen meanwhile.
+func TestFenceTellsWhatAnEarlierRunHasLeft(t *testing.T) {
+	next := func(t *testing.T, r *fenceRig) *Fence {
+		fences, err := r.OpenFences([]FenceName{{"lo", 51, false}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := fences.Fence(51, []netip.Addr{vipIP})
+		if _, ok := f.Left(); ok {
+			t.Error("it knows before it has a place")
+		}
+		r.place(t, f, thisNode)
+		return f
+	}
+	for _, tc := range []struct {
+		name string
+		do   func(r *fenceRig)
+		want bool
+	}{
+		{"it was at work", func(r *fenceRig) { r.v4.Hold() }, true},
+		{"it has let go of the VIPs", func(r *fenceRig) { r.v4.Hold(); r.v4.Drop() }, false},
+		{"it never had them", func(*fenceRig) {}, false},
+		{"another node has advertised them since", func(r *fenceRig) {
+			r.v4.Hold()
+			try(t, r.Datapath, advertised(func(*advert) {}))
+		}, false},
+		{"another node has announced them since", func(r *fenceRig) {
+			r.v4.Hold()
+			try(t, r.Datapath, arpFrame(1, clientMAC, vipIP, vipIP))
+		}, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := newFenceRig(t)
+			began := time.Now()
+			tc.do(r)
+			age, ok := next(t, r).Left()
+			if ok != tc.want || ok && (age < 0 || age > time.Since(began)) {
+				t.Errorf("it was at work %v ago, known %v, want %v; the test began %v ago", age, ok, tc.want, time.Since(began))
+			}
+		})
+	}
+}
+
 // An instance that is configured no more leaves nothing: neither an entry that counts
 // as a dead daemon's, nor VIPs that are looked for.
 func TestFenceIsFreed(t *testing.T) {

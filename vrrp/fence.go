@@ -14,6 +14,10 @@ type Fence interface {
 	Place(link Link, patience time.Duration) error
 	// Hold says that this process holds the VIPs from now on, and is at work.
 	Hold()
+	// Left tells how long ago an earlier run was at work, as the Active node, that has
+	// left the VIPs. False: there was none, or another node has shown since that it has
+	// them. It is asked before Adopt.
+	Left() (age time.Duration, ok bool)
 	// Adopt says that an earlier run has left the VIPs on the interface. Where they
 	// are fenced already, they stay so.
 	Adopt()
@@ -32,6 +36,7 @@ type noFence struct{}
 
 func (noFence) Place(Link, time.Duration) error { return nil }
 func (noFence) Hold()                           {}
+func (noFence) Left() (time.Duration, bool)     { return 0, false }
 func (noFence) Adopt()                          {}
 func (noFence) Drop()                           {}
 func (noFence) Beat()                           {}

@@ -21,6 +21,7 @@ type fakeFence struct {
 	mu        sync.Mutex
 	refuses   error
 	held      bool
+	left      *time.Duration // since an earlier run was at work
 	overtaken bool
 	beats     int
 	last      time.Time
@@ -35,6 +36,14 @@ func (f *fakeFence) do(change func()) {
 func (f *fakeFence) Place(Link, time.Duration) (err error) {
 	f.do(func() { err = f.refuses })
 	return err
+}
+func (f *fakeFence) Left() (age time.Duration, ok bool) {
+	f.do(func() {
+		if ok = f.left != nil; ok {
+			age = *f.left
+		}
+	})
+	return age, ok
 }
 func (f *fakeFence) Hold()  { f.node.note("hold"); f.do(func() { f.held = true }) }
 func (f *fakeFence) Adopt() { f.node.note("adopt"); f.do(func() { f.held = true }) }
@@ -129,6 +138,69 @@ func TestFenceFollowsTheVIPs(t *testing.T) {
 		if got := f.count(); got > 0 {
 			t.Errorf("a backup beat %d times", got)
 		}
+	})
+}
+
+// A daemon that was killed and is back before anybody can have missed it goes on.
+func TestRunThatFollowsAnEarlierOne(t *testing.T) {
+	age := func(d time.Duration) *time.Duration { return &d }
+	for _, tc := range []struct {
+		name  string
+		left  *time.Duration
+		setUp func(n *node, f *fakeFence)
+		want  State
+	}{
+		{"a moment ago", age(500 * time.Millisecond), nil, Active},
+		{"just in time", age(2*time.Second - 1), nil, Active},
+		{"too late: somebody may be taking over", age(2 * time.Second), nil, Backup},
+		{"another owner was seen, or there was no earlier run", nil, nil, Backup},
+		{"it has left no VIPs", age(0), func(n *node, _ *fakeFence) { n.vips = nil }, Backup},
+		{"what the fence says is of another interface", age(0), func(_ *node, f *fakeFence) { f.refuses = errors.New("not there") }, Backup},
+		{"an operator holds it back", age(0), func(n *node, _ *fakeFence) { n.setUp = func(r *Router) { r.Hold(true) } }, Backup},
+		{"it is unfit", age(0), func(n *node, _ *fakeFence) { n.setUp = func(r *Router) { r.Fault("a check fails") } }, Fault},
+	} {
+		virtual(t, tc.name, func(t *testing.T) {
+			n, f := fenced(t, newSegment(), 2)
+			n.vips, f.left = testConfig().Addresses, tc.left
+			if tc.setUp != nil {
+				tc.setUp(n, f)
+			}
+			n.run(nil)
+			n.wantState(tc.want)
+			if tc.want == Active {
+				wantActions(t, n.taken(), "adopt", "send 100", "hold", "add", "announce")
+			} else if !n.holds() && tc.left != nil && tc.setUp == nil {
+				t.Error("the VIPs are gone")
+			}
+		})
+	}
+	virtual(t, "somebody better has taken over all the same", func(t *testing.T) {
+		s := newSegment()
+		n, f := fenced(t, s, 2)
+		n.vips, f.left = testConfig().Addresses, age(0)
+		n.run(nil)
+		n.wantState(Active)
+		s.speak("192.0.2.9", priority(200))
+		n.wantState(Backup)
+		if n.holds() {
+			t.Error("it has the VIPs still")
+		}
+	})
+	virtual(t, "after a fault it begins as Backup", func(t *testing.T) {
+		n, f := fenced(t, newSegment(), 2)
+		f.left = age(0)
+		n.run(nil)
+		sleep(4 * time.Second)
+		n.wantState(Active)
+		n.router.Fault("a check fails")
+		sleep(10 * time.Second) // nobody else is there: the last resort
+		n.router.ClearFault()
+		sleep(time.Millisecond)
+		n.wantState(Active)
+		n.change(func() { n.link.Up = false })
+		n.wantState(Fault)
+		n.change(func() { n.link.Up = true })
+		n.wantState(Backup)
 	})
 }
 

@@ -286,6 +286,7 @@ func (r *Router) settle(now time.Time) {
 			r.perform(now, r.machine.Fault(reason))
 		case hard == "" && ((reason != "") != unfit || reason == "" && (state == Initialize || state == Fault)):
 			held, err := r.held()
+			resumes := held && r.resumes()
 			switch {
 			case err != nil:
 				r.failAdd(now, err)
@@ -296,10 +297,13 @@ func (r *Router) settle(now time.Time) {
 			default:
 				r.deps.Fence.Drop() // somebody has taken away what an earlier run had left
 			}
-			if reason == "" {
-				r.perform(now, r.machine.Startup(now, held))
-			} else {
+			switch {
+			case reason != "":
 				r.perform(now, r.machine.Unfit(now, reason, held))
+			case resumes:
+				r.perform(now, r.machine.Resume(now))
+			default:
+				r.perform(now, r.machine.Startup(now, held))
 			}
 		case reason == r.reason:
 			return
@@ -327,6 +331,12 @@ func (r *Router) faultReason(but ...faultKind) string {
 // hardFault says why the instance cannot be Active at all; other faults say that
 // it should not be.
 func (r *Router) hardFault() string { return r.faultReason(faultOutside, faultGroup) }
+
+// resumes reports whether this run goes on with what an earlier one has left.
+func (r *Router) resumes() bool {
+	age, ok := r.deps.Fence.Left()
+	return ok && r.unfenced == "" && age < r.machine.Resumable()
+}
 
 // held reports whether an earlier run left VIPs on the interface.
 func (r *Router) held() (bool, error) {

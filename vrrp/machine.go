@@ -213,6 +213,24 @@ func (m *Machine) Startup(now time.Time, held bool) []Action {
 	return m.actions
 }
 
+// Resume is Startup of a run that follows an earlier one, which was Active and has left
+// the VIPs on the interface, so closely that no other node can have taken over for its
+// silence: it goes on as Active. What the protocol asks for, to begin as Backup, would
+// have the VIPs move away and back. Where another node is Active all the same, both hear
+// each other, and the priorities decide as ever.
+func (m *Machine) Resume(now time.Time) []Action {
+	if m.state != Initialize || m.standsBack() {
+		return m.Startup(now, true)
+	}
+	m.begin()
+	m.activate(now, "an earlier run was active until a moment ago", false)
+	return m.actions
+}
+
+// Resumable is how long ago the earlier run may have been at work: its last advertisement
+// is one interval older at most, and nobody gives it up before three.
+func (m *Machine) Resumable() time.Duration { return 2 * m.cfg.Interval }
+
 // Expire is the timer event. Before the deadline it does nothing.
 func (m *Machine) Expire(now time.Time) []Action {
 	m.begin()

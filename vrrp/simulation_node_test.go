@@ -22,7 +22,8 @@ type simNode struct {
 	latest  map[NodeID]int // of each run, the last heartbeat that was taken
 	paused  bool
 	waiting []func()      // what came meanwhile
-	seen    bool          // another node's advertisement was among it, and the kernel has seen it
+	seen    bool          // the kernel has seen another node's advertisement since beatAt
+	beatAt  time.Time     // when the daemon was at work last, as the Active node; zero: never
 	lease   time.Duration // until then heartbeats go on in a pause
 	wake    int           // number of the wake-up that counts
 	runs    int           // how often it has started
@@ -37,7 +38,7 @@ func (n *simNode) start() {
 		return
 	}
 	n.sim.note("node %d starts, priority %d, holds %v", n.index, n.cfg.Priority, n.holds)
-	n.paused, n.waiting, n.seen = false, nil, false
+	n.paused, n.waiting = false, nil
 	n.runs++
 	n.cfg.ID = NodeID{byte(n.index), byte(n.runs >> 8), byte(n.runs)}
 	n.machine = NewMachine(n.cfg)
@@ -49,9 +50,12 @@ func (n *simNode) start() {
 
 // takePart has the daemon take part in the election as well as it can.
 func (n *simNode) takePart() {
-	if n.unfit {
+	switch {
+	case n.unfit:
 		n.perform(n.machine.Unfit(n.clock(), "unfit", n.holds))
-	} else {
+	case n.holds && n.fenced && !n.seen && !n.beatAt.IsZero() && n.clock().Sub(n.beatAt) < n.machine.Resumable():
+		n.perform(n.machine.Resume(n.clock()))
+	default:
 		n.perform(n.machine.Startup(n.clock(), n.holds))
 	}
 }
@@ -68,6 +72,7 @@ func (n *simNode) priority() uint8 {
 // machine dies with it.
 func (n *simNode) die(machine bool) {
 	n.sim.note("node %d dies, machine %v", n.index, machine)
+	n.atWork()
 	n.machine = nil
 	n.wake++
 	if !machine {
@@ -78,9 +83,17 @@ func (n *simNode) die(machine bool) {
 	}
 }
 
+// atWork notes that an Active node is, as its fence does all the time.
+func (n *simNode) atWork() {
+	if n.running() && n.machine.State() == Active {
+		n.beatAt, n.seen = n.clock(), false
+	}
+}
+
 func (n *simNode) running() bool { return n.machine != nil && !n.paused }
 
 func (n *simNode) perform(actions []Action) {
+	n.atWork()
 	for _, a := range actions {
 		switch a.Kind {
 		case ActionSend:
@@ -119,7 +132,7 @@ func (n *simNode) setTimer() {
 func (n *simNode) send(priority uint8) {
 	h := Heard{Source: n.address, Priority: priority, Interval: n.cfg.Interval}
 	n.spread(func(to *simNode) {
-		to.seen = to.seen || to.paused && priority != PriorityRelease
+		to.seen = to.seen || priority != PriorityRelease && !(to.running() && to.machine.State() == Active)
 		to.hear(func(to *simNode) { to.perform(to.machine.Receive(to.clock(), h)) })
 	})
 }
@@ -216,7 +229,8 @@ func (n *simNode) pause(d time.Duration) {
 	}
 	machine := n.machine
 	n.sim.note("node %d pauses for %v", n.index, d)
-	n.paused, n.seen, n.lease = true, false, n.sim.now+n.sim.upTo(d)
+	n.atWork()
+	n.paused, n.lease = true, n.sim.now+n.sim.upTo(d)
 	n.sim.after(d, func() {
 		if n.machine != machine {
 			return

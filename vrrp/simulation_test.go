@@ -138,11 +138,16 @@ func (s *simulation) part(parts int) []int {
 // mischief does one thing that may happen in a data centre.
 func (s *simulation) mischief() {
 	n := s.nodes[s.IntN(len(s.nodes))]
-	switch s.IntN(15) {
+	switch s.IntN(17) {
 	case 0, 1:
 		n.die(s.IntN(2) == 0)
 	case 2, 3, 4:
 		n.start()
+	case 15, 16: // it is killed, and started again at once
+		if n.machine != nil {
+			n.die(false)
+			s.after(s.upTo(3*s.cfg.Interval), n.start)
+		}
 	case 5, 6:
 		n.pause(s.upTo(8 * s.cfg.Interval))
 	case 7:

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/internal/events"
 	"github.com/sluice-lb/sluice/internal/testenv"
 )
 
@@ -257,6 +259,44 @@ func (r *rig) linkIndex(node string) int {
 		r.Fatal(err)
 	}
 	return l.Attrs().Index
+}
+
+// A daemon that is killed and back before anybody can have missed it goes on: the VIP does
+// not move away and back.
+func TestKilledAndBackInTimeGoesOn(t *testing.T) {
+	r := webRig(t, 1)
+	const interval = 2 * time.Second // and nobody gives it up before three of these
+	file := r.file("back.yaml", roster, pool("{address: 192.0.2.11}"), services(dsr), vrrps(
+		`{name: VI_1, interface: eth0, virtual_router_id: 51, advertisement_interval: 2s, addresses: [192.0.2.100/24]}`))
+	daemons := r.startPair(file)
+	removals := r.watchRemovals("lb1")
+	began := r.since("lb2", "VI_1")
+	killed := time.Now()
+	r.kill(daemons["lb1"])
+	r.start("lb1", file)
+	var first events.Event // of the new daemon's instance
+	r.eventually(soon, "the instance takes part", func() (bool, error) {
+		err := control.AskEvents(t.Context(), filepath.Join(r.host("lb1").RunDir, "sluice.sock"), 0, false, func(e events.Event) error {
+			if e.Type == events.VRRPState && e.Time.After(killed) && first.Type == "" {
+				first = e
+			}
+			return nil
+		})
+		return first.Type != "", err
+	})
+	if took := first.Time.Sub(killed); took > interval*3/2 {
+		t.Skipf("the machine is busy: the daemon was back after %v", took)
+	}
+	if first.To != "active" || first.Text != "an earlier run was active until a moment ago" {
+		t.Errorf("lb1 begins with: %v", first)
+	}
+	if gone := removals.stop(); len(gone) > 0 {
+		t.Errorf("addresses were removed: %v", gone)
+	}
+	r.wantOnOneNode("lb1", time.Until(killed.Add(7*interval/2))) // lb2 would have taken over
+	if now := r.since("lb2", "VI_1"); !now.Equal(began) {
+		t.Errorf("lb2 has changed its state at %v", now)
+	}
 }
 
 // IPv6 asks and answers in another way.

@@ -88,6 +88,7 @@ type noFence struct{}
 
 func (noFence) Place(vrrp.Link, time.Duration) error { return errNoDatapath }
 func (noFence) Hold()                                {}
+func (noFence) Left() (time.Duration, bool)          { return 0, false }
 func (noFence) Adopt()                               {}
 func (noFence) Drop()                                {}
 func (noFence) Beat()                                {}
