@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -17,7 +16,6 @@ import (
 
 	"github.com/sluice-lb/sluice/internal/control"
 	"github.com/sluice-lb/sluice/internal/testenv"
-	"github.com/sluice-lb/sluice/internal/web"
 )
 
 // monitoring is where a daemon answers monitoring by default.
@@ -164,26 +162,4 @@ pools:
 		}
 		return err == nil, err
 	})
-}
-
-// Metrics that are documented exist.
-func TestMetricsAreDocumented(t *testing.T) {
-	text := readDocument(t, "../../docs/operations.md")
-	known := map[string]bool{}
-	for _, name := range web.Metrics() {
-		known[name] = true
-	}
-	found := 0
-	for _, name := range regexp.MustCompile(`\bsluice_[a-z_]+`).FindAllString(text, -1) {
-		if name == "sluice_probe" {
-			continue // a filter's name
-		}
-		found++
-		if !known[name] {
-			t.Errorf("docs/operations.md has %s, which is no metric", name)
-		}
-	}
-	if found == 0 {
-		t.Error("docs/operations.md has no metric")
-	}
 }

@@ -86,17 +86,6 @@ func Build(size int, backends []Backend) (*Table, error) {
 	return t, nil
 }
 
-// Counts returns how many slots each backend holds, by its index in Backends.
-func (t *Table) Counts() []int {
-	counts := make([]int, len(t.Backends))
-	for _, owner := range t.Slots {
-		if owner != None {
-			counts[owner]++
-		}
-	}
-	return counts
-}
-
 func validate(size int, backends []Backend) error {
 	if size > MaxSize {
 		return fmt.Errorf("size %d exceeds %d", size, MaxSize)

@@ -23,15 +23,6 @@ func define(kind prometheus.ValueType, name, help string, labels []string) famil
 	return f
 }
 
-// Metrics names all metrics of sluice's own.
-func Metrics() []string {
-	var names []string
-	for _, f := range families {
-		names = append(names, f.name)
-	}
-	return names
-}
-
 // gauge and counter define a metric.
 func gauge(name, help string, labels ...string) family {
 	return define(prometheus.GaugeValue, name, help, labels)
