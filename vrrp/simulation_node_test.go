@@ -132,7 +132,8 @@ func (n *simNode) setTimer() {
 func (n *simNode) send(priority uint8) {
 	h := Heard{Source: n.address, Priority: priority, Interval: n.cfg.Interval}
 	n.spread(func(to *simNode) {
-		to.seen = to.seen || priority != PriorityRelease && !(to.running() && to.machine.State() == Active)
+		beats := to.running() && to.machine.State() == Active
+		to.seen = to.seen || priority != PriorityRelease && !beats
 		to.hear(func(to *simNode) { to.perform(to.machine.Receive(to.clock(), h)) })
 	})
 }
