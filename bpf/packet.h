@@ -125,6 +125,26 @@ static __always_inline __u16 fold(__u64 sum)
 	return ~sum;
 }
 
+/* The sum of an address's words, for a checksum. */
+static __always_inline __u64 sum6(struct in6_addr *a)
+{
+	return (__u64)a->s6_addr32[0] + a->s6_addr32[1] + a->s6_addr32[2] + a->s6_addr32[3];
+}
+
+static __always_inline __u64 unsum6(struct in6_addr *a)
+{
+	return (__u64)(__u32)~a->s6_addr32[0] + (__u32)~a->s6_addr32[1] + (__u32)~a->s6_addr32[2] +
+	       (__u32)~a->s6_addr32[3];
+}
+
+static __always_inline void store6(struct in6_addr *a, __u64 *word)
+{
+	a->s6_addr32[0] = word[0];
+	a->s6_addr32[1] = word[0] >> 32;
+	a->s6_addr32[2] = word[1];
+	a->s6_addr32[3] = word[1] >> 32;
+}
+
 /*
  * A function that the verifier checks once, for itself, and not for every state
  * that its callers may be in: for what is rare, or too much to be inlined.

@@ -218,6 +218,8 @@ static __always_inline int take_long_way(struct xdp_md *ctx)
 	if (out == SENT || out == ANSWERED)
 		return verdict;
 	count_outcome(out);
+	if (out == ANSWERED_WHO_HAS)
+		return XDP_TX;
 	return out < DROP_MALFORMED_IP ? XDP_PASS : XDP_DROP;
 }
 

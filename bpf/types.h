@@ -79,6 +79,7 @@ enum outcome {
 	NEXT = 0,		/* none yet: the next stage goes on */
 	SENT,			/* forwarded; counted per backend, not here */
 	ANSWERED,		/* sent back to the client as an ICMP error; counted per service */
+	ANSWERED_WHO_HAS,	/* asks who has a VIP of this node: sent back as the answer, and counted */
 	PASS_NOT_IP,		/* neither IPv4 nor IPv6 */
 	PASS_NOT_VIP,		/* destination address is no VIP */
 	PASS_OTHER_MAC,		/* destination MAC is not this NIC's */
@@ -488,6 +489,17 @@ struct probe_flow {
 	__u32 pad;
 };
 
+/* Who answers ARP and neighbour solicitations for the VIPs of an instance of VRRP. */
+enum fence_held {
+	HELD_NOT = 0, /* they are not on this node */
+	HELD_KERNEL, /* they are on the interface */
+	HELD_PROGRAM, /* they are this node's, whether they are on the interface or not */
+};
+
+enum fence_flags {
+	FENCE_ROUTER = 1, /* of IPv6: the kernel forwards what comes in there */
+};
+
 /* A VIP of an instance of VRRP, as frames name it. */
 struct fence_key {
 	__u64 address[2];
@@ -507,9 +519,10 @@ struct fence {
 	__u8 vrid;
 	__u8 v6;
 	__u8 used; /* an instance has this entry */
-	__u8 held; /* the VIPs are on this node */
+	__u8 held; /* enum fence_held */
 	__u8 mac[6]; /* of that interface */
-	__u8 pad[2];
+	__u8 flags; /* enum fence_flags */
+	__u8 pad;
 	__u64 heard; /* another node's advertisement */
 	__u64 claimed; /* gratuitous ARP, or an unsolicited neighbour advertisement, for a VIP */
 	__u8 other[6]; /* who has sent the last of these */
@@ -546,6 +559,8 @@ struct exported {
 	enum nat_flags nat_flags;
 	enum nat_event nat_event;
 	enum fragments_way fragments_way;
+	enum fence_held fence_held;
+	enum fence_flags fence_flags;
 	struct nat_flow nat_flow;
 };
 

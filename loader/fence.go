@@ -65,8 +65,8 @@ type Fence struct {
 	all    *Fences
 	vrid   uint8
 	vips   []netip.Addr
-	number uint32 // 0: it has no place yet
-	held   bool   // by this daemon, or adopted
+	number uint32      // 0: it has no place yet
+	held   lbFenceHeld // by this daemon, or adopted
 }
 
 // Fence returns the entry of an instance, which has no place in the table before
@@ -81,6 +81,7 @@ type FencePlace struct {
 	MAC       [6]byte
 	Source    netip.Addr    // of its advertisements
 	Patience  time.Duration // without a beat, after which the daemon counts as gone
+	Router    bool          // of IPv6: neighbours are told that the node is one
 }
 
 // Place says where the instance's VIPs are. The error says why the program can't
@@ -100,13 +101,17 @@ func (f *Fence) Place(p FencePlace) error {
 		if err := f.move(id); err != nil {
 			return err
 		}
-		if f.held { // since before it had this place
+		if f.held != lbFenceHeldHELD_NOT { // since before it had this place
 			f.Adopt()
 		}
 	}
 	at := f.at()
 	want := *at
 	want.Patience, want.Source, want.Mac = uint64(p.Patience), mapped(p.Source), p.MAC
+	want.Flags = 0
+	if p.Router {
+		want.Flags |= uint8(lbFenceFlagsFENCE_ROUTER)
+	}
 	want.Heard, want.Claimed, want.Other = at.Heard, at.Claimed, at.Other
 	storeFence(at, &want)
 	keys := map[lbFenceKey]bool{}
@@ -148,33 +153,42 @@ func (f *Fence) move(id fenceID) error {
 	return nil
 }
 
-// Hold says that the VIPs are on this node, or will be in a moment, by the doing of
-// this daemon: it is at work.
-func (f *Fence) Hold() {
+// Hold says that the VIPs are this node's from now on, by the doing of this daemon: it
+// is at work. From this store on the program answers who asks for them, until Present;
+// it reports whether it does.
+func (f *Fence) Hold() bool {
 	f.Beat()
-	f.hold(true)
+	f.hold(lbFenceHeldHELD_PROGRAM)
+	return f.number != 0
+}
+
+// Present says that the VIPs that are held are on the interface: the kernel answers.
+func (f *Fence) Present() {
+	if f.held != lbFenceHeldHELD_NOT {
+		f.hold(lbFenceHeldHELD_KERNEL)
+	}
 }
 
 // Adopt says that VIPs of an earlier run are on this node. Whether that run counts
 // as gone, and who has been seen since, stays as it was.
 func (f *Fence) Adopt() {
-	f.held = true
-	if f.number != 0 && f.at().Held == 0 {
-		f.Hold()
+	if f.number != 0 && f.at().Held == uint8(lbFenceHeldHELD_NOT) {
+		f.Beat()
 	}
+	f.hold(lbFenceHeldHELD_KERNEL)
 }
 
 // Drop says that the VIPs are not on this node any more.
-func (f *Fence) Drop() { f.hold(false) }
+func (f *Fence) Drop() { f.hold(lbFenceHeldHELD_NOT) }
 
-func (f *Fence) hold(held bool) {
+func (f *Fence) hold(held lbFenceHeld) {
 	f.held = held
 	if f.number == 0 {
 		return
 	}
 	at := f.at()
 	want := *at
-	want.Held = boolByte(held)
+	want.Held = uint8(held)
 	storeWord(&wordsOf(at)[fenceHeldWord], wordsOf(&want)[fenceHeldWord])
 }
 

@@ -16,6 +16,7 @@ type model struct {
 	nics     map[uint32][6]byte
 	clients  map[netip.Addr]lb.NextHop // that the node has routes to
 	share    lb.PortRange
+	fences   []*modelFence
 	timeouts map[lbNatState]time.Duration
 	reached  map[string]int // how often a test came to a place of the model
 	memory
@@ -36,6 +37,7 @@ type memory struct {
 	flows                        map[flowName]*translated
 	places                       map[natSpot]*translated
 	traffic                      map[uint32]lbCounters // by backend
+	others                       map[*modelFence]bool  // instances whose VIPs another node has said it has
 }
 
 func newMemory() memory {
@@ -44,7 +46,7 @@ func newMemory() memory {
 		udpNew: map[flowName]pinned{}, udpFlows: map[flowName]pinned{},
 		fragments: map[fragmentName]fragmented{}, replyFragments: map[fragmentName]repliedTo{}, dues: map[visitorName]due{},
 		flows: map[flowName]*translated{}, places: map[natSpot]*translated{},
-		traffic: map[uint32]lbCounters{},
+		traffic: map[uint32]lbCounters{}, others: map[*modelFence]bool{},
 	}
 }
 
@@ -78,7 +80,7 @@ func (m *model) step(nic uint32, frame []byte, now moment, seen []byte) answer {
 	m.now, m.seen, m.answer = now, seen, answer{}
 	m.Outcome = m.decide(&modelPacket{frame: frame, nic: nic})
 	switch {
-	case m.Outcome == "sent" || m.Outcome == "answered":
+	case m.Outcome == "sent" || m.Outcome == "answered" || m.Outcome == "who_has":
 	case dropped[m.Outcome]:
 		m.Verdict, m.Frame = xdpDrop, nil
 	default:
@@ -97,10 +99,13 @@ func (m *model) later(change func()) { m.changes = append(m.changes, change) }
 // decide is a packet's walk.
 func (m *model) decide(p *modelPacket) string {
 	if out := p.readLink(); out != "" {
-		return out
+		return m.owner(p, out)
 	}
 	vip, ok := m.vip(p.dst)
 	if !ok {
+		if out := m.owner(p, "not_vip"); out != "not_vip" {
+			return out
+		}
 		return m.fromBackend(p)
 	}
 	if mac, ok := m.nics[p.nic]; !ok || mac != [6]byte(p.frame) {
@@ -110,7 +115,10 @@ func (m *model) decide(p *modelPacket) string {
 		return out
 	}
 	if !p.mayHavePorts() {
-		return m.icmp(p, vip)
+		if out := m.icmp(p, vip); out != "protocol" {
+			return out
+		}
+		return m.owner(p, "protocol")
 	}
 	if p.fragment.offset > 0 {
 		return m.followFragment(p)

@@ -6,6 +6,7 @@ type Meaning struct{ Text, Advice string }
 
 // OutcomeMeanings are those of all outcomes, by name.
 var OutcomeMeanings = map[string]Meaning{
+	"who_has":        {"ARP or a neighbour solicitation for a VIP that this node has just taken: answered before the kernel can", "nothing"},
 	"not_ip":         {"ARP and others, or too short for an IP header", "nothing"},
 	"not_vip":        {"the node's own traffic", "nothing"},
 	"probe":          {"the answer to a probe of this node's through a VIP", "nothing"},

@@ -53,7 +53,7 @@ func (w *twin) play(steps, raw []byte) error {
 
 // act takes a step of a script.
 func (w *twin) act(s *script) error {
-	switch n := s.pick(32); {
+	switch n := s.pick(34); {
 	case n < 15:
 		return w.feed(w.compose(s))
 	case n < 18:
@@ -72,8 +72,12 @@ func (w *twin) act(s *script) error {
 		return w.age(oneOf(s, time.Second, 10*time.Second, 40*time.Second, 120*time.Second, 310*time.Second))
 	case n == 29:
 		return w.changeBackend(s)
+	case n < 32:
+		return w.changeSlots(s)
+	case n == 32:
+		w.changeFence(s)
 	}
-	return w.changeSlots(s)
+	return w.ask(s)
 }
 
 // changeSlots gives a service other owners.

@@ -63,7 +63,7 @@ type BackendStats struct {
 // An Outcome counts packets that were not forwarded.
 type Outcome struct {
 	Name    string `json:"name"`
-	Dropped bool   `json:"dropped"` // else passed to the kernel
+	Dropped bool   `json:"dropped"` // else passed to the kernel; who_has: answered
 	Packets uint64 `json:"packets"`
 }
 
@@ -146,7 +146,7 @@ func readLosses(m *kernelMaps, service uint16) (Losses, error) {
 
 func readOutcomes(m *kernelMaps) ([]Outcome, error) {
 	var outcomes []Outcome
-	for o := lbOutcomePASS_NOT_IP; o < lbOutcomeOUTCOMES; o++ {
+	for o := lbOutcomeANSWERED_WHO_HAS; o < lbOutcomeOUTCOMES; o++ {
 		var counts []uint64
 		if err := m.Outcomes.Lookup(uint32(o), &counts); err != nil {
 			return nil, fmt.Errorf("read the outcome counters: %w", err)
@@ -178,6 +178,7 @@ func backendStats(m *kernelMaps, n uint32, e backendEntry) (BackendStats, error)
 
 // outcomeNames are the outcomes as users see them.
 var outcomeNames = map[lbOutcome]string{
+	lbOutcomeANSWERED_WHO_HAS:    "who_has",
 	lbOutcomePASS_NOT_IP:         "not_ip",
 	lbOutcomePASS_NOT_VIP:        "not_vip",
 	lbOutcomePASS_OTHER_MAC:      "other_mac",

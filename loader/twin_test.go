@@ -23,7 +23,8 @@ type twin struct {
 	dry     *Explainer
 	host    *testenv.Host // where the program runs
 	m       *model
-	base    *State // what reset returns to
+	fences  []*Fence // those of m.fences
+	base    *State   // what reset returns to
 	pairs   map[uint32]pairView
 	counted map[string]uint64     // outcomes so far
 	traffic map[uint32]lbCounters // when the script began
@@ -52,6 +53,7 @@ func newTwin(t testing.TB) *twin {
 	for n := range d.state.Pairs {
 		w.pairs[n] = viewPair(t, d, n)
 	}
+	w.openFences(t)
 	return w
 }
 

@@ -12,8 +12,12 @@ type Fence interface {
 	// Place says where the VIPs are, and for how long there may be no Beat before
 	// this process counts as gone. The error says why nothing can be fenced there.
 	Place(link Link, patience time.Duration) error
-	// Hold says that this process holds the VIPs from now on, and is at work.
-	Hold()
+	// Hold says that this process holds the VIPs from now on, and is at work. It
+	// reports whether the data plane answers who asks for them, until Present, also
+	// where they are not on the interface yet.
+	Hold() bool
+	// Present says that the VIPs that are held are on the interface now.
+	Present()
 	// Adopt says that an earlier run has left the VIPs on the interface. Where they
 	// are fenced already, they stay so.
 	Adopt()
@@ -31,7 +35,8 @@ type Fence interface {
 type noFence struct{}
 
 func (noFence) Place(Link, time.Duration) error { return nil }
-func (noFence) Hold()                           {}
+func (noFence) Hold() bool                      { return false }
+func (noFence) Present()                        {}
 func (noFence) Adopt()                          {}
 func (noFence) Drop()                           {}
 func (noFence) Beat()                           {}

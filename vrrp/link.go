@@ -118,7 +118,7 @@ func (r *Router) checkAddresses(now time.Time) {
 			return
 		}
 		r.log.Warn("vip was removed by somebody else; putting it back", "addresses", report.Missing)
-		r.addVIPs(now)
+		r.takeVIPs(now, false)
 		if !r.machine.Releasing() {
 			r.schedule.begin(now)
 			r.announce(now)

@@ -318,7 +318,7 @@ func (r *Router) held() (bool, error) {
 // perform carries out the machine's actions.
 func (r *Router) perform(now time.Time, actions []Action) {
 	added := false
-	for _, a := range actions {
+	for i, a := range actions {
 		switch a.Kind {
 		case ActionSend:
 			r.tell(now) // what an advertisement says heartbeats may say, and not before
@@ -335,7 +335,7 @@ func (r *Router) perform(now time.Time, actions []Action) {
 			r.send(now, a.Priority)
 			r.repeat(a.Priority)
 		case ActionAdd:
-			r.addVIPs(now)
+			r.takeVIPs(now, i+1 < len(actions) && actions[i+1].Kind == ActionAnnounce)
 			added = true
 		case ActionRemove:
 			r.schedule.stop()
@@ -433,14 +433,21 @@ func (r *Router) announce(now time.Time) {
 	}
 }
 
-func (r *Router) addVIPs(now time.Time) {
-	r.deps.Fence.Hold()
+// takeVIPs makes the VIPs this node's. Where the data plane answers for them at once,
+// and announcing them is next, that does not wait for the kernel to have them.
+func (r *Router) takeVIPs(now time.Time, announce bool) {
+	if r.deps.Fence.Hold() && announce {
+		r.schedule.begin(now)
+		r.announce(now)
+	}
 	err := r.deps.Addresses.Add(r.cfg.Interface, r.cfg.Addresses, r.cfg.owner())
 	var conflict *ConflictError
 	switch {
+	case err == nil:
+		r.deps.Fence.Present()
 	case errors.As(err, &conflict):
 		r.faults[faultConflict] = oneLine(err)
-	case err != nil:
+	default:
 		r.failAdd(now, err)
 	}
 }

@@ -80,14 +80,15 @@ type fence struct {
 }
 
 func (f fence) Place(link vrrp.Link, patience time.Duration) error {
-	return f.Fence.Place(loader.FencePlace{Interface: link.Index, MAC: link.MAC, Source: link.Source, Patience: patience})
+	return f.Fence.Place(loader.FencePlace{Interface: link.Index, MAC: link.MAC, Source: link.Source, Patience: patience, Router: link.Router})
 }
 
 // A noFence says that there is none.
 type noFence struct{}
 
 func (noFence) Place(vrrp.Link, time.Duration) error { return errNoDatapath }
-func (noFence) Hold()                                {}
+func (noFence) Hold() bool                           { return false }
+func (noFence) Present()                             {}
 func (noFence) Adopt()                               {}
 func (noFence) Drop()                                {}
 func (noFence) Beat()                                {}
