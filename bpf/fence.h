@@ -78,7 +78,10 @@ static __always_inline int fence_arp(struct packet *p)
 	f = fence_of(p, 0, mapped_bytes(arp->target));
 	if (!f)
 		return PASS_NOT_IP;
-	/* A backend that asks for its client from the VIP is misconfigured, and no owner. */
+	/*
+	 * A backend that asks for its client from the VIP is misconfigured, and no owner. What
+	 * comes from the virtual MAC address is another node's: a NIC hears nothing of its own.
+	 */
 	claims = *(__be32 *)arp->sender == *(__be32 *)arp->target && !mac_equal(arp->sender_mac, f->mac);
 	if (claims)
 		note_claim(f, arp->sender_mac);

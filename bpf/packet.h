@@ -101,6 +101,18 @@ static __always_inline struct address source_of(struct packet *p)
 	return a;
 }
 
+/* Six bytes as a number, the first one lowest. */
+static __always_inline __u64 mac_word(void *mac)
+{
+	return *(__u32 *)mac | (__u64)*(__u16 *)(mac + 4) << 32;
+}
+
+static __always_inline void write_mac(void *to, __u64 mac)
+{
+	*(__u32 *)to = mac;
+	*(__u16 *)(to + 4) = mac >> 32;
+}
+
 /* 2^64 divided by the golden ratio: the high half of a product is a fair hash. */
 #define GOLDEN 0x9e3779b97f4a7c15ULL
 

@@ -220,7 +220,9 @@ static __always_inline int take_long_way(struct xdp_md *ctx)
 	count_outcome(out);
 	if (out == ANSWERED_WHO_HAS)
 		return XDP_TX;
-	return out < DROP_MALFORMED_IP ? XDP_PASS : XDP_DROP;
+	if (out >= DROP_MALFORMED_IP)
+		return XDP_DROP;
+	return tables.virtual_macs ? give_to_kernel(ctx) : XDP_PASS;
 }
 
 /* The verdict on one frame. */

@@ -214,6 +214,7 @@ struct arrays {
 	__u64 expects_replies; /* 1: there are entries in replies */
 	__u64 probes; /* not 0: servers are probed through VIPs */
 	__u64 fences; /* not 0: there are entries in fence_addresses */
+	__u64 virtual_macs; /* not 0: MAC addresses among them */
 };
 
 struct counters {
@@ -498,11 +499,12 @@ enum fence_held {
 
 enum fence_flags {
 	FENCE_ROUTER = 1, /* of IPv6: the kernel forwards what comes in there */
+	FENCE_VIRTUAL = 2, /* the VIPs are at the virtual router's MAC address */
 };
 
-/* A VIP of an instance of VRRP, as frames name it. */
+/* A VIP of an instance of VRRP, or its virtual MAC address, as frames name it. */
 struct fence_key {
-	__u64 address[2];
+	__u64 address[2]; /* of a MAC address: all ones, then its bytes as a number, the first one lowest */
 	__u32 interface; /* the NIC that they come in by */
 	__be16 vlan[MAX_VLANS]; /* VLAN identifiers, outer first; 0: none */
 };

@@ -2,8 +2,9 @@
 /*
  * Answers to who asks for a VIP: ARP requests (RFC 826) and neighbour solicitations
  * (RFC 4861, section 7.2). From the moment in which the daemon makes a VIP this
- * node's, by one store, until the kernel has the address and answers itself. What is
- * not exactly as it should be is left to the kernel.
+ * node's, by one store, until the kernel has the address and answers itself; of a VIP
+ * at a virtual MAC address, which the kernel would not name, for as long as this node
+ * has it. What is not exactly as it should be is left to the kernel.
  */
 #ifndef SLUICE_WHO_HAS_H
 #define SLUICE_WHO_HAS_H
@@ -57,18 +58,6 @@ struct mac_option {
 /* No frame with one is longer; what follows it in the frame is padding. */
 #define MAX_SOLICITATION_FRAME 512
 
-/* Six bytes as a number, the first one lowest. */
-static __always_inline __u64 mac_word(void *mac)
-{
-	return *(__u32 *)mac | (__u64)*(__u16 *)(mac + 4) << 32;
-}
-
-static __always_inline void write_mac(void *to, __u64 mac)
-{
-	*(__u32 *)to = mac;
-	*(__u16 *)(to + 4) = mac >> 32;
-}
-
 /* Whether an address may be that of one host: not 0, and not of a group. */
 static __always_inline bool is_unicast(__u64 mac)
 {
@@ -78,7 +67,7 @@ static __always_inline bool is_unicast(__u64 mac)
 /* The MAC address that the VIPs of an instance are at. */
 static __always_inline __u64 vip_mac(struct fence *f)
 {
-	return mac_word(f->mac);
+	return f->flags & FENCE_VIRTUAL ? virtual_mac(f) : mac_word(f->mac);
 }
 
 /* Whether the program answers for a VIP, and the frame in hand asks this node. */
@@ -86,7 +75,7 @@ static __always_inline bool may_answer_for(struct packet *p, struct fence *f)
 {
 	if (f->held != HELD_PROGRAM)
 		return false;
-	return *(__u8 *)p->data & 1 || mac_equal(p->data, f->mac);
+	return *(__u8 *)p->data & 1 || mac_equal(p->data, f->mac) || mac_word(p->data) == vip_mac(f);
 }
 
 /*

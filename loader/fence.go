@@ -1,8 +1,11 @@
 package loader
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -67,6 +70,9 @@ type Fence struct {
 	vips   []netip.Addr
 	number uint32      // 0: it has no place yet
 	held   lbFenceHeld // by this daemon, or adopted
+	// virtual says that the VIPs are at a virtual MAC address, so that the kernel never
+	// answers for them.
+	virtual bool
 }
 
 // Fence returns the entry of an instance, which has no place in the table before
@@ -82,6 +88,7 @@ type FencePlace struct {
 	Source    netip.Addr    // of its advertisements
 	Patience  time.Duration // without a beat, after which the daemon counts as gone
 	Router    bool          // of IPv6: neighbours are told that the node is one
+	Virtual   bool          // the VIPs are at the virtual router's MAC address
 }
 
 // Place says where the instance's VIPs are. The error says why the program can't
@@ -96,6 +103,7 @@ func (f *Fence) Place(p FencePlace) error {
 		}
 		return err
 	}
+	f.virtual = p.Virtual
 	id := fenceID{uint32(p.Interface), f.vrid, len(f.vips) > 0 && f.vips[0].Is6()}
 	if f.number == 0 || idOf(f.at()) != id {
 		if err := f.move(id); err != nil {
@@ -112,11 +120,18 @@ func (f *Fence) Place(p FencePlace) error {
 	if p.Router {
 		want.Flags |= uint8(lbFenceFlagsFENCE_ROUTER)
 	}
+	if p.Virtual {
+		want.Flags |= uint8(lbFenceFlagsFENCE_VIRTUAL)
+	}
 	want.Heard, want.Claimed, want.Other = at.Heard, at.Claimed, at.Other
 	storeFence(at, &want)
 	keys := map[lbFenceKey]bool{}
 	for _, vip := range f.vips {
 		way.Address = mapped(vip)
+		keys[way] = true
+	}
+	if p.Virtual {
+		way.Address = macAddress(virtualMAC(id))
 		keys[way] = true
 	}
 	return f.all.setAddresses(f.number, keys)
@@ -162,11 +177,20 @@ func (f *Fence) Hold() bool {
 	return f.number != 0
 }
 
-// Present says that the VIPs that are held are on the interface: the kernel answers.
+// Present says that the VIPs that are held are on the interface: the kernel answers,
+// where they are at the interface's own MAC address.
 func (f *Fence) Present() {
 	if f.held != lbFenceHeldHELD_NOT {
-		f.hold(lbFenceHeldHELD_KERNEL)
+		f.hold(f.present())
 	}
+}
+
+// present is who answers for VIPs that are on the interface.
+func (f *Fence) present() lbFenceHeld {
+	if f.virtual {
+		return lbFenceHeldHELD_PROGRAM
+	}
+	return lbFenceHeldHELD_KERNEL
 }
 
 // Adopt says that VIPs of an earlier run are on this node. Whether that run counts
@@ -175,7 +199,7 @@ func (f *Fence) Adopt() {
 	if f.number != 0 && f.at().Held == uint8(lbFenceHeldHELD_NOT) {
 		f.Beat()
 	}
-	f.hold(lbFenceHeldHELD_KERNEL)
+	f.hold(f.present())
 }
 
 // Drop says that the VIPs are not on this node any more.
@@ -257,6 +281,16 @@ type fenceID struct {
 
 func idOf(f *lbFence) fenceID { return fenceID{f.Interface, f.Vrid, f.V6 != 0} }
 
+// virtualMAC is the MAC address of an instance's virtual router (RFC 9568, 7.3).
+func virtualMAC(i fenceID) [6]byte { return [6]byte{0, 0, 0x5e, 0, 1 + boolByte(i.v6), i.vrid} }
+
+// macAddress stands for a MAC address among addresses, and isMAC tells it from others.
+func macAddress(mac [6]byte) [2]uint64 {
+	return [2]uint64{math.MaxUint64, binary.LittleEndian.Uint64(append(mac[:], 0, 0))}
+}
+
+func isMAC(address [2]uint64) bool { return address[0] == math.MaxUint64 }
+
 func boolByte(b bool) uint8 { return uint8(boolWord(b)) }
 
 // way is how frames of an interface come in: by a NIC that the program is on, with
@@ -288,28 +322,26 @@ func (f *Fences) setAddresses(number uint32, want map[lbFenceKey]bool) error {
 	if err != nil {
 		return err
 	}
-	left := len(have)
 	for key, n := range have {
 		if n == number && !want[key] {
 			if err := f.objects.FenceAddresses.Delete(&key); err != nil {
 				return fmt.Errorf("forget a VIP of an instance: %w", err)
 			}
-			left--
+			delete(have, key)
 		}
 	}
 	for key := range want {
-		n, known := have[key]
-		if known && n == number {
+		if n, known := have[key]; known && n == number {
 			continue
 		}
 		if err := f.objects.FenceAddresses.Put(&key, &number); err != nil {
 			return fmt.Errorf("note a VIP of an instance: %w", err)
 		}
-		if !known {
-			left++
-		}
+		have[key] = number
 	}
-	storeWord(&f.tables.arrays.Fences, uint64(boolWord(left > 0)))
+	macs := slices.ContainsFunc(slices.Collect(maps.Keys(have)), func(k lbFenceKey) bool { return isMAC(k.Address) })
+	storeWord(&f.tables.arrays.VirtualMacs, uint64(boolWord(macs)))
+	storeWord(&f.tables.arrays.Fences, uint64(boolWord(len(have) > 0)))
 	return nil
 }
 
@@ -371,7 +403,7 @@ func readFences(t *tables) (alive time.Time, all []FenceState, err error) {
 			s.Other, s.Seen = slices.Clone(at.Other[:]), day(seen)
 		}
 		for key, number := range addresses {
-			if number == n {
+			if number == n && !isMAC(key.Address) {
 				s.Addresses = append(s.Addresses, unmapped(key.Address))
 			}
 		}

@@ -16,13 +16,63 @@ type modelFence struct {
 	mac    [6]byte
 	source netip.Addr // of its advertisements
 	router bool
-	held   lbFenceHeld
-	dead   bool // its daemon has not been at work for too long
+	// virtual says that the VIPs are at the virtual router's MAC address.
+	virtual bool
+	held    lbFenceHeld
+	dead    bool // its daemon has not been at work for too long
 }
 
-// fenceOf is the instance that has a VIP where a frame came in. A tag in front that
-// names no VLAN is none.
+// at is the MAC address that the VIPs are at.
+func (f *modelFence) at() [6]byte {
+	family := byte(1)
+	if f.vips[0].Is6() {
+		family = 2
+	}
+	if f.virtual {
+		return [6]byte{0, 0, 0x5e, 0, family, f.vrid}
+	}
+	return f.mac
+}
+
+// fenceOf is the instance that has a VIP where a frame came in.
 func (m *model) fenceOf(p *modelPacket, vip netip.Addr) *modelFence {
+	for _, f := range m.fences {
+		if f.vlans == p.vlans() && slices.Contains(f.vips, vip) {
+			return f
+		}
+	}
+	return nil
+}
+
+// toVirtualMAC tells whether a frame is to a virtual MAC address, and this node the one
+// that has it.
+func (m *model) toVirtualMAC(p *modelPacket) bool {
+	has := slices.ContainsFunc(m.fences, func(f *modelFence) bool {
+		return f.virtual && f.vlans == p.vlans() && f.at() == [6]byte(p.frame) && f.held != lbFenceHeldHELD_NOT && !m.fenced(f, m.claims == f)
+	})
+	if has {
+		m.reach("a frame to a virtual MAC address")
+	}
+	return has
+}
+
+// toNode tells whether a frame is to this node's NIC.
+func (m *model) toNode(p *modelPacket) bool {
+	mac, ok := m.nics[p.nic]
+	return ok && (mac == [6]byte(p.frame) || m.toVirtualMAC(p))
+}
+
+// toKernel is how a frame that passes comes to the kernel.
+func (m *model) toKernel(p *modelPacket) []byte {
+	mac, ok := m.nics[p.nic]
+	if !ok || !m.toVirtualMAC(p) {
+		return p.frame
+	}
+	return slices.Concat(mac[:], p.frame[6:])
+}
+
+// vlans are those that a frame is in. A tag in front that names none does not count.
+func (p *modelPacket) vlans() [2]uint16 {
 	var vlans [2]uint16
 	ids := make([]uint16, 0, 2)
 	for _, tag := range p.tags {
@@ -32,16 +82,14 @@ func (m *model) fenceOf(p *modelPacket, vip netip.Addr) *modelFence {
 		ids = ids[1:]
 	}
 	copy(vlans[:], ids)
-	for _, f := range m.fences {
-		if f.vlans == vlans && slices.Contains(f.vips, vip) {
-			return f
-		}
-	}
-	return nil
+	return vlans
 }
 
 // notes remembers that another node has the VIPs of an instance.
-func (m *model) notes(f *modelFence) { m.later(func() { m.others[f] = true }) }
+func (m *model) notes(f *modelFence) {
+	m.claims = f
+	m.later(func() { m.others[f] = true })
+}
 
 func (m *model) fenced(f *modelFence, claims bool) bool {
 	return f.held != lbFenceHeldHELD_NOT && f.dead && (claims || m.others[f])
@@ -86,7 +134,7 @@ func (m *model) advertisement(p *modelPacket, b []byte, hops byte) {
 // mayAnswer tells whether the program answers for the VIPs, and the frame is to this
 // node, or to many.
 func mayAnswer(p *modelPacket, f *modelFence) bool {
-	return f.held == lbFenceHeldHELD_PROGRAM && (p.frame[0]&1 != 0 || [6]byte(p.frame) == f.mac)
+	return f.held == lbFenceHeldHELD_PROGRAM && (p.frame[0]&1 != 0 || [6]byte(p.frame) == f.mac || [6]byte(p.frame) == f.at())
 }
 
 func isHost(mac [6]byte) bool { return mac != [6]byte{} && mac[0]&1 == 0 }
@@ -114,10 +162,10 @@ func (m *model) arp(p *modelPacket) string {
 	case !mayAnswer(p, f) || sender == target || !isHost(asker) || forged:
 		return "not_ip"
 	}
-	out := bytes.Clone(p.frame)
+	out, own := bytes.Clone(p.frame), f.at()
 	copy(out, asker[:])
-	copy(out[6:], f.mac[:])
-	copy(out[p.l3:], arp(2, f.mac, target, sender))
+	copy(out[6:], own[:])
+	copy(out[p.l3:], arp(2, own, target, sender))
 	copy(out[p.l3+18:], asker[:])
 	m.Verdict, m.Frame = xdpTX, out
 	return "who_has"
@@ -191,7 +239,8 @@ func advertisementTo(p *modelPacket, f *modelFence, target netip.Addr, asker [6]
 	if f.router {
 		flags |= 0x80
 	}
-	body := slices.Concat([]byte{136, 0, 0, 0, flags, 0, 0, 0}, target.AsSlice(), []byte{2, 1}, f.mac[:])
+	own := f.at()
+	body := slices.Concat([]byte{136, 0, 0, 0, flags, 0, 0, 0}, target.AsSlice(), []byte{2, 1}, own[:])
 	_, packet := ipPacket(58, 255, target, to, checksummed(body, target, to))
-	return slices.Concat(asker[:], f.mac[:], p.frame[12:p.l3], packet)
+	return slices.Concat(asker[:], own[:], p.frame[12:p.l3], packet)
 }

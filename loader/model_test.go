@@ -67,9 +67,10 @@ type moment struct {
 type answer struct {
 	Verdict uint32
 	Outcome string      // as outcomeNames; "sent", "answered"
-	Frame   []byte      // as it leaves; nil where it does not
+	Frame   []byte      // as it leaves, or passes; nil where it is dropped
 	wrong   string      // what the program chose and may not choose
 	opened  *translated // a new flow of nat
+	claims  *modelFence // an instance whose VIPs the frame says another node has
 	changes []func()
 }
 
@@ -78,13 +79,14 @@ type answer struct {
 // again for another moment.
 func (m *model) step(nic uint32, frame []byte, now moment, seen []byte) answer {
 	m.now, m.seen, m.answer = now, seen, answer{}
-	m.Outcome = m.decide(&modelPacket{frame: frame, nic: nic})
+	p := &modelPacket{frame: frame, nic: nic}
+	m.Outcome = m.decide(p)
 	switch {
 	case m.Outcome == "sent" || m.Outcome == "answered" || m.Outcome == "who_has":
 	case dropped[m.Outcome]:
 		m.Verdict, m.Frame = xdpDrop, nil
 	default:
-		m.Verdict, m.Frame = xdpPass, nil
+		m.Verdict, m.Frame = xdpPass, m.toKernel(p)
 	}
 	m.reach(m.Outcome)
 	return m.answer
@@ -108,7 +110,7 @@ func (m *model) decide(p *modelPacket) string {
 		}
 		return m.fromBackend(p)
 	}
-	if mac, ok := m.nics[p.nic]; !ok || mac != [6]byte(p.frame) {
+	if !m.toNode(p) {
 		return "other_mac"
 	}
 	if out := p.readIP(); out != "" {

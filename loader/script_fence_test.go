@@ -13,8 +13,8 @@ import (
 func worldFences() []*modelFence {
 	return []*modelFence{
 		{vips: []netip.Addr{vipIP, plainVIP}, vrid: 51, mac: nicMAC, source: thisNode, held: lbFenceHeldHELD_PROGRAM},
-		{vips: []netip.Addr{v6VIP.Addr(), plainVIP6}, vrid: 51, mac: nicMAC, source: thisNode6, router: true, held: lbFenceHeldHELD_PROGRAM},
-		{vips: []netip.Addr{secondSource}, vlans: [2]uint16{7}, vrid: 52, mac: nicMAC, source: thisNode, held: lbFenceHeldHELD_PROGRAM},
+		{vips: []netip.Addr{v6VIP.Addr(), plainVIP6}, vrid: 51, mac: nicMAC, source: thisNode6, router: true, virtual: true, held: lbFenceHeldHELD_PROGRAM},
+		{vips: []netip.Addr{secondSource}, vlans: [2]uint16{7}, vrid: 52, mac: nicMAC, source: thisNode, virtual: true, held: lbFenceHeldHELD_PROGRAM},
 		{vips: []netip.Addr{secondSource6}, vlans: [2]uint16{7, 8}, vrid: 52, mac: nicMAC, source: thisNode6, held: lbFenceHeldHELD_PROGRAM},
 	}
 }
@@ -29,13 +29,16 @@ func (w *twin) openFences(t testing.TB) {
 	w.m.fences = worldFences()
 	for _, m := range w.m.fences {
 		f := all.Fence(m.vrid, m.vips)
-		if err := f.Place(FencePlace{Interface: nicIndex, MAC: m.mac, Source: m.source, Router: m.router}); err != nil {
+		if err := f.Place(FencePlace{Interface: nicIndex, MAC: m.mac, Source: m.source, Router: m.router, Virtual: m.virtual}); err != nil {
 			t.Fatal(err)
 		}
 		// There is no VLAN on the interface that test packets come in by.
 		keys := map[lbFenceKey]bool{}
 		for _, vip := range m.vips {
 			keys[lbFenceKey{Address: mapped(vip), Interface: nicIndex, Vlan: [2]uint16{bigEndian16(m.vlans[0]), bigEndian16(m.vlans[1])}}] = true
+		}
+		if m.virtual {
+			keys[lbFenceKey{Address: macAddress(m.at()), Interface: nicIndex, Vlan: [2]uint16{bigEndian16(m.vlans[0]), bigEndian16(m.vlans[1])}}] = true
 		}
 		if err := all.setAddresses(f.number, keys); err != nil {
 			t.Fatal(err)
@@ -99,7 +102,7 @@ func question(s *script, m *modelFence) []byte {
 	if s.pick(8) == 7 {
 		tags = slices.Concat([]uint16{uint16(s.pick(2)) << 13}, tags)
 	}
-	mac := oneOf(s, clientMAC, clientMAC, otherMAC, nicMAC, anyMAC, [6]byte{})
+	mac := oneOf(s, clientMAC, clientMAC, otherMAC, nicMAC, m.at(), anyMAC, [6]byte{})
 	var b []byte
 	switch {
 	case s.pick(8) == 7:
@@ -123,7 +126,8 @@ func question(s *script, m *modelFence) []byte {
 		}
 	}
 	if s.pick(2) == 1 {
-		copy(b, oneOf(s, nicMAC[:], nicMAC[:], otherMAC[:], anyMAC[:]))
+		own := m.at()
+		copy(b, oneOf(s, nicMAC[:], own[:], otherMAC[:], anyMAC[:]))
 	}
 	for range max(s.pick(6)-3, 0) {
 		at, v := s.next(), byte(s.next())

@@ -427,7 +427,7 @@ func changeFrame(s *script, f *testenv.Frame) func([]byte) []byte {
 		n := s.next()<<8 | s.next()
 		return func(b []byte) []byte { return b[:max(14, len(b)-n%len(b))] }
 	case 14:
-		toMAC(oneOf(s, "02:00:00:00:00:02", "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:12", "03:00:00:00:00:01"))(f)
+		toMAC(oneOf(s, "02:00:00:00:00:02", "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:12", "03:00:00:00:00:01", "00:00:5e:00:02:33", "00:00:5e:00:02:33", "00:00:5e:00:01:34"))(f)
 	case 15:
 		f.Payload = zeros(oneOf(s, 1440, 1441, 1460, 1472, 3000, 8900, 500, 460, 1350, 1349))
 	case 16:
