@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"net"
@@ -25,7 +26,10 @@ import (
 type Fences struct {
 	objects *kernelMaps
 	tables  *tables
+	log     *slog.Logger
 	mu      sync.Mutex // of entries being given out, and of addresses
+
+	vethSaid bool // guarded by mu
 }
 
 // A FenceName is what makes an instance the same one for the next daemon.
@@ -38,7 +42,7 @@ type FenceName struct {
 // OpenFences returns the table. What an earlier daemon has left of instances that
 // are not named is removed; the others go on as they are.
 func (d *Datapath) OpenFences(instances []FenceName) (*Fences, error) {
-	f := &Fences{objects: d.objects, tables: d.tables}
+	f := &Fences{objects: d.objects, tables: d.tables, log: d.log}
 	wanted := map[fenceID]bool{}
 	for _, i := range instances {
 		if nic, err := net.InterfaceByName(i.Interface); err == nil {
@@ -131,6 +135,7 @@ func (f *Fence) Place(p FencePlace) error {
 		keys[way] = true
 	}
 	if p.Virtual {
+		f.all.checkVeth(int(way.Interface))
 		way.Address = macAddress(virtualMAC(id))
 		keys[way] = true
 	}

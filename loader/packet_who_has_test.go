@@ -56,7 +56,9 @@ func TestWhoHas(t *testing.T) {
 		copy(b[18:], clientMAC[:])
 		return ethernet(clientMAC, nicMAC, 0x0806, b, tags...)
 	}
-	asks := func(mac [6]byte, sender netip.Addr, tags ...uint16) []byte { return arpFrame(1, mac, sender, vipIP, tags...) }
+	asks := func(mac [6]byte, sender netip.Addr, tags ...uint16) []byte {
+		return arpFrame(1, mac, sender, vipIP, tags...)
+	}
 	padded := slices.Concat(asksARP, bytes.Repeat([]byte{7}, 18))
 	allNodes, allNodesMAC := netip.MustParseAddr("ff02::1"), [6]byte{0x33, 0x33, 0, 0, 0, 1}
 	const answer, probed = 0x60, 0x20

@@ -64,6 +64,10 @@ func (r *Router) placeFence() {
 	if err := r.deps.Fence.Place(r.link, r.cfg.fencePatience()); err != nil {
 		unfenced = oneLine(err)
 	}
+	r.faults[faultVirtual] = ""
+	if unfenced != "" && r.cfg.VirtualMAC {
+		r.faults[faultVirtual] = "nobody answers for the virtual MAC address: " + unfenced
+	}
 	if unfenced == r.unfenced {
 		return
 	}

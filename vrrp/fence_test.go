@@ -43,8 +43,8 @@ func (f *fakeFence) Hold() (answers bool) {
 	return answers
 }
 func (f *fakeFence) Present() { f.node.note("present") }
-func (f *fakeFence) Adopt() { f.node.note("adopt"); f.do(func() { f.held = true }) }
-func (f *fakeFence) Drop()  { f.node.note("drop"); f.do(func() { f.held = false }) }
+func (f *fakeFence) Adopt()   { f.node.note("adopt"); f.do(func() { f.held = true }) }
+func (f *fakeFence) Drop()    { f.node.note("drop"); f.do(func() { f.held = false }) }
 func (f *fakeFence) Beat() {
 	f.do(func() { f.beats, f.last, f.overtaken = f.beats+1, time.Now(), false })
 }

@@ -21,6 +21,7 @@ const (
 	faultConflict                   // a VIP is the node's own address
 	faultAdd                        // a VIP could not be added
 	faultTransport                  // a socket could not be opened, or failed
+	faultVirtual                    // nobody would answer for the virtual MAC address
 	faultOutside                    // Router.Fault
 	faultGroup                      // another instance of the group cannot run
 	numFaults
@@ -50,6 +51,7 @@ type loop struct {
 	grace    time.Time         // a late takeover waits until then; zero: none is due
 	unread   time.Time         // since when a takeover waits for what has arrived to be read
 
+	holds    bool      // the VIPs are this node's, as the Active one
 	beatAt   time.Time // when the fence is to be told that this node is at work; zero: it is not Active
 	unfenced string    // as in Status
 
@@ -401,7 +403,7 @@ func (r *Router) send(now time.Time, priority uint8) {
 		msg, e := r.out.Append(r.outBuf[:0], r.link.Source, to)
 		r.outBuf = msg[:0]
 		if e == nil {
-			e = r.transport.Send(msg, to)
+			e = r.sendTo(msg, to, priority)
 		}
 		if e != nil {
 			err = e // the others are to hear it all the same
@@ -436,6 +438,7 @@ func (r *Router) announce(now time.Time) {
 // takeVIPs makes the VIPs this node's. Where the data plane answers for them at once,
 // and announcing them is next, that does not wait for the kernel to have them.
 func (r *Router) takeVIPs(now time.Time, announce bool) {
+	r.holds = true
 	if r.deps.Fence.Hold() && announce {
 		r.schedule.begin(now)
 		r.announce(now)
@@ -464,6 +467,7 @@ func (r *Router) failAdd(now time.Time, err error) {
 }
 
 func (r *Router) removeVIPs() {
+	r.holds = false
 	if err := r.deps.Addresses.Remove(r.cfg.Interface, r.cfg.Addresses); err != nil {
 		r.log.Error("vips could not be removed; trying again", "error", oneLine(err))
 		r.retryAt(time.Now().Add(retryAfter))

@@ -80,7 +80,9 @@ type fence struct {
 }
 
 func (f fence) Place(link vrrp.Link, patience time.Duration) error {
-	return f.Fence.Place(loader.FencePlace{Interface: link.Index, MAC: link.MAC, Source: link.Source, Patience: patience, Router: link.Router})
+	return f.Fence.Place(loader.FencePlace{
+		Interface: link.Index, MAC: link.MAC, Source: link.Source, Patience: patience, Router: link.Router, Virtual: link.Virtual != vrrp.MAC{},
+	})
 }
 
 // A noFence says that there is none.

@@ -252,6 +252,7 @@ func (n *node) reloadVRRP(next *config.Config, routers []*vrrp.Router) {
 			n.log.Error("routes that are not configured any more are left", "error", err)
 		}
 		n.applyARP()
+		n.forgetMACs(next)
 		n.freeFences(next, routers)
 	}
 	for i, r := range routers {

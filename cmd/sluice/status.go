@@ -183,6 +183,9 @@ func printStatus(w io.Writer, s control.Status) error {
 		}
 		fmt.Fprintf(t, "  interface %s\tvirtual router %d\tversion %d\tpriority %d\n", i.Interface, i.VirtualRouterID, i.Version, i.Priority)
 		fmt.Fprintf(t, "  addresses %s\ton this node: %s\n", join(i.Addresses), join(i.Present))
+		if i.VirtualMAC != "" {
+			fmt.Fprintf(t, "  virtual MAC address %s\n", i.VirtualMAC)
+		}
 		if i.Peer != nil {
 			fmt.Fprintf(t, "  last heard %s\tpriority %d\t%s ago\n", i.Peer.Address, i.Peer.Priority, age(s.Time, i.Peer.Heard))
 		}

@@ -18,6 +18,7 @@ type instanceDef struct {
 	routesAt  []*node // parallel to Routes
 	rulesAt   []*node // parallel to Rules
 
+	virtualAt      *node   // the key of VirtualMAC
 	heartbeatAt    *node   // nil: there is none
 	heartbeatPeers []*node // parallel to Heartbeat.Peers; the key heartbeat for each of the roster's
 }
@@ -28,9 +29,10 @@ var instanceSchema = schema{
 		"name", "interface", "virtual_router_id", "priority", "version", "advertisement_interval",
 		"authentication", "preempt", "preempt_delay", "start_timeout", "addresses",
 		"unicast", "unicast_peers", "track", "group", "notify", "routes", "rules", "heartbeat",
+		"virtual_mac",
 	},
 	later: []string{
-		"sync_wait", "virtual_mac",
+		"sync_wait",
 	},
 	hints: map[string]string{
 		"advert_int":        "keepalived's advert_int is \"advertisement_interval\"",
@@ -49,6 +51,7 @@ var instanceSchema = schema{
 		"vrrp_version":      "did you mean \"version\"?",
 		"virtual_routes":    "keepalived's virtual_routes is \"routes\"",
 		"virtual_rules":     "keepalived's virtual_rules is \"rules\"",
+		"use_vmac":          "write virtual_mac: true",
 		"vrrp_sync_group":   "write group: NAME in each of its instances",
 	},
 }
@@ -147,6 +150,9 @@ func (d *decoder) instance(f fields, files fileSystem, roster []nodeDef, s self)
 	d.unicast(f, i, roster, s)
 	if n := f.own["heartbeat"]; n != nil {
 		d.heartbeat(n, i, roster, s)
+	}
+	if n := f.own["virtual_mac"]; n != nil {
+		d.virtualMAC(n, i)
 	}
 	d.routes(f, i)
 	if n := f.own["track"]; n != nil {

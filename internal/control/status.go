@@ -73,8 +73,10 @@ type Instance struct {
 	RouteProblem string `json:"route_problem,omitempty"`
 	// LastResort: it is Active though what it tracks is a fault, since no other
 	// node is.
-	LastResort bool           `json:"last_resort,omitempty"`
-	Priority   uint8          `json:"priority"`
+	LastResort bool  `json:"last_resort,omitempty"`
+	Priority   uint8 `json:"priority"`
+	// VirtualMAC is the MAC address that the VIPs are at, where it moves with them.
+	VirtualMAC string         `json:"virtual_mac,omitempty"`
 	Addresses  []netip.Prefix `json:"addresses"`
 	// Present are those of Addresses that sluice has put on the interface.
 	Present  []netip.Prefix    `json:"present"`
@@ -183,6 +185,9 @@ func NewInstance(s vrrp.Status, addresses []netip.Prefix) Instance {
 	}
 	for _, a := range s.Alarms {
 		i.Alarms = append(i.Alarms, a.Text)
+	}
+	if s.VirtualMAC != (vrrp.MAC{}) {
+		i.VirtualMAC = s.VirtualMAC.String()
 	}
 	if s.Source.IsValid() {
 		i.Source = s.Source.String()
