@@ -106,6 +106,7 @@ enum outcome {
 	DROP_HEADROOM,		/* no room for a VLAN tag or an outer header */
 	DROP_STRAY,		/* nat, no SYN and no flow, and the kernel has had enough of these */
 	DROP_FENCED,		/* asks who has a VIP that another node has taken from a daemon that is gone */
+	DROP_NOT_ACCEPTED,	/* to a VIP that this node takes nothing for but what services do */
 	DROP_INTERNAL,		/* an entry that should exist does not */
 	OUTCOMES,
 };
@@ -215,6 +216,7 @@ struct arrays {
 	__u64 probes; /* not 0: servers are probed through VIPs */
 	__u64 fences; /* not 0: there are entries in fence_addresses */
 	__u64 virtual_macs; /* not 0: MAC addresses among them */
+	__u64 closed; /* not 0: VIPs of closed instances */
 };
 
 struct counters {
@@ -500,9 +502,13 @@ enum fence_held {
 enum fence_flags {
 	FENCE_ROUTER = 1, /* of IPv6: the kernel forwards what comes in there */
 	FENCE_VIRTUAL = 2, /* the VIPs are at the virtual router's MAC address */
+	FENCE_CLOSED = 4, /* accept: false */
 };
 
-/* A VIP of an instance of VRRP, or its virtual MAC address, as frames name it. */
+/*
+ * A VIP of an instance of VRRP, or its virtual MAC address, as frames name it. A VIP of
+ * a closed one is there without interface and VLANs, too: whichever way it is reached.
+ */
 struct fence_key {
 	__u64 address[2]; /* of a MAC address: all ones, then its bytes as a number, the first one lowest */
 	__u32 interface; /* the NIC that they come in by */

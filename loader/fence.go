@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -93,6 +91,7 @@ type FencePlace struct {
 	Patience  time.Duration // without a beat, after which the daemon counts as gone
 	Router    bool          // of IPv6: neighbours are told that the node is one
 	Virtual   bool          // the VIPs are at the virtual router's MAC address
+	Closed    bool          // the node takes for the VIPs what services do, and nothing else
 }
 
 // Place says where the instance's VIPs are. The error says why the program can't
@@ -127,12 +126,18 @@ func (f *Fence) Place(p FencePlace) error {
 	if p.Virtual {
 		want.Flags |= uint8(lbFenceFlagsFENCE_VIRTUAL)
 	}
+	if p.Closed {
+		want.Flags |= uint8(lbFenceFlagsFENCE_CLOSED)
+	}
 	want.Heard, want.Claimed, want.Other = at.Heard, at.Claimed, at.Other
 	storeFence(at, &want)
 	keys := map[lbFenceKey]bool{}
 	for _, vip := range f.vips {
 		way.Address = mapped(vip)
 		keys[way] = true
+		if p.Closed && !vip.IsLinkLocalUnicast() {
+			keys[lbFenceKey{Address: way.Address}] = true
+		}
 	}
 	if p.Virtual {
 		f.all.checkVeth(int(way.Interface))
@@ -344,8 +349,13 @@ func (f *Fences) setAddresses(number uint32, want map[lbFenceKey]bool) error {
 		}
 		have[key] = number
 	}
-	macs := slices.ContainsFunc(slices.Collect(maps.Keys(have)), func(k lbFenceKey) bool { return isMAC(k.Address) })
+	var macs, closed bool
+	for key, n := range have {
+		macs = macs || isMAC(key.Address)
+		closed = closed || f.tables.fence(n).Flags&uint8(lbFenceFlagsFENCE_CLOSED) != 0
+	}
 	storeWord(&f.tables.arrays.VirtualMacs, uint64(boolWord(macs)))
+	storeWord(&f.tables.arrays.Closed, uint64(boolWord(closed)))
 	storeWord(&f.tables.arrays.Fences, uint64(boolWord(len(have) > 0)))
 	return nil
 }
@@ -366,57 +376,4 @@ func readFenced(m *ebpf.Map) (map[lbFenceKey]uint32, error) {
 		return nil, fmt.Errorf("read the VIPs of instances: %w", err)
 	}
 	return all, nil
-}
-
-// A FenceState is what the kernel knows of an instance.
-type FenceState struct {
-	Interface string // "": it is gone
-	VRID      uint8
-	Addresses []netip.Addr
-	Held      bool // the VIPs were left on the node
-	Fenced    bool // the program keeps who asks for them from the kernel
-	Beat      time.Time
-	Other     net.HardwareAddr // who was seen last, as an owner; nil: nobody since Beat
-	Seen      time.Time
-}
-
-// readFences returns when the daemon was last alive, zero if it never was, and its
-// instances.
-func readFences(t *tables) (alive time.Time, all []FenceState, err error) {
-	now, wall := uint64(clock(unix.CLOCK_MONOTONIC)), time.Now()
-	day := func(at uint64) time.Time {
-		if at == 0 {
-			return time.Time{}
-		}
-		return wall.Add(time.Duration(at - now))
-	}
-	addresses, err := readFenced(t.objects.FenceAddresses)
-	if err != nil {
-		return alive, nil, err
-	}
-	alive = day(t.fence(0).Beat)
-	for n := uint32(1); n < uint32(lbLimitsMAX_FENCES); n++ {
-		at := *t.fence(n)
-		if at.Used == 0 {
-			continue
-		}
-		s := FenceState{VRID: at.Vrid, Held: at.Held != 0, Fenced: silenced(&at, now), Beat: day(at.Beat)}
-		if nic, err := net.InterfaceByIndex(int(at.Interface)); err == nil {
-			s.Interface = nic.Name
-		}
-		if seen := max(at.Heard, at.Claimed); seen > at.Beat {
-			s.Other, s.Seen = slices.Clone(at.Other[:]), day(seen)
-		}
-		for key, number := range addresses {
-			if number == n && !isMAC(key.Address) {
-				s.Addresses = append(s.Addresses, unmapped(key.Address))
-			}
-		}
-		slices.SortFunc(s.Addresses, netip.Addr.Compare)
-		if s.Held && s.Beat.After(alive) {
-			alive = s.Beat
-		}
-		all = append(all, s)
-	}
-	return alive, all, nil
 }

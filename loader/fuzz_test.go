@@ -56,7 +56,7 @@ func TestRandomFrames(t *testing.T) {
 	for _, what := range []string{
 		"sent", "answered", "not_ip", "not_vip", "other_mac", "protocol", "later_fragment", "no_service", "no_flow",
 		"malformed_ip", "malformed_tcp", "malformed_udp", "fragment", "early_fragment", "denied", "source_limit", "ttl",
-		"no_backend", "no_next_hop", "too_big", "who_has", "fenced",
+		"no_backend", "no_next_hop", "too_big", "who_has", "fenced", "not_accepted",
 		"a pin", "a straggler", "a handshake", "a lasting UDP flow", "a fragment that follows", "a tunnel", "a new nat flow",
 		"a nat flow that goes on", "a nat reply", "an error to a nat backend", "an error to a nat client", "an error about a pinned flow",
 		"a first fragment to a nat backend", "a first fragment to a nat client", "a copy of a first fragment",

@@ -18,8 +18,10 @@ type modelFence struct {
 	router bool
 	// virtual says that the VIPs are at the virtual router's MAC address.
 	virtual bool
-	held    lbFenceHeld
-	dead    bool // its daemon has not been at work for too long
+	// closed says that the node takes for the VIPs what services do, and nothing else.
+	closed bool
+	held   lbFenceHeld
+	dead   bool // its daemon has not been at work for too long
 }
 
 // at is the MAC address that the VIPs are at.
@@ -69,6 +71,24 @@ func (m *model) toKernel(p *modelPacket) []byte {
 		return p.frame
 	}
 	return slices.Concat(mac[:], p.frame[6:])
+}
+
+// keepOut is a packet that no service took, and would else end with out.
+func (m *model) keepOut(p *modelPacket, out string) string {
+	f := m.fenceOf(p, p.dst)
+	if !p.dst.IsLinkLocalUnicast() {
+		f = nil
+		for _, any := range m.fences {
+			if slices.Contains(any.vips, p.dst) {
+				f = any
+			}
+		}
+	}
+	neighbours := p.v6 && p.ip()[6] == 58 && len(p.ip()) >= 64 && (p.ip()[40] == 135 || p.ip()[40] == 136)
+	if f == nil || !f.closed || f.held == lbFenceHeldHELD_NOT || !m.toNode(p) || neighbours {
+		return out
+	}
+	return "not_accepted"
 }
 
 // vlans are those that a frame is in. A tag in front that names none does not count.

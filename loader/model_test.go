@@ -81,6 +81,10 @@ func (m *model) step(nic uint32, frame []byte, now moment, seen []byte) answer {
 	m.now, m.seen, m.answer = now, seen, answer{}
 	p := &modelPacket{frame: frame, nic: nic}
 	m.Outcome = m.decide(p)
+	switch m.Outcome {
+	case "not_vip", "protocol", "later_fragment", "no_service":
+		m.Outcome = m.keepOut(p, m.Outcome)
+	}
 	switch {
 	case m.Outcome == "sent" || m.Outcome == "answered" || m.Outcome == "who_has":
 	case dropped[m.Outcome]:

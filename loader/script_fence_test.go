@@ -9,13 +9,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// linkVIP6 is a VIP without a service.
+var linkVIP6 = netip.MustParseAddr("fe80::100")
+
 // worldFences are the instances of the world.
 func worldFences() []*modelFence {
 	return []*modelFence{
+		{vips: []netip.Addr{linkVIP6}, vrid: 53, mac: nicMAC, source: thisNode6, closed: true, held: lbFenceHeldHELD_PROGRAM},
 		{vips: []netip.Addr{vipIP, plainVIP}, vrid: 51, mac: nicMAC, source: thisNode, held: lbFenceHeldHELD_PROGRAM},
 		{vips: []netip.Addr{v6VIP.Addr(), plainVIP6}, vrid: 51, mac: nicMAC, source: thisNode6, router: true, virtual: true, held: lbFenceHeldHELD_PROGRAM},
-		{vips: []netip.Addr{secondSource}, vlans: [2]uint16{7}, vrid: 52, mac: nicMAC, source: thisNode, virtual: true, held: lbFenceHeldHELD_PROGRAM},
-		{vips: []netip.Addr{secondSource6}, vlans: [2]uint16{7, 8}, vrid: 52, mac: nicMAC, source: thisNode6, held: lbFenceHeldHELD_PROGRAM},
+		{vips: []netip.Addr{secondSource}, vlans: [2]uint16{7}, vrid: 52, mac: nicMAC, source: thisNode, virtual: true, closed: true, held: lbFenceHeldHELD_PROGRAM},
+		{vips: []netip.Addr{secondSource6}, vlans: [2]uint16{7, 8}, vrid: 52, mac: nicMAC, source: thisNode6, closed: true, held: lbFenceHeldHELD_PROGRAM},
 	}
 }
 
@@ -29,13 +33,18 @@ func (w *twin) openFences(t testing.TB) {
 	w.m.fences = worldFences()
 	for _, m := range w.m.fences {
 		f := all.Fence(m.vrid, m.vips)
-		if err := f.Place(FencePlace{Interface: nicIndex, MAC: m.mac, Source: m.source, Router: m.router, Virtual: m.virtual}); err != nil {
+		if err := f.Place(FencePlace{Interface: nicIndex, MAC: m.mac, Source: m.source, Router: m.router, Virtual: m.virtual, Closed: m.closed}); err != nil {
 			t.Fatal(err)
 		}
 		// There is no VLAN on the interface that test packets come in by.
 		keys := map[lbFenceKey]bool{}
 		for _, vip := range m.vips {
 			keys[lbFenceKey{Address: mapped(vip), Interface: nicIndex, Vlan: [2]uint16{bigEndian16(m.vlans[0]), bigEndian16(m.vlans[1])}}] = true
+		}
+		if m.closed {
+			for _, vip := range m.vips {
+				keys[lbFenceKey{Address: mapped(vip)}] = true
+			}
 		}
 		if m.virtual {
 			keys[lbFenceKey{Address: macAddress(m.at()), Interface: nicIndex, Vlan: [2]uint16{bigEndian16(m.vlans[0]), bigEndian16(m.vlans[1])}}] = true

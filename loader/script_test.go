@@ -340,7 +340,7 @@ func other(s *script) testenv.Frame {
 		f.Protocol = uint8(s.next())
 		f.Payload = []byte{8, 0, 0, 0, 0, 1, 0, 1, 'p', 'i', 'n', 'g'}
 	case 1:
-		f.Dst = netip.MustParseAddrPort(oneOf(s, "192.0.2.1:80", "[2001:db8::1]:80", "[::ffff:192.0.2.100]:80", "224.0.0.18:80"))
+		f.Dst = netip.MustParseAddrPort(oneOf(s, "192.0.2.1:80", "[2001:db8::1]:80", "[fe80::100]:80", "[::ffff:192.0.2.100]:80", "224.0.0.18:80"))
 		f.Src = clientPort
 		if f.Dst.Addr().Is6() {
 			f.EtherType, f.Src = testenv.EtherTypeIPv6, v6Client

@@ -205,6 +205,7 @@ var outcomeNames = map[lbOutcome]string{
 	lbOutcomeDROP_HEADROOM:       "headroom",
 	lbOutcomeDROP_STRAY:          "stray",
 	lbOutcomeDROP_FENCED:         "fenced",
+	lbOutcomeDROP_NOT_ACCEPTED:   "not_accepted",
 	lbOutcomeDROP_INTERNAL:       "internal",
 }
 
