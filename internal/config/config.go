@@ -128,7 +128,9 @@ type Instance struct {
 	Heartbeat Heartbeat
 	// VirtualMAC has the VIPs at the virtual router's MAC address.
 	VirtualMAC bool
-	Track      []lb.Tracked // what it depends on; each names a check or service that is there
+	// Accept says that the Active node takes for the VIPs what no service does, too.
+	Accept bool
+	Track  []lb.Tracked // what it depends on; each names a check or service that is there
 	// Group is the name that it has in common with those it moves together with; "":
 	// it moves by itself.
 	Group  string
