@@ -63,8 +63,10 @@ type BackendStats struct {
 // An Outcome counts packets that were not forwarded.
 type Outcome struct {
 	Name    string `json:"name"`
-	Dropped bool   `json:"dropped"` // else passed to the kernel; who_has: answered
+	Dropped bool   `json:"dropped"` // else passed to the kernel, or answered
 	Packets uint64 `json:"packets"`
+	// Answered: sent back as an answer.
+	Answered bool `json:"answered,omitempty"`
 }
 
 // Stats reads the counters.
@@ -151,7 +153,7 @@ func readOutcomes(m *kernelMaps) ([]Outcome, error) {
 		if err := m.Outcomes.Lookup(uint32(o), &counts); err != nil {
 			return nil, fmt.Errorf("read the outcome counters: %w", err)
 		}
-		out := Outcome{Name: outcomeNames[o], Dropped: o >= lbOutcomeDROP_MALFORMED_IP}
+		out := Outcome{Name: outcomeNames[o], Dropped: o >= lbOutcomeDROP_MALFORMED_IP, Answered: o == lbOutcomeANSWERED_WHO_HAS}
 		for _, c := range counts {
 			out.Packets += c
 		}
