@@ -6,38 +6,17 @@
  * now, who asks for the VIP gets no answer from this node: neither to ARP requests nor
  * to neighbour solicitations. Packets that come all the same are forwarded as before.
  * While the daemon is at work nothing is kept from the kernel: whose the VIP is, is
- * for VRRP to say.
+ * for VRRP to say. who_has.h answers in the kernel's place.
  */
 #ifndef SLUICE_FENCE_H
 #define SLUICE_FENCE_H
 
 #include "facts.h"
-
-#define VLAN_IDENTIFIER bpf_htons(0x0fff)
+#include "owner.h"
+#include "who_has.h"
 
 #define PROTOCOL_VRRP 112
 #define VRRP_ADVERTISEMENT 1
-
-/* ICMPv6 (RFC 4861, sections 4.3 and 4.4). */
-#define ICMP6_SOLICITATION 135
-#define ICMP6_ADVERTISEMENT 136
-#define ADVERTISEMENT_SOLICITED 0x40
-#define OPTION_TARGET_MAC 2
-
-/* ARP for IPv4 on Ethernet (RFC 826). Its addresses are not aligned. */
-struct arp_packet {
-	__be16 hardware;
-	__be16 protocol;
-	__u8 hardware_length;
-	__u8 protocol_length;
-	__be16 operation;
-	__u8 sender_mac[6];
-	__u8 sender[4];
-	__u8 target_mac[6];
-	__u8 target[4];
-} __attribute__((packed));
-
-#define ARP_REQUEST bpf_htons(1)
 
 /* As far as both versions and both families agree (RFC 9568, section 5.1). */
 struct vrrp_header {
@@ -46,21 +25,6 @@ struct vrrp_header {
 	__u8 priority;
 	__u8 count; /* of addresses */
 	__u8 rest[4];
-};
-
-struct neighbour_message {
-	__u8 type;
-	__u8 code;
-	__be16 checksum;
-	__u8 flags; /* of an advertisement */
-	__u8 reserved[3];
-	struct in6_addr target;
-};
-
-struct mac_option {
-	__u8 type;
-	__u8 length; /* in units of 8 bytes */
-	__u8 mac[6];
 };
 
 /* Whether a packet to an address that is no service's may say whose a VIP is, or ask for it. */
@@ -72,23 +36,6 @@ static __always_inline bool may_tell_owner(struct packet *p)
 		return false;
 	protocol = p->v6 ? p->ip6->nexthdr : p->ip->protocol;
 	return protocol == PROTOCOL_VRRP || (p->v6 && protocol == IPPROTO_ICMPV6);
-}
-
-/* The instance that a VIP belongs to, where the packet came in. */
-static __always_inline struct fence *fence_of(struct packet *p, __u64 high, __u64 low)
-{
-	struct fence_key key = { .address = { high, low }, .interface = p->interface };
-	__u32 *number, place;
-
-	if (p->vlans)
-		key.vlan[0] = p->vlan[0] & VLAN_IDENTIFIER;
-	if (p->vlans > 1)
-		key.vlan[1] = p->vlan[1] & VLAN_IDENTIFIER;
-	number = bpf_map_lookup_elem(&fence_addresses, &key);
-	if (!number)
-		return NULL;
-	place = *number;
-	return bpf_map_lookup_elem(&fences, &place);
 }
 
 static __always_inline void note_other(struct fence *f, __u8 *mac)
@@ -113,16 +60,6 @@ static __always_inline void note_heard(struct fence *f, __u8 *mac)
 	f->heard = bpf_ktime_get_ns();
 }
 
-/* Whether this node is not to be asked for the VIP; claims: the packet in hand says that another one has it. */
-static __always_inline bool is_fenced(struct fence *f, bool claims)
-{
-	__u64 beat = *(volatile __u64 *)&f->beat;
-
-	if (!f->held || (!claims && f->heard <= beat && f->claimed <= beat))
-		return false;
-	return (__s64)(bpf_ktime_get_ns() - beat) > (__s64)f->patience;
-}
-
 static __always_inline __u64 mapped_bytes(__u8 *address)
 {
 	return mapped(*(__be32 *)address);
@@ -141,13 +78,16 @@ static __always_inline int fence_arp(struct packet *p)
 	f = fence_of(p, 0, mapped_bytes(arp->target));
 	if (!f)
 		return PASS_NOT_IP;
-	/* A backend that asks for its client from the VIP is misconfigured, and no owner. */
+	/*
+	 * A backend that asks for its client from the VIP is misconfigured, and no owner. What
+	 * comes from the virtual MAC address is another node's: a NIC hears nothing of its own.
+	 */
 	claims = *(__be32 *)arp->sender == *(__be32 *)arp->target && !mac_equal(arp->sender_mac, f->mac);
 	if (claims)
 		note_claim(f, arp->sender_mac);
-	if (arp->operation == ARP_REQUEST && is_fenced(f, claims))
-		return DROP_FENCED;
-	return PASS_NOT_IP;
+	if (arp->operation != ARP_REQUEST)
+		return PASS_NOT_IP;
+	return is_fenced(f, claims) ? DROP_FENCED : answer_arp(p, f, arp);
 }
 
 /* An advertisement counts if it is from the segment, of this instance, of another node, and no goodbye. */
@@ -203,20 +143,11 @@ static __always_inline int fence_neighbour(struct packet *p, void *message, int 
 	if (!f)
 		return out;
 	if (m->type == ICMP6_SOLICITATION)
-		return is_fenced(f, false) ? DROP_FENCED : out;
+		return is_fenced(f, false) ? DROP_FENCED : answer_solicitation(p, f, m, out);
 	mac = advertised_mac(p, m);
 	if (!(m->flags & ADVERTISEMENT_SOLICITED) && !mac_equal(mac, f->mac))
 		note_claim(f, mac);
 	return out;
-}
-
-/* Takes away tags that say nothing but a priority: to the kernel there is none. */
-static __always_inline void drop_priority_tags(struct packet *p)
-{
-	if (p->vlans && !(p->vlan[0] & VLAN_IDENTIFIER)) {
-		p->vlan[0] = p->vlan[1];
-		p->vlans--;
-	}
 }
 
 /* What becomes of a frame that so far would pass as out. */
@@ -230,7 +161,6 @@ SUBPROGRAM int fence_pipeline(struct xdp_md *ctx, int out)
 	p.end = (void *)(long)ctx->data_end;
 	p.interface = came_by(ctx);
 	if (parse_ethernet(&p) == NEXT) {
-		drop_priority_tags(&p);
 		if (p.v6) {
 			if ((void *)(p.ip6 + 1) > p.end)
 				return out;
@@ -250,7 +180,6 @@ SUBPROGRAM int fence_pipeline(struct xdp_md *ctx, int out)
 	type = p.data + 2 * ETH_ALEN + (p.vlans * sizeof(struct vlan_header) & 31);
 	if (!p.l3 || (void *)(type + 1) > p.end || *type != bpf_htons(ETH_P_ARP))
 		return out;
-	drop_priority_tags(&p);
 	return fence_arp(&p);
 }
 

@@ -7,6 +7,8 @@
  *   nat.h        translated flows, both directions; nat_ports.h: source ports
  *   dnat.h       nat that keeps the client's address; routes.h: the way to a client
  *   fence.h      who else has a VIP, and whether this node may still answer for it
+ *   closed.h     VIPs that only services answer for
+ *   who_has.h    the answers, while the kernel has not the address yet
  *   emit.h       link-layer header, VLAN tags, XDP_TX or redirect
  *   pipeline.h   the stages in a row, and the one place where outcomes count
  *

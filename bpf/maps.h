@@ -173,7 +173,7 @@ struct {
 /* Instances of VRRP, and when their daemon was last at work; written through mmap. */
 ARRAY(fences, struct fence, MAX_FENCES, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE);
 
-/* The numbers of the instances that VIPs belong to. */
+/* The numbers of the instances that VIPs, and virtual MAC addresses, belong to. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_FENCED);

@@ -6,26 +6,6 @@
 #include "extensions.h"
 #include "packet.h"
 
-/* The sum of an address's words, for a checksum. */
-static __always_inline __u64 sum6(struct in6_addr *a)
-{
-	return (__u64)a->s6_addr32[0] + a->s6_addr32[1] + a->s6_addr32[2] + a->s6_addr32[3];
-}
-
-static __always_inline __u64 unsum6(struct in6_addr *a)
-{
-	return (__u64)(__u32)~a->s6_addr32[0] + (__u32)~a->s6_addr32[1] + (__u32)~a->s6_addr32[2] +
-	       (__u32)~a->s6_addr32[3];
-}
-
-static __always_inline void store6(struct in6_addr *a, __u64 *word)
-{
-	a->s6_addr32[0] = word[0];
-	a->s6_addr32[1] = word[0] >> 32;
-	a->s6_addr32[2] = word[1];
-	a->s6_addr32[3] = word[1] >> 32;
-}
-
 /*
  * Writes the new addresses, one hop less to live, and an IPv4 header's checksum
  * (RFC 1624, eqn. 3). There must be a hop left. The addresses are of the packet's

@@ -101,6 +101,18 @@ static __always_inline struct address source_of(struct packet *p)
 	return a;
 }
 
+/* Six bytes as a number, the first one lowest. */
+static __always_inline __u64 mac_word(void *mac)
+{
+	return *(__u32 *)mac | (__u64)*(__u16 *)(mac + 4) << 32;
+}
+
+static __always_inline void write_mac(void *to, __u64 mac)
+{
+	*(__u32 *)to = mac;
+	*(__u16 *)(to + 4) = mac >> 32;
+}
+
 /* 2^64 divided by the golden ratio: the high half of a product is a fair hash. */
 #define GOLDEN 0x9e3779b97f4a7c15ULL
 
@@ -123,6 +135,26 @@ static __always_inline __u16 fold(__u64 sum)
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	return ~sum;
+}
+
+/* The sum of an address's words, for a checksum. */
+static __always_inline __u64 sum6(struct in6_addr *a)
+{
+	return (__u64)a->s6_addr32[0] + a->s6_addr32[1] + a->s6_addr32[2] + a->s6_addr32[3];
+}
+
+static __always_inline __u64 unsum6(struct in6_addr *a)
+{
+	return (__u64)(__u32)~a->s6_addr32[0] + (__u32)~a->s6_addr32[1] + (__u32)~a->s6_addr32[2] +
+	       (__u32)~a->s6_addr32[3];
+}
+
+static __always_inline void store6(struct in6_addr *a, __u64 *word)
+{
+	a->s6_addr32[0] = word[0];
+	a->s6_addr32[1] = word[0] >> 32;
+	a->s6_addr32[2] = word[1];
+	a->s6_addr32[3] = word[1] >> 32;
 }
 
 /*

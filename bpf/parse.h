@@ -8,6 +8,7 @@
 #define SLUICE_PARSE_H
 
 #include "extensions.h"
+#include "owner.h"
 #include "packet.h"
 
 /* The flags' bits in the 14th byte of a TCP header (RFC 9293, section 3.1). */
@@ -113,9 +114,30 @@ static __always_inline int check_mac(struct packet *p)
 {
 	struct interface *nic = interface_at(p->interface);
 
-	if (nic->index != p->interface || !mac_equal(p->data, nic->mac))
+	if (nic->index != p->interface)
 		return PASS_OTHER_MAC;
-	return NEXT;
+	return mac_equal(p->data, nic->mac) || to_virtual_mac(p) ? NEXT : PASS_OTHER_MAC;
+}
+
+/*
+ * The kernel takes no frame that is to a virtual MAC address. One that this node has, and
+ * that passes, gets the NIC's.
+ */
+SUBPROGRAM int give_to_kernel(struct xdp_md *ctx)
+{
+	struct packet p = {};
+	struct interface *nic;
+
+	p.data = (void *)(long)ctx->data;
+	p.end = (void *)(long)ctx->data_end;
+	p.interface = came_by(ctx);
+	if (p.data + ETH_HLEN > p.end || *(__u32 *)p.data != VIRTUAL_PREFIX)
+		return XDP_PASS;
+	parse_ethernet(&p); /* for its tags, whatever it holds */
+	nic = interface_at(p.interface);
+	if (nic->index == p.interface && to_virtual_mac(&p))
+		write_mac(p.data, mac_word(nic->mac));
+	return XDP_PASS;
 }
 
 /* Whether the whole IP packet has come; the end of it may lie in further buffers. */

@@ -4,6 +4,7 @@
 #define SLUICE_PIPELINE_H
 
 #include "balance.h"
+#include "closed.h"
 #include "dnat.h"
 #include "dnat_errors.h"
 #include "emit.h"
@@ -214,11 +215,17 @@ static __always_inline int take_long_way(struct xdp_md *ctx)
 	out &= 0xff;
 	if (out == PASS_NO_FLOW && !spend(&stray_allowance, STRAYS_PER_TICK))
 		out = DROP_STRAY;
+	if (tables.closed && no_service_took(out))
+		out = keep_out(ctx, out);
 	TRACE(outcome, out);
 	if (out == SENT || out == ANSWERED)
 		return verdict;
 	count_outcome(out);
-	return out < DROP_MALFORMED_IP ? XDP_PASS : XDP_DROP;
+	if (out == ANSWERED_WHO_HAS)
+		return XDP_TX;
+	if (out >= DROP_MALFORMED_IP)
+		return XDP_DROP;
+	return tables.virtual_macs ? give_to_kernel(ctx) : XDP_PASS;
 }
 
 /* The verdict on one frame. */

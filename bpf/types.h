@@ -79,6 +79,7 @@ enum outcome {
 	NEXT = 0,		/* none yet: the next stage goes on */
 	SENT,			/* forwarded; counted per backend, not here */
 	ANSWERED,		/* sent back to the client as an ICMP error; counted per service */
+	ANSWERED_WHO_HAS,	/* asks who has a VIP of this node: sent back as the answer, and counted */
 	PASS_NOT_IP,		/* neither IPv4 nor IPv6 */
 	PASS_NOT_VIP,		/* destination address is no VIP */
 	PASS_OTHER_MAC,		/* destination MAC is not this NIC's */
@@ -105,6 +106,7 @@ enum outcome {
 	DROP_HEADROOM,		/* no room for a VLAN tag or an outer header */
 	DROP_STRAY,		/* nat, no SYN and no flow, and the kernel has had enough of these */
 	DROP_FENCED,		/* asks who has a VIP that another node has taken from a daemon that is gone */
+	DROP_NOT_ACCEPTED,	/* to a VIP that this node takes nothing for but what services do */
 	DROP_INTERNAL,		/* an entry that should exist does not */
 	OUTCOMES,
 };
@@ -213,6 +215,8 @@ struct arrays {
 	__u64 expects_replies; /* 1: there are entries in replies */
 	__u64 probes; /* not 0: servers are probed through VIPs */
 	__u64 fences; /* not 0: there are entries in fence_addresses */
+	__u64 virtual_macs; /* not 0: MAC addresses among them */
+	__u64 closed; /* not 0: VIPs of closed instances */
 };
 
 struct counters {
@@ -488,9 +492,25 @@ struct probe_flow {
 	__u32 pad;
 };
 
-/* A VIP of an instance of VRRP, as frames name it. */
+/* Who answers ARP and neighbour solicitations for the VIPs of an instance of VRRP. */
+enum fence_held {
+	HELD_NOT = 0, /* they are not on this node */
+	HELD_KERNEL, /* they are on the interface */
+	HELD_PROGRAM, /* they are this node's, whether they are on the interface or not */
+};
+
+enum fence_flags {
+	FENCE_ROUTER = 1, /* of IPv6: the kernel forwards what comes in there */
+	FENCE_VIRTUAL = 2, /* the VIPs are at the virtual router's MAC address */
+	FENCE_CLOSED = 4, /* accept: false */
+};
+
+/*
+ * A VIP of an instance of VRRP, or its virtual MAC address, as frames name it. A VIP of
+ * a closed one is there without interface and VLANs, too: whichever way it is reached.
+ */
 struct fence_key {
-	__u64 address[2];
+	__u64 address[2]; /* of a MAC address: all ones, then its bytes as a number, the first one lowest */
 	__u32 interface; /* the NIC that they come in by */
 	__be16 vlan[MAX_VLANS]; /* VLAN identifiers, outer first; 0: none */
 };
@@ -507,9 +527,10 @@ struct fence {
 	__u8 vrid;
 	__u8 v6;
 	__u8 used; /* an instance has this entry */
-	__u8 held; /* the VIPs are on this node */
+	__u8 held; /* enum fence_held */
 	__u8 mac[6]; /* of that interface */
-	__u8 pad[2];
+	__u8 flags; /* enum fence_flags */
+	__u8 pad;
 	__u64 heard; /* another node's advertisement */
 	__u64 claimed; /* gratuitous ARP, or an unsolicited neighbour advertisement, for a VIP */
 	__u8 other[6]; /* who has sent the last of these */
@@ -546,6 +567,8 @@ struct exported {
 	enum nat_flags nat_flags;
 	enum nat_event nat_event;
 	enum fragments_way fragments_way;
+	enum fence_held fence_held;
+	enum fence_flags fence_flags;
 	struct nat_flow nat_flow;
 };
 

@@ -84,6 +84,8 @@ type benchArrays struct {
 	ExpectsReplies uint64
 	Probes         uint64
 	Fences         uint64
+	VirtualMacs    uint64
+	Closed         uint64
 }
 
 type benchBenchFlow struct {
@@ -144,6 +146,8 @@ type benchExported struct {
 	NatFlags     uint32
 	NatEvent     uint32
 	FragmentsWay uint32
+	FenceHeld    uint32
+	FenceFlags   uint32
 	_            [4]byte
 	NatFlow      struct {
 		_               structs.HostLayout
@@ -177,7 +181,8 @@ type benchFence struct {
 	Used      uint8
 	Held      uint8
 	Mac       [6]uint8
-	Pad       [2]uint8
+	Flags     uint8
+	Pad       uint8
 	Heard     uint64
 	Claimed   uint64
 	Other     [6]uint8

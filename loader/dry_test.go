@@ -99,6 +99,10 @@ func (r dryRun) differs(verdict uint32, out []byte) error {
 	if r.verdict != verdict {
 		return fmt.Errorf("verdict %d, a dry run said %d: %s", verdict, r.verdict, r)
 	}
+	// What a frame to a virtual MAC address says of its owner a dry run does not note.
+	if verdict == xdpPass && (isVirtual(out) || isVirtual(r.out)) && bytes.Equal(out[6:], r.out[6:]) {
+		return nil
+	}
 	if verdict != xdpDrop && !bytes.Equal(maskID(out), maskID(r.out)) {
 		return fmt.Errorf("the frame left as\n%x\na dry run said\n%x\n%s", out, r.out, r)
 	}
@@ -108,6 +112,9 @@ func (r dryRun) differs(verdict uint32, out []byte) error {
 func (r dryRun) String() string {
 	return fmt.Sprintf("outcome %s, %+v", outcomeNames[lbOutcome(r.trace.Outcome)], r.trace)
 }
+
+// isVirtual tells whether a frame is to a virtual router's MAC address.
+func isVirtual(frame []byte) bool { return bytes.HasPrefix(frame, []byte{0, 0, 0x5e, 0}) }
 
 // maskID takes out what is random in a frame: the identification of an outer IPv4
 // header that may be fragmented, and the checksum over it.

@@ -400,7 +400,7 @@ func TestOutcomesAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	documented := map[string]Meaning{}
-	for _, row := range regexp.MustCompile("(?m)^\\| (`[a-z_`, ]+`) \\| (?:pass|drop) \\| ([^|]+) \\| ([^|]+) \\|$").FindAllStringSubmatch(string(text), -1) {
+	for _, row := range regexp.MustCompile("(?m)^\\| (`[a-z_`, ]+`) \\| (?:pass|drop|answer) \\| ([^|]+) \\| ([^|]+) \\|$").FindAllStringSubmatch(string(text), -1) {
 		for _, name := range regexp.MustCompile("[a-z_]+").FindAllString(row[1], -1) {
 			documented[name] = Meaning{row[2], row[3]}
 		}

@@ -1,11 +1,13 @@
 package loader
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
+	"math"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,7 +24,10 @@ import (
 type Fences struct {
 	objects *kernelMaps
 	tables  *tables
+	log     *slog.Logger
 	mu      sync.Mutex // of entries being given out, and of addresses
+
+	vethSaid bool // guarded by mu
 }
 
 // A FenceName is what makes an instance the same one for the next daemon.
@@ -35,7 +40,7 @@ type FenceName struct {
 // OpenFences returns the table. What an earlier daemon has left of instances that
 // are not named is removed; the others go on as they are.
 func (d *Datapath) OpenFences(instances []FenceName) (*Fences, error) {
-	f := &Fences{objects: d.objects, tables: d.tables}
+	f := &Fences{objects: d.objects, tables: d.tables, log: d.log}
 	wanted := map[fenceID]bool{}
 	for _, i := range instances {
 		if nic, err := net.InterfaceByName(i.Interface); err == nil {
@@ -65,8 +70,11 @@ type Fence struct {
 	all    *Fences
 	vrid   uint8
 	vips   []netip.Addr
-	number uint32 // 0: it has no place yet
-	held   bool   // by this daemon, or adopted
+	number uint32      // 0: it has no place yet
+	held   lbFenceHeld // by this daemon, or adopted
+	// virtual says that the VIPs are at a virtual MAC address, so that the kernel never
+	// answers for them.
+	virtual bool
 }
 
 // Fence returns the entry of an instance, which has no place in the table before
@@ -81,6 +89,9 @@ type FencePlace struct {
 	MAC       [6]byte
 	Source    netip.Addr    // of its advertisements
 	Patience  time.Duration // without a beat, after which the daemon counts as gone
+	Router    bool          // of IPv6: neighbours are told that the node is one
+	Virtual   bool          // the VIPs are at the virtual router's MAC address
+	Closed    bool          // the node takes for the VIPs what services do, and nothing else
 }
 
 // Place says where the instance's VIPs are. The error says why the program can't
@@ -95,23 +106,42 @@ func (f *Fence) Place(p FencePlace) error {
 		}
 		return err
 	}
+	f.virtual = p.Virtual
 	id := fenceID{uint32(p.Interface), f.vrid, len(f.vips) > 0 && f.vips[0].Is6()}
 	if f.number == 0 || idOf(f.at()) != id {
 		if err := f.move(id); err != nil {
 			return err
 		}
-		if f.held { // since before it had this place
+		if f.held != lbFenceHeldHELD_NOT { // since before it had this place
 			f.Adopt()
 		}
 	}
 	at := f.at()
 	want := *at
 	want.Patience, want.Source, want.Mac = uint64(p.Patience), mapped(p.Source), p.MAC
+	want.Flags = 0
+	if p.Router {
+		want.Flags |= uint8(lbFenceFlagsFENCE_ROUTER)
+	}
+	if p.Virtual {
+		want.Flags |= uint8(lbFenceFlagsFENCE_VIRTUAL)
+	}
+	if p.Closed {
+		want.Flags |= uint8(lbFenceFlagsFENCE_CLOSED)
+	}
 	want.Heard, want.Claimed, want.Other = at.Heard, at.Claimed, at.Other
 	storeFence(at, &want)
 	keys := map[lbFenceKey]bool{}
 	for _, vip := range f.vips {
 		way.Address = mapped(vip)
+		keys[way] = true
+		if p.Closed && !vip.IsLinkLocalUnicast() {
+			keys[lbFenceKey{Address: way.Address}] = true
+		}
+	}
+	if p.Virtual {
+		f.all.checkVeth(int(way.Interface))
+		way.Address = macAddress(virtualMAC(id))
 		keys[way] = true
 	}
 	return f.all.setAddresses(f.number, keys)
@@ -148,11 +178,29 @@ func (f *Fence) move(id fenceID) error {
 	return nil
 }
 
-// Hold says that the VIPs are on this node, or will be in a moment, by the doing of
-// this daemon: it is at work.
-func (f *Fence) Hold() {
+// Hold says that the VIPs are this node's from now on, by the doing of this daemon: it
+// is at work. From this store on the program answers who asks for them, until Present;
+// it reports whether it does.
+func (f *Fence) Hold() bool {
 	f.Beat()
-	f.hold(true)
+	f.hold(lbFenceHeldHELD_PROGRAM)
+	return f.number != 0
+}
+
+// Present says that the VIPs that are held are on the interface: the kernel answers,
+// where they are at the interface's own MAC address.
+func (f *Fence) Present() {
+	if f.held != lbFenceHeldHELD_NOT {
+		f.hold(f.present())
+	}
+}
+
+// present is who answers for VIPs that are on the interface.
+func (f *Fence) present() lbFenceHeld {
+	if f.virtual {
+		return lbFenceHeldHELD_PROGRAM
+	}
+	return lbFenceHeldHELD_KERNEL
 }
 
 // Left tells how long ago the daemon of an earlier run was at work, which has left the
@@ -172,23 +220,23 @@ func (f *Fence) Left() (age time.Duration, ok bool) {
 // Adopt says that VIPs of an earlier run are on this node. Whether that run counts
 // as gone, and who has been seen since, stays as it was.
 func (f *Fence) Adopt() {
-	f.held = true
-	if f.number != 0 && f.at().Held == 0 {
-		f.Hold()
+	if f.number != 0 && f.at().Held == uint8(lbFenceHeldHELD_NOT) {
+		f.Beat()
 	}
+	f.hold(f.present())
 }
 
 // Drop says that the VIPs are not on this node any more.
-func (f *Fence) Drop() { f.hold(false) }
+func (f *Fence) Drop() { f.hold(lbFenceHeldHELD_NOT) }
 
-func (f *Fence) hold(held bool) {
+func (f *Fence) hold(held lbFenceHeld) {
 	f.held = held
 	if f.number == 0 {
 		return
 	}
 	at := f.at()
 	want := *at
-	want.Held = boolByte(held)
+	want.Held = uint8(held)
 	storeWord(&wordsOf(at)[fenceHeldWord], wordsOf(&want)[fenceHeldWord])
 }
 
@@ -257,6 +305,16 @@ type fenceID struct {
 
 func idOf(f *lbFence) fenceID { return fenceID{f.Interface, f.Vrid, f.V6 != 0} }
 
+// virtualMAC is the MAC address of an instance's virtual router (RFC 9568, 7.3).
+func virtualMAC(i fenceID) [6]byte { return [6]byte{0, 0, 0x5e, 0, 1 + boolByte(i.v6), i.vrid} }
+
+// macAddress stands for a MAC address among addresses, and isMAC tells it from others.
+func macAddress(mac [6]byte) [2]uint64 {
+	return [2]uint64{math.MaxUint64, binary.LittleEndian.Uint64(append(mac[:], 0, 0))}
+}
+
+func isMAC(address [2]uint64) bool { return address[0] == math.MaxUint64 }
+
 func boolByte(b bool) uint8 { return uint8(boolWord(b)) }
 
 // way is how frames of an interface come in: by a NIC that the program is on, with
@@ -288,28 +346,31 @@ func (f *Fences) setAddresses(number uint32, want map[lbFenceKey]bool) error {
 	if err != nil {
 		return err
 	}
-	left := len(have)
 	for key, n := range have {
 		if n == number && !want[key] {
 			if err := f.objects.FenceAddresses.Delete(&key); err != nil {
 				return fmt.Errorf("forget a VIP of an instance: %w", err)
 			}
-			left--
+			delete(have, key)
 		}
 	}
 	for key := range want {
-		n, known := have[key]
-		if known && n == number {
+		if n, known := have[key]; known && n == number {
 			continue
 		}
 		if err := f.objects.FenceAddresses.Put(&key, &number); err != nil {
 			return fmt.Errorf("note a VIP of an instance: %w", err)
 		}
-		if !known {
-			left++
-		}
+		have[key] = number
 	}
-	storeWord(&f.tables.arrays.Fences, uint64(boolWord(left > 0)))
+	var macs, closed bool
+	for key, n := range have {
+		macs = macs || isMAC(key.Address)
+		closed = closed || f.tables.fence(n).Flags&uint8(lbFenceFlagsFENCE_CLOSED) != 0
+	}
+	storeWord(&f.tables.arrays.VirtualMacs, uint64(boolWord(macs)))
+	storeWord(&f.tables.arrays.Closed, uint64(boolWord(closed)))
+	storeWord(&f.tables.arrays.Fences, uint64(boolWord(len(have) > 0)))
 	return nil
 }
 
@@ -329,57 +390,4 @@ func readFenced(m *ebpf.Map) (map[lbFenceKey]uint32, error) {
 		return nil, fmt.Errorf("read the VIPs of instances: %w", err)
 	}
 	return all, nil
-}
-
-// A FenceState is what the kernel knows of an instance.
-type FenceState struct {
-	Interface string // "": it is gone
-	VRID      uint8
-	Addresses []netip.Addr
-	Held      bool // the VIPs were left on the node
-	Fenced    bool // the program keeps who asks for them from the kernel
-	Beat      time.Time
-	Other     net.HardwareAddr // who was seen last, as an owner; nil: nobody since Beat
-	Seen      time.Time
-}
-
-// readFences returns when the daemon was last alive, zero if it never was, and its
-// instances.
-func readFences(t *tables) (alive time.Time, all []FenceState, err error) {
-	now, wall := uint64(clock(unix.CLOCK_MONOTONIC)), time.Now()
-	day := func(at uint64) time.Time {
-		if at == 0 {
-			return time.Time{}
-		}
-		return wall.Add(time.Duration(at - now))
-	}
-	addresses, err := readFenced(t.objects.FenceAddresses)
-	if err != nil {
-		return alive, nil, err
-	}
-	alive = day(t.fence(0).Beat)
-	for n := uint32(1); n < uint32(lbLimitsMAX_FENCES); n++ {
-		at := *t.fence(n)
-		if at.Used == 0 {
-			continue
-		}
-		s := FenceState{VRID: at.Vrid, Held: at.Held != 0, Fenced: silenced(&at, now), Beat: day(at.Beat)}
-		if nic, err := net.InterfaceByIndex(int(at.Interface)); err == nil {
-			s.Interface = nic.Name
-		}
-		if seen := max(at.Heard, at.Claimed); seen > at.Beat {
-			s.Other, s.Seen = slices.Clone(at.Other[:]), day(seen)
-		}
-		for key, number := range addresses {
-			if number == n {
-				s.Addresses = append(s.Addresses, unmapped(key.Address))
-			}
-		}
-		slices.SortFunc(s.Addresses, netip.Addr.Compare)
-		if s.Held && s.Beat.After(alive) {
-			alive = s.Beat
-		}
-		all = append(all, s)
-	}
-	return alive, all, nil
 }

@@ -56,7 +56,7 @@ func TestRandomFrames(t *testing.T) {
 	for _, what := range []string{
 		"sent", "answered", "not_ip", "not_vip", "other_mac", "protocol", "later_fragment", "no_service", "no_flow",
 		"malformed_ip", "malformed_tcp", "malformed_udp", "fragment", "early_fragment", "denied", "source_limit", "ttl",
-		"no_backend", "no_next_hop", "too_big",
+		"no_backend", "no_next_hop", "too_big", "who_has", "fenced", "not_accepted",
 		"a pin", "a straggler", "a handshake", "a lasting UDP flow", "a fragment that follows", "a tunnel", "a new nat flow",
 		"a nat flow that goes on", "a nat reply", "an error to a nat backend", "an error to a nat client", "an error about a pinned flow",
 		"a first fragment to a nat backend", "a first fragment to a nat client", "a copy of a first fragment",
@@ -64,6 +64,7 @@ func TestRandomFrames(t *testing.T) {
 		"a fragment whose backend has gone", "a fragment that begins with another header",
 		"a packet to a dnat backend", "a later fragment to a dnat backend", "a dnat reply", "a later fragment of a dnat reply",
 		"an error to a dnat backend", "an error to a dnat client", "an answer to a dnat backend",
+		"a frame to a virtual MAC address",
 	} {
 		if w.m.reached[what] < 20 {
 			t.Errorf("%s was reached %d times, want 20 at least", what, w.m.reached[what])

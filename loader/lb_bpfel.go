@@ -84,6 +84,8 @@ type lbArrays struct {
 	ExpectsReplies uint64
 	Probes         uint64
 	Fences         uint64
+	VirtualMacs    uint64
+	Closed         uint64
 }
 
 type lbBackend struct {
@@ -131,6 +133,8 @@ type lbExported struct {
 	NatFlags     uint32
 	NatEvent     uint32
 	FragmentsWay uint32
+	FenceHeld    uint32
+	FenceFlags   uint32
 	_            [4]byte
 	NatFlow      struct {
 		_               structs.HostLayout
@@ -164,12 +168,29 @@ type lbFence struct {
 	Used      uint8
 	Held      uint8
 	Mac       [6]uint8
-	Pad       [2]uint8
+	Flags     uint8
+	Pad       uint8
 	Heard     uint64
 	Claimed   uint64
 	Other     [6]uint8
 	Pad2      [2]uint8
 }
+
+type lbFenceFlags uint32
+
+const (
+	lbFenceFlagsFENCE_ROUTER  lbFenceFlags = 1
+	lbFenceFlagsFENCE_VIRTUAL lbFenceFlags = 2
+	lbFenceFlagsFENCE_CLOSED  lbFenceFlags = 4
+)
+
+type lbFenceHeld uint32
+
+const (
+	lbFenceHeldHELD_NOT     lbFenceHeld = 0
+	lbFenceHeldHELD_KERNEL  lbFenceHeld = 1
+	lbFenceHeldHELD_PROGRAM lbFenceHeld = 2
+)
 
 type lbFenceKey struct {
 	_         structs.HostLayout
@@ -428,34 +449,36 @@ const (
 	lbOutcomeNEXT                lbOutcome = 0
 	lbOutcomeSENT                lbOutcome = 1
 	lbOutcomeANSWERED            lbOutcome = 2
-	lbOutcomePASS_NOT_IP         lbOutcome = 3
-	lbOutcomePASS_NOT_VIP        lbOutcome = 4
-	lbOutcomePASS_OTHER_MAC      lbOutcome = 5
-	lbOutcomePASS_PROTOCOL       lbOutcome = 6
-	lbOutcomePASS_FRAGMENT       lbOutcome = 7
-	lbOutcomePASS_NO_SERVICE     lbOutcome = 8
-	lbOutcomePASS_NO_FLOW        lbOutcome = 9
-	lbOutcomePASS_NOT_FORWARDING lbOutcome = 10
-	lbOutcomePASS_PROBE          lbOutcome = 11
-	lbOutcomeDROP_MALFORMED_IP   lbOutcome = 12
-	lbOutcomeDROP_MALFORMED_TCP  lbOutcome = 13
-	lbOutcomeDROP_MALFORMED_UDP  lbOutcome = 14
-	lbOutcomeDROP_FRAGMENT       lbOutcome = 15
-	lbOutcomeDROP_EARLY_FRAGMENT lbOutcome = 16
-	lbOutcomeDROP_DENIED         lbOutcome = 17
-	lbOutcomeDROP_SOURCE_LIMIT   lbOutcome = 18
-	lbOutcomeDROP_TTL            lbOutcome = 19
-	lbOutcomeDROP_NO_BACKEND     lbOutcome = 20
-	lbOutcomeDROP_NO_PORT        lbOutcome = 21
-	lbOutcomeDROP_FLOWS_FULL     lbOutcome = 22
-	lbOutcomeDROP_NO_NEXT_HOP    lbOutcome = 23
-	lbOutcomeDROP_NO_ROUTE       lbOutcome = 24
-	lbOutcomeDROP_TOO_BIG        lbOutcome = 25
-	lbOutcomeDROP_HEADROOM       lbOutcome = 26
-	lbOutcomeDROP_STRAY          lbOutcome = 27
-	lbOutcomeDROP_FENCED         lbOutcome = 28
-	lbOutcomeDROP_INTERNAL       lbOutcome = 29
-	lbOutcomeOUTCOMES            lbOutcome = 30
+	lbOutcomeANSWERED_WHO_HAS    lbOutcome = 3
+	lbOutcomePASS_NOT_IP         lbOutcome = 4
+	lbOutcomePASS_NOT_VIP        lbOutcome = 5
+	lbOutcomePASS_OTHER_MAC      lbOutcome = 6
+	lbOutcomePASS_PROTOCOL       lbOutcome = 7
+	lbOutcomePASS_FRAGMENT       lbOutcome = 8
+	lbOutcomePASS_NO_SERVICE     lbOutcome = 9
+	lbOutcomePASS_NO_FLOW        lbOutcome = 10
+	lbOutcomePASS_NOT_FORWARDING lbOutcome = 11
+	lbOutcomePASS_PROBE          lbOutcome = 12
+	lbOutcomeDROP_MALFORMED_IP   lbOutcome = 13
+	lbOutcomeDROP_MALFORMED_TCP  lbOutcome = 14
+	lbOutcomeDROP_MALFORMED_UDP  lbOutcome = 15
+	lbOutcomeDROP_FRAGMENT       lbOutcome = 16
+	lbOutcomeDROP_EARLY_FRAGMENT lbOutcome = 17
+	lbOutcomeDROP_DENIED         lbOutcome = 18
+	lbOutcomeDROP_SOURCE_LIMIT   lbOutcome = 19
+	lbOutcomeDROP_TTL            lbOutcome = 20
+	lbOutcomeDROP_NO_BACKEND     lbOutcome = 21
+	lbOutcomeDROP_NO_PORT        lbOutcome = 22
+	lbOutcomeDROP_FLOWS_FULL     lbOutcome = 23
+	lbOutcomeDROP_NO_NEXT_HOP    lbOutcome = 24
+	lbOutcomeDROP_NO_ROUTE       lbOutcome = 25
+	lbOutcomeDROP_TOO_BIG        lbOutcome = 26
+	lbOutcomeDROP_HEADROOM       lbOutcome = 27
+	lbOutcomeDROP_STRAY          lbOutcome = 28
+	lbOutcomeDROP_FENCED         lbOutcome = 29
+	lbOutcomeDROP_NOT_ACCEPTED   lbOutcome = 30
+	lbOutcomeDROP_INTERNAL       lbOutcome = 31
+	lbOutcomeOUTCOMES            lbOutcome = 32
 )
 
 type lbPairKey struct {

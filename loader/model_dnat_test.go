@@ -43,7 +43,7 @@ type repliedTo struct {
 
 // fromBackend is a packet to no VIP: a dnat backend's reply, or nobody's.
 func (m *model) fromBackend(p *modelPacket) string {
-	if mac, ok := m.nics[p.nic]; !ok || mac != [6]byte(p.frame) {
+	if !m.toNode(p) {
 		return "not_vip"
 	}
 	malformed := p.readIP()

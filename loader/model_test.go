@@ -16,6 +16,7 @@ type model struct {
 	nics     map[uint32][6]byte
 	clients  map[netip.Addr]lb.NextHop // that the node has routes to
 	share    lb.PortRange
+	fences   []*modelFence
 	timeouts map[lbNatState]time.Duration
 	reached  map[string]int // how often a test came to a place of the model
 	memory
@@ -36,6 +37,7 @@ type memory struct {
 	flows                        map[flowName]*translated
 	places                       map[natSpot]*translated
 	traffic                      map[uint32]lbCounters // by backend
+	others                       map[*modelFence]bool  // instances whose VIPs another node has said it has
 }
 
 func newMemory() memory {
@@ -44,7 +46,7 @@ func newMemory() memory {
 		udpNew: map[flowName]pinned{}, udpFlows: map[flowName]pinned{},
 		fragments: map[fragmentName]fragmented{}, replyFragments: map[fragmentName]repliedTo{}, dues: map[visitorName]due{},
 		flows: map[flowName]*translated{}, places: map[natSpot]*translated{},
-		traffic: map[uint32]lbCounters{},
+		traffic: map[uint32]lbCounters{}, others: map[*modelFence]bool{},
 	}
 }
 
@@ -65,9 +67,10 @@ type moment struct {
 type answer struct {
 	Verdict uint32
 	Outcome string      // as outcomeNames; "sent", "answered"
-	Frame   []byte      // as it leaves; nil where it does not
+	Frame   []byte      // as it leaves, or passes; nil where it is dropped
 	wrong   string      // what the program chose and may not choose
 	opened  *translated // a new flow of nat
+	claims  *modelFence // an instance whose VIPs the frame says another node has
 	changes []func()
 }
 
@@ -76,13 +79,18 @@ type answer struct {
 // again for another moment.
 func (m *model) step(nic uint32, frame []byte, now moment, seen []byte) answer {
 	m.now, m.seen, m.answer = now, seen, answer{}
-	m.Outcome = m.decide(&modelPacket{frame: frame, nic: nic})
+	p := &modelPacket{frame: frame, nic: nic}
+	m.Outcome = m.decide(p)
+	switch m.Outcome {
+	case "not_vip", "protocol", "later_fragment", "no_service":
+		m.Outcome = m.keepOut(p, m.Outcome)
+	}
 	switch {
-	case m.Outcome == "sent" || m.Outcome == "answered":
+	case m.Outcome == "sent" || m.Outcome == "answered" || m.Outcome == "who_has":
 	case dropped[m.Outcome]:
 		m.Verdict, m.Frame = xdpDrop, nil
 	default:
-		m.Verdict, m.Frame = xdpPass, nil
+		m.Verdict, m.Frame = xdpPass, m.toKernel(p)
 	}
 	m.reach(m.Outcome)
 	return m.answer
@@ -97,20 +105,26 @@ func (m *model) later(change func()) { m.changes = append(m.changes, change) }
 // decide is a packet's walk.
 func (m *model) decide(p *modelPacket) string {
 	if out := p.readLink(); out != "" {
-		return out
+		return m.owner(p, out)
 	}
 	vip, ok := m.vip(p.dst)
 	if !ok {
+		if out := m.owner(p, "not_vip"); out != "not_vip" {
+			return out
+		}
 		return m.fromBackend(p)
 	}
-	if mac, ok := m.nics[p.nic]; !ok || mac != [6]byte(p.frame) {
+	if !m.toNode(p) {
 		return "other_mac"
 	}
 	if out := p.readIP(); out != "" {
 		return out
 	}
 	if !p.mayHavePorts() {
-		return m.icmp(p, vip)
+		if out := m.icmp(p, vip); out != "protocol" {
+			return out
+		}
+		return m.owner(p, "protocol")
 	}
 	if p.fragment.offset > 0 {
 		return m.followFragment(p)

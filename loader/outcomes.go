@@ -6,6 +6,7 @@ type Meaning struct{ Text, Advice string }
 
 // OutcomeMeanings are those of all outcomes, by name.
 var OutcomeMeanings = map[string]Meaning{
+	"who_has":        {"ARP or a neighbour solicitation for a VIP that this node has just taken: answered before the kernel can", "nothing"},
 	"not_ip":         {"ARP and others, or too short for an IP header", "nothing"},
 	"not_vip":        {"the node's own traffic", "nothing"},
 	"probe":          {"the answer to a probe of this node's through a VIP", "nothing"},
@@ -32,5 +33,6 @@ var OutcomeMeanings = map[string]Meaning{
 	"headroom":       {"no room to add a VLAN tag or an outer header", "the driver reserves too little; report it"},
 	"stray":          {"nat, neither a SYN nor of a connection that is known, more often than the kernel is to answer: 8192 times a CPU and tick (134 ms)", "nothing: a flood"},
 	"fenced":         {"asks for a VIP that another node has taken since the daemon stood still or died: this node keeps silent", "start the daemon, or `sluice detach --force`"},
+	"not_accepted":   {"to a VIP of an instance with `accept: false`, and no service takes it: pings, ssh and others", "nothing, or `accept: true`"},
 	"internal":       {"an entry that should exist does not", "report it"},
 }

@@ -108,7 +108,7 @@ func advertised6(change func(*advert)) []byte {
 // neighbourFrame is a solicitation (135) or an advertisement (136) for a target.
 func neighbourFrame(kind, flags, hops byte, mac [6]byte, from, to, target netip.Addr, tags ...uint16) []byte {
 	body := slices.Concat([]byte{kind, 0, 0, 0, flags, 0, 0, 0}, target.AsSlice(), []byte{kind - 134, 1}, mac[:])
-	ether, b := ipPacket(58, hops, from, to, body)
+	ether, b := ipPacket(58, hops, from, to, checksummed(body, from, to))
 	return ethernet([6]byte{0x33, 0x33, 0, 0, 0, 1}, mac, ether, b, tags...)
 }
 
@@ -260,6 +260,7 @@ func TestFence(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			for _, f := range []*Fence{r.v4, r.v6} {
 				f.Hold()
+				f.Present()
 				if tc.unheld {
 					f.Drop()
 				}
@@ -307,6 +308,7 @@ func TestFenceOfUnicastSolicitation(t *testing.T) {
 	ask := neighbourFrame(135, 0, 255, clientMAC, otherNode6, fencedVIP6, fencedVIP6)
 	copy(ask, nicMAC[:])
 	r.v6.Hold()
+	r.v6.Present()
 	dead(r.v6, true)
 	if got := try(t, r.Datapath, ask); got.Outcome != "protocol" {
 		t.Errorf("outcome %s, want protocol: nobody else has the VIP", got.Outcome)
@@ -476,7 +478,7 @@ func TestFenceIsFreed(t *testing.T) {
 	if r.v6.number != other || r.v6.at().Held == 0 || r.tables.arrays.Fences == 0 {
 		t.Errorf("the other instance has entry %d: %+v", r.v6.number, *r.v6.at())
 	}
-	for _, f := range []func(){r.v4.Hold, r.v4.Beat, r.v4.Drop} { // and so does what comes late
+	for _, f := range []func(){func() { r.v4.Hold() }, r.v4.Present, r.v4.Adopt, r.v4.Beat, r.v4.Drop} { // and so does what comes late
 		f()
 	}
 	if r.v4.Overtaken() || r.tables.fence(old).Used != 0 {

@@ -53,7 +53,7 @@ func (w *twin) play(steps, raw []byte) error {
 
 // act takes a step of a script.
 func (w *twin) act(s *script) error {
-	switch n := s.pick(32); {
+	switch n := s.pick(34); {
 	case n < 15:
 		return w.feed(w.compose(s))
 	case n < 18:
@@ -72,8 +72,12 @@ func (w *twin) act(s *script) error {
 		return w.age(oneOf(s, time.Second, 10*time.Second, 40*time.Second, 120*time.Second, 310*time.Second))
 	case n == 29:
 		return w.changeBackend(s)
+	case n < 32:
+		return w.changeSlots(s)
+	case n == 32:
+		w.changeFence(s)
 	}
-	return w.changeSlots(s)
+	return w.ask(s)
 }
 
 // changeSlots gives a service other owners.
@@ -336,7 +340,7 @@ func other(s *script) testenv.Frame {
 		f.Protocol = uint8(s.next())
 		f.Payload = []byte{8, 0, 0, 0, 0, 1, 0, 1, 'p', 'i', 'n', 'g'}
 	case 1:
-		f.Dst = netip.MustParseAddrPort(oneOf(s, "192.0.2.1:80", "[2001:db8::1]:80", "[::ffff:192.0.2.100]:80", "224.0.0.18:80"))
+		f.Dst = netip.MustParseAddrPort(oneOf(s, "192.0.2.1:80", "[2001:db8::1]:80", "[fe80::100]:80", "[::ffff:192.0.2.100]:80", "224.0.0.18:80"))
 		f.Src = clientPort
 		if f.Dst.Addr().Is6() {
 			f.EtherType, f.Src = testenv.EtherTypeIPv6, v6Client
@@ -423,7 +427,7 @@ func changeFrame(s *script, f *testenv.Frame) func([]byte) []byte {
 		n := s.next()<<8 | s.next()
 		return func(b []byte) []byte { return b[:max(14, len(b)-n%len(b))] }
 	case 14:
-		toMAC(oneOf(s, "02:00:00:00:00:02", "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:12", "03:00:00:00:00:01"))(f)
+		toMAC(oneOf(s, "02:00:00:00:00:02", "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:12", "03:00:00:00:00:01", "00:00:5e:00:02:33", "00:00:5e:00:02:33", "00:00:5e:00:01:34"))(f)
 	case 15:
 		f.Payload = zeros(oneOf(s, 1440, 1441, 1460, 1472, 3000, 8900, 500, 460, 1350, 1349))
 	case 16:

@@ -63,8 +63,10 @@ type BackendStats struct {
 // An Outcome counts packets that were not forwarded.
 type Outcome struct {
 	Name    string `json:"name"`
-	Dropped bool   `json:"dropped"` // else passed to the kernel
+	Dropped bool   `json:"dropped"` // else passed to the kernel, or answered
 	Packets uint64 `json:"packets"`
+	// Answered: sent back as an answer.
+	Answered bool `json:"answered,omitempty"`
 }
 
 // Stats reads the counters.
@@ -146,12 +148,12 @@ func readLosses(m *kernelMaps, service uint16) (Losses, error) {
 
 func readOutcomes(m *kernelMaps) ([]Outcome, error) {
 	var outcomes []Outcome
-	for o := lbOutcomePASS_NOT_IP; o < lbOutcomeOUTCOMES; o++ {
+	for o := lbOutcomeANSWERED_WHO_HAS; o < lbOutcomeOUTCOMES; o++ {
 		var counts []uint64
 		if err := m.Outcomes.Lookup(uint32(o), &counts); err != nil {
 			return nil, fmt.Errorf("read the outcome counters: %w", err)
 		}
-		out := Outcome{Name: outcomeNames[o], Dropped: o >= lbOutcomeDROP_MALFORMED_IP}
+		out := Outcome{Name: outcomeNames[o], Dropped: o >= lbOutcomeDROP_MALFORMED_IP, Answered: o == lbOutcomeANSWERED_WHO_HAS}
 		for _, c := range counts {
 			out.Packets += c
 		}
@@ -178,6 +180,7 @@ func backendStats(m *kernelMaps, n uint32, e backendEntry) (BackendStats, error)
 
 // outcomeNames are the outcomes as users see them.
 var outcomeNames = map[lbOutcome]string{
+	lbOutcomeANSWERED_WHO_HAS:    "who_has",
 	lbOutcomePASS_NOT_IP:         "not_ip",
 	lbOutcomePASS_NOT_VIP:        "not_vip",
 	lbOutcomePASS_OTHER_MAC:      "other_mac",
@@ -204,6 +207,7 @@ var outcomeNames = map[lbOutcome]string{
 	lbOutcomeDROP_HEADROOM:       "headroom",
 	lbOutcomeDROP_STRAY:          "stray",
 	lbOutcomeDROP_FENCED:         "fenced",
+	lbOutcomeDROP_NOT_ACCEPTED:   "not_accepted",
 	lbOutcomeDROP_INTERNAL:       "internal",
 }
 

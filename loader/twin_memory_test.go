@@ -188,6 +188,7 @@ func (w *twin) reset() error {
 	}
 	w.m.memory, w.touched, w.opened, w.log, w.dirty = newMemory(), map[flowName]bool{}, nil, nil, false
 	w.last = flowName{}
+	w.resetFences()
 	return w.clearAllowances()
 }
 

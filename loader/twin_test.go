@@ -23,7 +23,8 @@ type twin struct {
 	dry     *Explainer
 	host    *testenv.Host // where the program runs
 	m       *model
-	base    *State // what reset returns to
+	fences  []*Fence // those of m.fences
+	base    *State   // what reset returns to
 	pairs   map[uint32]pairView
 	counted map[string]uint64     // outcomes so far
 	traffic map[uint32]lbCounters // when the script began
@@ -52,6 +53,7 @@ func newTwin(t testing.TB) *twin {
 	for n := range d.state.Pairs {
 		w.pairs[n] = viewPair(t, d, n)
 	}
+	w.openFences(t)
 	return w
 }
 
@@ -121,8 +123,8 @@ func (w *twin) judge(frame []byte, now moment, verdict uint32, out, seen []byte)
 		return want, fmt.Errorf("verdict %d, want %d (%s)", verdict, want.Verdict, want.Outcome)
 	case seen != nil && !bytes.Equal(out, want.Frame):
 		return want, fmt.Errorf("frame that left (-want +got):\n%s", cmp.Diff(hex.Dump(want.Frame), hex.Dump(out)))
-	case verdict == xdpPass && !bytes.Equal(out, frame):
-		return want, fmt.Errorf("a frame that passes was changed (-in +out):\n%s", cmp.Diff(hex.Dump(frame), hex.Dump(out)))
+	case verdict == xdpPass && !bytes.Equal(out, want.Frame):
+		return want, fmt.Errorf("frame that passes (-want +got):\n%s", cmp.Diff(hex.Dump(want.Frame), hex.Dump(out)))
 	}
 	// What came with right checksums leaves with right ones, all added up anew.
 	if seen == nil || testenv.VerifyChecksums(frame) != nil {

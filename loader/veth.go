@@ -32,3 +32,20 @@ func (d *Datapath) checkPeers(attached []Attachment) {
 		}
 	}
 }
+
+// checkVeth logs, once, what an end of a veth pair lacks where VIPs are at a virtual MAC
+// address: its driver tells the kernel whose a frame is before native XDP has said so.
+func (f *Fences) checkVeth(index int) {
+	if f.vethSaid {
+		return
+	}
+	l, err := netlink.LinkByIndex(index)
+	if err != nil || l.Type() != "veth" {
+		return
+	}
+	if x := l.Attrs().Xdp; x != nil && x.Attached && x.AttachMode != xdpAttachedGeneric {
+		f.vethSaid = true
+		f.log.Warn("one end of a veth pair with native XDP: services work at a virtual MAC address, and the node itself is not reached by it",
+			"interface", l.Attrs().Name, "needs", "`datapath: {mode: generic}`")
+	}
+}

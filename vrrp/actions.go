@@ -14,7 +14,7 @@ import (
 // perform carries out the machine's actions.
 func (r *Router) perform(now time.Time, actions []Action) {
 	added, sent := false, false
-	for _, a := range actions {
+	for i, a := range actions {
 		switch a.Kind {
 		case ActionSend:
 			r.tell(now) // what an advertisement says heartbeats may say, and not before
@@ -32,10 +32,8 @@ func (r *Router) perform(now time.Time, actions []Action) {
 			r.repeat(a.Priority)
 			sent = true
 		case ActionAdd:
-			if sent && r.cfg.Heartbeat > 0 {
-				r.foretell()
-			}
-			r.addVIPs(now)
+			announce := i+1 < len(actions) && actions[i+1].Kind == ActionAnnounce
+			r.takeVIPs(now, announce, sent && r.cfg.Heartbeat > 0)
 			added = true
 		case ActionRemove:
 			r.schedule.stop()
@@ -101,7 +99,7 @@ func (r *Router) send(now time.Time, priority uint8) {
 		msg, e := r.out.Append(r.outBuf[:0], r.link.Source, to)
 		r.outBuf = msg[:0]
 		if e == nil {
-			e = r.transport.Send(msg, to)
+			e = r.sendTo(msg, to, priority)
 		}
 		if e != nil {
 			err = e // the others are to hear it all the same
@@ -133,28 +131,39 @@ func (r *Router) announce(now time.Time) {
 	}
 }
 
-// foretell announces the VIPs of a node that is gone a moment before they are on this
-// one: what clients send to services goes by the XDP program, which has been ready for
-// it all the time, and to add addresses takes longer than all else of a takeover. Who
-// asks for a VIP in that moment hears the announcement that comes next.
+// takeVIPs makes the VIPs this node's. Where the data plane answers for them at once,
+// and announcing them is next, that does not wait for the kernel to have them; nor, with
+// hurry, where it does not: what clients send to services goes by the XDP program, which
+// has been ready for it all the time, and to add addresses takes longer than all else of
+// a takeover. Who asks for a VIP in that moment hears the announcement that comes next.
+func (r *Router) takeVIPs(now time.Time, announce, hurry bool) {
+	r.holds = true
+	switch answers := r.deps.Fence.Hold(); {
+	case answers && announce:
+		r.schedule.begin(now)
+		r.announce(now)
+	case hurry:
+		r.foretell()
+	}
+	err := r.deps.Addresses.Add(r.cfg.Interface, r.cfg.Addresses, r.cfg.owner())
+	var conflict *ConflictError
+	switch {
+	case err == nil:
+		r.deps.Fence.Present()
+	case errors.As(err, &conflict):
+		r.faults[faultConflict] = oneLine(err)
+	default:
+		r.failAdd(now, err)
+	}
+}
+
+// foretell announces VIPs that are not here yet.
 func (r *Router) foretell() {
 	if r.announcer == nil {
 		return
 	}
 	if err := r.announcer.Announce(); err != nil {
 		r.log.Warn("vips could not be announced", "error", err)
-	}
-}
-
-func (r *Router) addVIPs(now time.Time) {
-	r.deps.Fence.Hold()
-	err := r.deps.Addresses.Add(r.cfg.Interface, r.cfg.Addresses, r.cfg.owner())
-	var conflict *ConflictError
-	switch {
-	case errors.As(err, &conflict):
-		r.faults[faultConflict] = oneLine(err)
-	case err != nil:
-		r.failAdd(now, err)
 	}
 }
 
@@ -170,6 +179,7 @@ func (r *Router) failAdd(now time.Time, err error) {
 }
 
 func (r *Router) removeVIPs() {
+	r.holds = false
 	if err := r.deps.Addresses.Remove(r.cfg.Interface, r.cfg.Addresses); err != nil {
 		r.log.Error("vips could not be removed; trying again", "error", oneLine(err))
 		r.retryAt(time.Now().Add(retryAfter))

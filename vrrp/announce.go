@@ -46,26 +46,16 @@ func announce(link Link, vips []netip.Addr) (Announcer, error) {
 	var frames [][]byte
 	var err error
 	if link.Source.Is4() {
-		frames, err = gratuitousFrames(link.MAC, vips)
+		frames, err = gratuitousFrames(link.announced(), vips)
 	} else {
 		frames, err = neighbourFrames(link, vips)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("announce on %s: %w", link.Name, err)
 	}
-	// Protocol 0: the socket only sends, and receives nothing.
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open packet socket on %s: %w", link.Name, err)
-	}
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: link.Index}); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("open packet socket on %s: %w", link.Name, err)
-	}
-	a := &frameAnnouncer{file: os.NewFile(uintptr(fd), "announcements on "+link.Name), frames: frames}
-	if a.raw, err = a.file.SyscallConn(); err != nil {
-		a.file.Close()
-		return nil, fmt.Errorf("open packet socket on %s: %w", link.Name, err)
+	a := &frameAnnouncer{frames: frames}
+	if a.file, a.raw, err = framesOf(link, "announcements"); err != nil {
+		return nil, err
 	}
 	a.sendFn = func(fd uintptr) bool {
 		_, a.err = unix.Write(int(fd), a.frame)

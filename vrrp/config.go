@@ -62,6 +62,10 @@ type Config struct {
 	// Heartbeat is the interval of heartbeats between nodes of this program (fast
 	// mode), 0: none. It goes with Deps.Heartbeats.
 	Heartbeat time.Duration
+	// VirtualMAC has the VIPs at the virtual router's MAC address (RFC 9568, 7.3), which
+	// advertisements and announcements come from, and who asks is answered with. It goes
+	// with Deps.Fence, which answers, and Deps.MACs, and is not for the owner.
+	VirtualMAC bool
 	// Extra is there while this node is Active, in the tables of Deps.Routes.
 	Extra RouteSet
 	// AnnounceRefresh is the time between announcements while Active. 0: 60 s.
@@ -95,6 +99,9 @@ func (c *Config) Validate() error {
 	}
 	if strings.ContainsRune(c.Password, 0) {
 		bad("password holds a zero byte")
+	}
+	if c.VirtualMAC && c.owner() {
+		bad("virtual mac address: those of the owner of the addresses are at its own")
 	}
 	if c.PreemptDelay < 0 || c.AnnounceRefresh < 0 || c.Heartbeat < 0 {
 		bad("preempt delay, heartbeat interval and announcement refresh must not be negative")
@@ -164,6 +171,14 @@ func (c *Config) canSend(a netip.Addr) bool {
 		return a.Is4() && !c.v6()
 	}
 	return a.IsLinkLocalUnicast() != c.unicast()
+}
+
+// virtualMAC is where the VIPs are; zero: at the interface's own MAC address.
+func (c *Config) virtualMAC() MAC {
+	if !c.VirtualMAC {
+		return MAC{}
+	}
+	return VirtualMAC(c.VRID, c.v6())
 }
 
 func (c *Config) owner() bool { return c.Priority == PriorityOwner }

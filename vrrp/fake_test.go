@@ -65,6 +65,7 @@ type node struct {
 	fence   Fence // nil: none
 
 	heartbeats Heartbeats // nil: none
+	macs       MACStore
 
 	mu       sync.Mutex
 	link     Link
@@ -95,7 +96,7 @@ func (n *node) run(change func(*Config)) {
 	if change != nil {
 		change(&cfg)
 	}
-	r, err := New(cfg, Deps{Network: n, Addresses: n, Log: slog.New(n.log), Group: n.group, Routes: n.routes, Fence: n.fence, Heartbeats: n.heartbeats, OnChange: func(c Change) {
+	r, err := New(cfg, Deps{Network: n, Addresses: n, Log: slog.New(n.log), Group: n.group, Routes: n.routes, Fence: n.fence, Heartbeats: n.heartbeats, MACs: n.macs, OnChange: func(c Change) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.changes = append(n.changes, c)
@@ -313,6 +314,16 @@ func (f *fakeTransport) Send(msg []byte, to netip.Addr) error {
 	f.node.note("send %d", msg[2])
 	f.node.segment.send(f, Packet{Source: f.source, Destination: to, TTL: 255, Payload: slices.Clone(msg)})
 	return nil
+}
+
+// sendVirtual is Send; only the journal knows the difference.
+func (f *fakeTransport) sendVirtual(msg []byte, to netip.Addr) error {
+	err := f.Send(msg, to)
+	f.node.mu.Lock()
+	defer f.node.mu.Unlock()
+	last := &f.node.journal[len(f.node.journal)-1]
+	*last = strings.Replace(*last, "send", "send virtual", 1)
+	return err
 }
 
 func (f *fakeTransport) Receive(b []byte) (Packet, error) {

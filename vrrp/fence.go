@@ -12,8 +12,12 @@ type Fence interface {
 	// Place says where the VIPs are, and for how long there may be no Beat before
 	// this process counts as gone. The error says why nothing can be fenced there.
 	Place(link Link, patience time.Duration) error
-	// Hold says that this process holds the VIPs from now on, and is at work.
-	Hold()
+	// Hold says that this process holds the VIPs from now on, and is at work. It
+	// reports whether the data plane answers who asks for them, until Present, also
+	// where they are not on the interface yet.
+	Hold() bool
+	// Present says that the VIPs that are held are on the interface now.
+	Present()
 	// Left tells how long ago an earlier run was at work, as the Active node, that has
 	// left the VIPs. False: there was none, or another node has shown since that it has
 	// them. It is asked before Adopt.
@@ -35,7 +39,8 @@ type Fence interface {
 type noFence struct{}
 
 func (noFence) Place(Link, time.Duration) error { return nil }
-func (noFence) Hold()                           {}
+func (noFence) Hold() bool                      { return false }
+func (noFence) Present()                        {}
 func (noFence) Left() (time.Duration, bool)     { return 0, false }
 func (noFence) Adopt()                          {}
 func (noFence) Drop()                           {}
@@ -63,6 +68,10 @@ func (r *Router) placeFence() {
 	unfenced := ""
 	if err := r.deps.Fence.Place(r.link, r.cfg.fencePatience()); err != nil {
 		unfenced = oneLine(err)
+	}
+	r.faults[faultVirtual] = ""
+	if unfenced != "" && r.cfg.VirtualMAC {
+		r.faults[faultVirtual] = "nobody answers for the virtual MAC address: " + unfenced
 	}
 	if unfenced == r.unfenced {
 		return

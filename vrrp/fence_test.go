@@ -20,6 +20,7 @@ type fakeFence struct {
 
 	mu        sync.Mutex
 	refuses   error
+	answers   bool // the data plane does, where a VIP is held
 	held      bool
 	left      *time.Duration // since an earlier run was at work
 	overtaken bool
@@ -45,9 +46,14 @@ func (f *fakeFence) Left() (age time.Duration, ok bool) {
 	})
 	return age, ok
 }
-func (f *fakeFence) Hold()  { f.node.note("hold"); f.do(func() { f.held = true }) }
-func (f *fakeFence) Adopt() { f.node.note("adopt"); f.do(func() { f.held = true }) }
-func (f *fakeFence) Drop()  { f.node.note("drop"); f.do(func() { f.held = false }) }
+func (f *fakeFence) Hold() (answers bool) {
+	f.node.note("hold")
+	f.do(func() { f.held, answers = true, f.answers })
+	return answers
+}
+func (f *fakeFence) Present() { f.node.note("present") }
+func (f *fakeFence) Adopt()   { f.node.note("adopt"); f.do(func() { f.held = true }) }
+func (f *fakeFence) Drop()    { f.node.note("drop"); f.do(func() { f.held = false }) }
 func (f *fakeFence) Beat() {
 	f.do(func() { f.beats, f.last, f.overtaken = f.beats+1, time.Now(), false })
 }
@@ -100,7 +106,7 @@ func TestFenceFollowsTheVIPs(t *testing.T) {
 		}
 		n.taken()
 		sleep(10 * time.Millisecond)
-		wantActions(t, n.taken(), "send 100", "hold", "add", "announce")
+		wantActions(t, n.taken(), "send 100", "hold", "add", "present", "announce")
 		n.change(func() { n.link.Up = false })
 		sleep(time.Millisecond)
 		wantActions(t, n.taken(), "send 0", "remove", "drop")
@@ -168,7 +174,7 @@ func TestRunThatFollowsAnEarlierOne(t *testing.T) {
 			n.run(nil)
 			n.wantState(tc.want)
 			if tc.want == Active {
-				wantActions(t, n.taken(), "adopt", "send 100", "hold", "add", "announce")
+				wantActions(t, n.taken(), "adopt", "send 100", "hold", "add", "present", "announce")
 			} else if !n.holds() && tc.left != nil && tc.setUp == nil {
 				t.Error("the VIPs are gone")
 			}
@@ -360,5 +366,54 @@ func TestWhereNothingCanBeFenced(t *testing.T) {
 		if s := n.router.Status(); s.Unfenced != "" || f.count() == 0 {
 			t.Errorf("status says %q, and nothing has beaten", s.Unfenced)
 		}
+	})
+}
+
+// Where the data plane answers at once, a takeover does not wait for the kernel to have
+// the VIPs.
+func TestTakeoverThatIsAnsweredAtOnce(t *testing.T) {
+	answered := func(t *testing.T, s *segment, last byte) *node {
+		n, f := fenced(t, s, last)
+		f.answers = true
+		return n
+	}
+	virtual(t, "announced before the VIPs are added, once", func(t *testing.T) {
+		n := answered(t, newSegment(), 2)
+		n.run(nil)
+		sleep(3600 * time.Millisecond)
+		n.taken()
+		sleep(100 * time.Millisecond)
+		wantActions(t, n.taken(), "send 100", "hold", "announce", "add", "present")
+		sleep(200 * time.Millisecond)
+		wantActions(t, n.taken(), "announce")
+	})
+	virtual(t, "from a node that lives they are added first", func(t *testing.T) {
+		s := newSegment()
+		n := answered(t, s, 2)
+		n.run(nil)
+		sleep(time.Second)
+		n.taken()
+		s.speak("192.0.2.9", priority(50))
+		s.speak("192.0.2.9", priority(0))
+		sleep(time.Second)
+		wantActions(t, n.taken(), "hold", "add", "present", "send 100", "announce", "announce")
+	})
+	virtual(t, "what cannot be added is answered no more", func(t *testing.T) {
+		n := answered(t, newSegment(), 2)
+		n.addErr = errors.New("no room")
+		n.run(nil)
+		sleep(3600 * time.Millisecond)
+		n.taken()
+		sleep(100 * time.Millisecond)
+		wantActions(t, n.taken(), "send 100", "hold", "announce", "add", "send 0", "drop")
+	})
+	virtual(t, "what somebody has taken away is answered until it is back", func(t *testing.T) {
+		n := answered(t, newSegment(), 2)
+		n.run(nil)
+		sleep(4 * time.Second)
+		n.taken()
+		n.change(func() { n.vips = nil })
+		sleep(time.Millisecond)
+		wantActions(t, n.taken(), "hold", "add", "present")
 	})
 }

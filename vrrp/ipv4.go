@@ -3,6 +3,7 @@
 package vrrp
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -22,6 +23,7 @@ type ipv4Transport struct {
 	Inbox
 	file         *os.File // owns the socket; gives it the runtime's poller
 	destinations []netip.Addr
+	virtual      *virtualSender // nil: nothing is sent from a virtual MAC address
 
 	// For the two functions, which are made once: a closure per call would be
 	// garbage. Send has one caller, Receive has one.
@@ -54,6 +56,12 @@ func listenIPv4(link Link, peers []netip.Addr) (*ipv4Transport, error) {
 	if err != nil {
 		t.file.Close()
 		return nil, fmt.Errorf("open vrrp socket on %s: %w", link.Name, err)
+	}
+	if link.Virtual != (MAC{}) && len(peers) == 0 {
+		if t.virtual, err = openVirtual(link); err != nil {
+			t.file.Close()
+			return nil, err
+		}
 	}
 	t.Open(raw)
 	t.sendFn = func(fd uintptr) {
@@ -143,4 +151,12 @@ func (t *ipv4Transport) Receive(b []byte) (Packet, error) {
 	return parseIPv4(b[:t.recvN])
 }
 
-func (t *ipv4Transport) Close() error { return t.file.Close() }
+// sendVirtual is Send from the virtual MAC address. Unicast peers are behind their own.
+func (t *ipv4Transport) sendVirtual(msg []byte, to netip.Addr) error {
+	if t.virtual == nil {
+		return t.Send(msg, to)
+	}
+	return t.virtual.send(msg)
+}
+
+func (t *ipv4Transport) Close() error { return errors.Join(t.file.Close(), t.virtual.close()) }

@@ -4,6 +4,7 @@ package vrrp
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -24,7 +25,8 @@ type ipv6Transport struct {
 	file         *os.File // owns the socket; gives it the runtime's poller
 	index        uint32
 	destinations []netip.Addr
-	control      int // length of what is sent with each message
+	virtual      *virtualSender // nil: nothing is sent from a virtual MAC address
+	control      int            // length of what is sent with each message
 
 	// For the two functions, which are made once: a closure per call would be
 	// garbage. Send has one caller, Receive has one.
@@ -86,6 +88,12 @@ func listenIPv6(link Link, peers []netip.Addr) (*ipv6Transport, error) {
 	if err != nil {
 		t.file.Close()
 		return nil, fmt.Errorf("open vrrp socket on %s: %w", link.Name, err)
+	}
+	if link.Virtual != (MAC{}) && len(peers) == 0 {
+		if t.virtual, err = openVirtual(link); err != nil {
+			t.file.Close()
+			return nil, err
+		}
 	}
 	t.Open(raw)
 	t.control = t.send.putSource(link)
@@ -215,5 +223,13 @@ func (p *Packet) readControl(b []byte) error {
 	return nil
 }
 
+// sendVirtual is Send from the virtual MAC address. Unicast peers are behind their own.
+func (t *ipv6Transport) sendVirtual(msg []byte, to netip.Addr) error {
+	if t.virtual == nil {
+		return t.Send(msg, to)
+	}
+	return t.virtual.send(msg)
+}
+
 // Close makes Receive return.
-func (t *ipv6Transport) Close() error { return t.file.Close() }
+func (t *ipv6Transport) Close() error { return errors.Join(t.file.Close(), t.virtual.close()) }

@@ -31,7 +31,7 @@ func (r *Router) refresh(now time.Time, into chan<- *received) {
 		// others can still be told.
 		r.settle(now)
 		r.closeLink()
-		r.faults[faultTransport] = ""
+		r.faults[faultTransport], r.faults[faultVirtual] = "", ""
 		return
 	}
 	if r.transport == nil || r.link != link {
@@ -62,6 +62,7 @@ func (r *Router) look() (Link, string) {
 	case !link.Source.IsValid():
 		return link, r.noSource(link.Name)
 	}
+	link.Virtual = r.cfg.virtualMAC()
 	return link, ""
 }
 
@@ -118,7 +119,7 @@ func (r *Router) checkAddresses(now time.Time) {
 			return
 		}
 		r.log.Warn("vip was removed by somebody else; putting it back", "addresses", report.Missing)
-		r.addVIPs(now)
+		r.takeVIPs(now, false, false)
 		if !r.machine.Releasing() {
 			r.schedule.begin(now)
 			r.announce(now)
@@ -135,6 +136,11 @@ func (r *Router) checkAddresses(now time.Time) {
 }
 
 func (r *Router) openLink(link Link, into chan<- *received) error {
+	if link.Virtual != (MAC{}) {
+		if err := r.deps.MACs.Add(link.Name, link.Virtual); err != nil {
+			return err
+		}
+	}
 	announcer, err := r.deps.Network.Announcer(link, r.filter.VIPs)
 	if err != nil {
 		return err

@@ -18,6 +18,7 @@ const (
 	faultConflict                   // a VIP is the node's own address
 	faultAdd                        // a VIP could not be added
 	faultTransport                  // a socket could not be opened, or failed
+	faultVirtual                    // nobody would answer for the virtual MAC address
 	faultOutside                    // Router.Fault
 	faultGroup                      // another instance of the group cannot run
 	numFaults
@@ -47,6 +48,7 @@ type loop struct {
 	grace    time.Time         // a late takeover waits until then; zero: none is due
 	unread   time.Time         // since when a takeover waits for what has arrived to be read
 
+	holds    bool      // the VIPs are this node's, as the Active one
 	beatAt   time.Time // when the fence is to be told that this node is at work; zero: it is not Active
 	unfenced string    // as in Status
 

@@ -32,7 +32,7 @@ var (
 // other node's MAC address. Router has to be what the kernel answers when it is
 // asked: hosts take a router that says otherwise for gone.
 func neighbourFrames(link Link, vips []netip.Addr) ([][]byte, error) {
-	if link.MAC == (MAC{}) {
+	if link.announced() == (MAC{}) {
 		return nil, errNoMAC
 	}
 	frames := make([][]byte, 0, len(vips))
@@ -43,9 +43,9 @@ func neighbourFrames(link Link, vips []netip.Addr) ([][]byte, error) {
 }
 
 func neighbourFrame(link Link, vip netip.Addr) []byte {
-	f := make([]byte, etherLen+ipv6Len+neighbourLen)
+	f, own := make([]byte, etherLen+ipv6Len+neighbourLen), link.announced()
 	copy(f, allNodesMAC[:])
-	copy(f[6:], link.MAC[:])
+	copy(f[6:], own[:])
 	binary.BigEndian.PutUint16(f[12:], 0x86dd)
 
 	ip := f[etherLen:]
@@ -63,7 +63,7 @@ func neighbourFrame(link Link, vip netip.Addr) []byte {
 	}
 	copy(icmp[8:], target[:])
 	icmp[24], icmp[25] = optionTarget, 1 // in units of 8 bytes
-	copy(icmp[26:], link.MAC[:])
+	copy(icmp[26:], own[:])
 	binary.BigEndian.PutUint16(icmp[2:], checksum(pseudoHeaderOf(protocolICMP6, link.Source, allNodes, neighbourLen), icmp))
 	return f
 }

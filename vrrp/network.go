@@ -13,12 +13,15 @@ type MAC [6]byte
 // A Link is what a Router knows of its interface. Two that are equal need the
 // same sockets.
 type Link struct {
-	Name   string
-	Index  int
-	MAC    MAC
-	Up     bool       // administratively up and with carrier
-	Source netip.Addr // of sent packets; invalid where the interface has none that is usable
-	Router bool       // with a source of IPv6: the interface forwards
+	Name  string
+	Index int
+	MAC   MAC
+	// Virtual is the MAC address of the virtual router, where its VIPs are at that;
+	// zero: they are at MAC.
+	Virtual MAC
+	Up      bool       // administratively up and with carrier
+	Source  netip.Addr // of sent packets; invalid where the interface has none that is usable
+	Router  bool       // with a source of IPv6: the interface forwards
 }
 
 // A Network is the host's network, as far as a Router needs it. Host is the

@@ -76,9 +76,20 @@ func (r *Router) stopRepeating() {
 	r.paced = paced{}
 }
 
-func (t *ipv4Transport) conn() syscall.RawConn { return t.raw }
+func (t *ipv4Transport) conn() syscall.RawConn { return connOf(t.raw, t.virtual) }
+
+// connOf is the socket that what a Pacer repeats is sent on.
+func connOf(own syscall.RawConn, virtual *virtualSender) syscall.RawConn {
+	if virtual != nil {
+		return virtual.raw
+	}
+	return own
+}
 
 func (t *ipv4Transport) parcel(msg []byte, to netip.Addr) Parcel {
+	if t.virtual != nil {
+		return t.virtual.parcel(msg)
+	}
 	b := make([]byte, unix.SizeofSockaddrInet4)
 	binary.NativeEndian.PutUint16(b, unix.AF_INET)
 	a := to.As4()
@@ -86,9 +97,12 @@ func (t *ipv4Transport) parcel(msg []byte, to netip.Addr) Parcel {
 	return Parcel{Address: b, Payload: msg}
 }
 
-func (t *ipv6Transport) conn() syscall.RawConn { return t.raw }
+func (t *ipv6Transport) conn() syscall.RawConn { return connOf(t.raw, t.virtual) }
 
 func (t *ipv6Transport) parcel(msg []byte, to netip.Addr) Parcel {
+	if t.virtual != nil {
+		return t.virtual.parcel(msg)
+	}
 	b := make([]byte, unix.SizeofSockaddrInet6)
 	binary.NativeEndian.PutUint16(b, unix.AF_INET6)
 	a := to.As16()

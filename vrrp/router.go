@@ -30,6 +30,8 @@ type Deps struct {
 	Pacer Pacer
 	// Routes is needed where Config.Extra is not empty.
 	Routes RouteStore
+	// MACs is needed where Config.VirtualMAC is set, and Fence with it.
+	MACs MACStore
 	// Group is what the Router moves together with; nil: it is alone.
 	Group *Group
 }
@@ -109,6 +111,9 @@ func New(cfg Config, deps Deps) (*Router, error) {
 	if (cfg.Heartbeat > 0) != (deps.Heartbeats != nil) {
 		return nil, fmt.Errorf("virtual router %q: a heartbeat interval and what carries heartbeats go together", cfg.Name)
 	}
+	if cfg.VirtualMAC && (deps.Fence == nil || deps.MACs == nil) {
+		return nil, fmt.Errorf("virtual router %q: a virtual mac address takes a data plane that answers for it", cfg.Name)
+	}
 	if cfg.AnnounceRefresh == 0 {
 		cfg.AnnounceRefresh = defaultAnnounceRefresh
 	}
@@ -126,7 +131,7 @@ func New(cfg Config, deps Deps) (*Router, error) {
 		released: make(chan struct{}),
 		status: Status{
 			Name: cfg.Name, Interface: cfg.Interface, VRID: cfg.VRID, Version: cfg.Version,
-			Priority: cfg.Priority, Since: time.Now(), Reason: "not started",
+			Priority: cfg.Priority, Since: time.Now(), Reason: "not started", VirtualMAC: cfg.virtualMAC(),
 		},
 	}
 	r.prepare(&cfg, deps.Heartbeats)
@@ -194,6 +199,7 @@ type Status struct {
 	// RouteProblem says which routes or rules are not as they should be; "": none.
 	RouteProblem string
 	Priority     uint8
+	VirtualMAC   MAC // that the VIPs are at; zero: the interface's own
 	// Source is the address that this node sends from; invalid while its
 	// interface cannot be used.
 	Source netip.Addr

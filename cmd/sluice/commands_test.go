@@ -217,7 +217,7 @@ left.instances.name left.instances.other left.instances.seen left.instances.virt
 // statusKeys are the contract with whoever reads `sluice status --json`.
 var statusKeys = strings.Fields(`
 alarms checks config forwarding interfaces interfaces.mode interfaces.name node
-outcomes outcomes.dropped outcomes.name outcomes.packets pid problems running
+outcomes outcomes.answered outcomes.dropped outcomes.name outcomes.packets pid problems running
 services services.addresses services.backends services.backends.address services.backends.backup
 services.backends.bytes services.backends.configured_weight services.backends.flows services.backends.next_hop services.backends.packets services.backends.pinned services.backends.ports services.backends.ports_used services.backends.previous_slots
 services.backends.reply_bytes services.backends.reply_packets services.backends.serving services.backends.share services.backends.slots

@@ -84,6 +84,13 @@ func detach(c *cli.Context) error {
 	if err := routes.Forget(vrrp.RouteSet{}); err != nil {
 		return err
 	}
+	macs, err := vrrp.OpenMACFilters(host, c.String("run-dir"), log)
+	if err != nil {
+		return err
+	}
+	if err := macs.Forget(noMAC); err != nil {
+		return err
+	}
 	freed, err := loader.Detach(c.String("pin-dir"))
 	if err != nil {
 		return err

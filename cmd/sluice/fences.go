@@ -49,7 +49,7 @@ func fenceOf(fences *loader.Fences, i config.Instance) vrrp.Fence {
 	if fences == nil {
 		return noFence{}
 	}
-	return fence{fences.Fence(i.VRID, i.VIPs()), fenceName(i)}
+	return fence{fences.Fence(i.VRID, i.VIPs()), fenceName(i), !i.Accept}
 }
 
 func fenceName(i config.Instance) loader.FenceName {
@@ -76,18 +76,23 @@ func (n *node) freeFences(next *config.Config, routers []*vrrp.Router) {
 // A fence is an entry of the data plane's table as a virtual router knows it.
 type fence struct {
 	*loader.Fence
-	name loader.FenceName
+	name   loader.FenceName
+	closed bool // accept: false
 }
 
 func (f fence) Place(link vrrp.Link, patience time.Duration) error {
-	return f.Fence.Place(loader.FencePlace{Interface: link.Index, MAC: link.MAC, Source: link.Source, Patience: patience})
+	return f.Fence.Place(loader.FencePlace{
+		Interface: link.Index, MAC: link.MAC, Source: link.Source, Patience: patience, Router: link.Router, Virtual: link.Virtual != vrrp.MAC{},
+		Closed: f.closed,
+	})
 }
 
 // A noFence says that there is none.
 type noFence struct{}
 
 func (noFence) Place(vrrp.Link, time.Duration) error { return errNoDatapath }
-func (noFence) Hold()                                {}
+func (noFence) Hold() bool                           { return false }
+func (noFence) Present()                             {}
 func (noFence) Left() (time.Duration, bool)          { return 0, false }
 func (noFence) Adopt()                               {}
 func (noFence) Drop()                                {}

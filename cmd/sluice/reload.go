@@ -261,6 +261,7 @@ func (n *node) reloadVRRP(next *config.Config, routers []*vrrp.Router) {
 			n.log.Error("routes that are not configured any more are left", "error", err)
 		}
 		n.applyARP()
+		n.forgetMACs(next)
 		n.freeFences(next, routers)
 		n.fast.leave(routers)
 	}

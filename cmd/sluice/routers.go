@@ -45,6 +45,9 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 	if err := n.openRoutes(); err != nil {
 		return err
 	}
+	if err := n.openMACs(); err != nil {
+		return err
+	}
 	if n.fences, err = n.openFences(); err != nil {
 		return err
 	}
@@ -95,7 +98,7 @@ func (n *node) newRouter(i config.Instance, groups map[string]*vrrp.Group) (*vrr
 		groups[i.Group] = vrrp.NewGroup(i.Group)
 	}
 	deps := vrrp.Deps{
-		Network: n.host, Addresses: n.addresses, Routes: n.routes, Fence: fenceOf(n.fences, i), Log: n.log,
+		Network: n.host, Addresses: n.addresses, Routes: n.routes, Fence: fenceOf(n.fences, i), MACs: n.macs, Log: n.log,
 		OnChange: n.changes(n.hooks(i)), Group: groups[i.Group],
 	}
 	n.fast.join(i, &deps)
@@ -103,7 +106,7 @@ func (n *node) newRouter(i config.Instance, groups map[string]*vrrp.Group) (*vrr
 		Name: i.Name, Interface: i.Interface, VRID: i.VRID, Version: vrrp.Version(i.Version),
 		Priority: i.Priority, Interval: i.Interval, Password: i.Password, Addresses: i.Addresses,
 		Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, Peers: i.Peers, Source: i.Source, Extra: extra(i),
-		Heartbeat: i.Heartbeat.Interval,
+		Heartbeat: i.Heartbeat.Interval, VirtualMAC: i.VirtualMAC,
 	}, deps)
 	if err != nil {
 		if a, ok := deps.Pacer.(advertisements); ok {

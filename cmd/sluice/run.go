@@ -86,6 +86,7 @@ type node struct {
 	host       *vrrp.Host
 	addresses  *vrrp.Addresses
 	routes     *vrrp.Routes
+	macs       *vrrp.MACFilters
 	fences     *loader.Fences // nil with tables
 	fenced     map[*vrrp.Router]fence
 	settings   *vrrp.ARPSettings

@@ -70,7 +70,7 @@ func (n *node) vrrpStatus() (all []control.Instance) {
 	defer n.mu.RUnlock()
 	for i, r := range n.routers {
 		instance := control.NewInstance(r.Status(), n.cfg.VRRP[i].Addresses)
-		instance.Group = n.cfg.VRRP[i].Group
+		instance.Group, instance.Closed = n.cfg.VRRP[i].Group, !n.cfg.VRRP[i].Accept
 		instance.Tracking = control.NewTracking(n.tracker.Standing(i))
 		all = append(all, instance)
 	}
@@ -183,6 +183,12 @@ func printStatus(w io.Writer, s control.Status) error {
 		}
 		fmt.Fprintf(t, "  interface %s\tvirtual router %d\tversion %d\tpriority %d\n", i.Interface, i.VirtualRouterID, i.Version, i.Priority)
 		fmt.Fprintf(t, "  addresses %s\ton this node: %s\n", join(i.Addresses), join(i.Present))
+		if i.VirtualMAC != "" {
+			fmt.Fprintf(t, "  virtual MAC address %s\n", i.VirtualMAC)
+		}
+		if i.Closed {
+			fmt.Fprintf(t, "  accepts nothing but services\n")
+		}
 		if i.Peer != nil {
 			fmt.Fprintf(t, "  last heard %s\tpriority %d\t%s ago\n", i.Peer.Address, i.Peer.Priority, age(s.Time, i.Peer.Heard))
 		}

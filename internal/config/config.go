@@ -126,7 +126,11 @@ type Instance struct {
 	// and it is of the family of Addresses; else invalid.
 	Source    netip.Addr
 	Heartbeat Heartbeat
-	Track     []lb.Tracked // what it depends on; each names a check or service that is there
+	// VirtualMAC has the VIPs at the virtual router's MAC address.
+	VirtualMAC bool
+	// Accept says that the Active node takes for the VIPs what no service does, too.
+	Accept bool
+	Track  []lb.Tracked // what it depends on; each names a check or service that is there
 	// Group is the name that it has in common with those it moves together with; "":
 	// it moves by itself.
 	Group  string

@@ -282,7 +282,7 @@ func fieldsThatDiffer(a, b any) (names []string) {
 	return names
 }
 
-// keyOf writes TrackWindow as track_window.
+// keyOf writes TrackWindow as track_window, and VirtualMAC as virtual_mac.
 func keyOf(field string) string {
 	if field == strings.ToUpper(field) {
 		return strings.ToLower(field)
@@ -290,7 +290,7 @@ func keyOf(field string) string {
 	var b strings.Builder
 	for i, r := range field {
 		if r >= 'A' && r <= 'Z' {
-			if i > 0 {
+			if i > 0 && (field[i-1] >= 'a' || i+1 < len(field) && field[i+1] >= 'a') {
 				b.WriteByte('_')
 			}
 			r += 'a' - 'A'

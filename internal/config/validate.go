@@ -50,6 +50,7 @@ func (d *decoder) crossCheck(c *Config, services []*serviceDef, instances []*ins
 	held := d.checkFrontends(services, vips)
 	d.checkInstances(instances, vips, sync)
 	d.checkRoutes(instances)
+	d.checkVirtual(services, instances)
 	d.checkSourcePorts(c, services, held)
 	d.checkReplies(services)
 	for _, s := range services {

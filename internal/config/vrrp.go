@@ -18,6 +18,8 @@ type instanceDef struct {
 	routesAt  []*node // parallel to Routes
 	rulesAt   []*node // parallel to Rules
 
+	virtualAt      *node   // the key of VirtualMAC
+	acceptAt       *node   // that of Accept
 	heartbeatAt    *node   // nil: there is none
 	heartbeatPeers []*node // parallel to Heartbeat.Peers; the key heartbeat for each of the roster's
 }
@@ -28,9 +30,10 @@ var instanceSchema = schema{
 		"name", "interface", "virtual_router_id", "priority", "version", "advertisement_interval",
 		"authentication", "preempt", "preempt_delay", "start_timeout", "addresses",
 		"unicast", "unicast_peers", "track", "group", "notify", "routes", "rules", "heartbeat",
+		"virtual_mac", "accept",
 	},
 	later: []string{
-		"sync_wait", "virtual_mac",
+		"sync_wait",
 	},
 	hints: map[string]string{
 		"advert_int":        "keepalived's advert_int is \"advertisement_interval\"",
@@ -49,6 +52,8 @@ var instanceSchema = schema{
 		"vrrp_version":      "did you mean \"version\"?",
 		"virtual_routes":    "keepalived's virtual_routes is \"routes\"",
 		"virtual_rules":     "keepalived's virtual_rules is \"rules\"",
+		"no_accept":         "write accept: false",
+		"use_vmac":          "write virtual_mac: true",
 		"vrrp_sync_group":   "write group: NAME in each of its instances",
 	},
 }
@@ -103,7 +108,7 @@ func (d *decoder) instances(items []*node, files fileSystem, roster []nodeDef, s
 func (d *decoder) instance(f fields, files fileSystem, roster []nodeDef, s self) *instanceDef {
 	i := &instanceDef{Instance: Instance{
 		Priority: uint8(s.priority), Version: 3, Interval: time.Second,
-		Preempt: true, StartTimeout: 10 * time.Second,
+		Preempt: true, StartTimeout: 10 * time.Second, Accept: true,
 	}}
 	if n := f.need("interface"); n != nil {
 		i.Interface, _ = d.interfaceName(n, "interface")
@@ -147,6 +152,12 @@ func (d *decoder) instance(f fields, files fileSystem, roster []nodeDef, s self)
 	d.unicast(f, i, roster, s)
 	if n := f.own["heartbeat"]; n != nil {
 		d.heartbeat(n, i, roster, s)
+	}
+	if n := f.own["virtual_mac"]; n != nil {
+		d.virtualMAC(n, i)
+	}
+	if n := f.own["accept"]; n != nil {
+		d.accept(n, i)
 	}
 	d.routes(f, i)
 	if n := f.own["track"]; n != nil {

@@ -73,9 +73,13 @@ type Instance struct {
 	RouteProblem string `json:"route_problem,omitempty"`
 	// LastResort: it is Active though what it tracks is a fault, since no other
 	// node is.
-	LastResort bool           `json:"last_resort,omitempty"`
-	Priority   uint8          `json:"priority"`
-	Addresses  []netip.Prefix `json:"addresses"`
+	LastResort bool  `json:"last_resort,omitempty"`
+	Priority   uint8 `json:"priority"`
+	// VirtualMAC is the MAC address that the VIPs are at, where it moves with them.
+	VirtualMAC string `json:"virtual_mac,omitempty"`
+	// Closed: accept is false. What is no service's is dropped by the Active node.
+	Closed    bool           `json:"closed,omitempty"`
+	Addresses []netip.Prefix `json:"addresses"`
 	// Present are those of Addresses that sluice has put on the interface.
 	Present  []netip.Prefix    `json:"present"`
 	Source   string            `json:"source,omitempty"`
@@ -183,6 +187,9 @@ func NewInstance(s vrrp.Status, addresses []netip.Prefix) Instance {
 	}
 	for _, a := range s.Alarms {
 		i.Alarms = append(i.Alarms, a.Text)
+	}
+	if s.VirtualMAC != (vrrp.MAC{}) {
+		i.VirtualMAC = s.VirtualMAC.String()
 	}
 	if s.Source.IsValid() {
 		i.Source = s.Source.String()
@@ -301,6 +308,9 @@ func (s *Status) FindProblems() {
 		}
 		if i.Unfenced != "" && s.Forwarding {
 			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s: if this daemon dies, the kernel goes on answering for its addresses beside the node that takes over: %s", i.Name, i.Unfenced))
+		}
+		if i.Unfenced != "" && i.Closed {
+			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s: accept: false has no effect, its addresses accept everything: %s", i.Name, i.Unfenced))
 		}
 		for _, a := range i.Alarms {
 			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s: %s", i.Name, a))

@@ -176,6 +176,10 @@ func TestProblems(t *testing.T) {
 			Name: "VI_1", Unfenced: "the XDP program is not on eth1: name it in datapath.interfaces",
 		}, nil)}}, []string{"vrrp instance VI_1: if this daemon dies, the kernel goes on answering for its addresses beside the node that takes over: the XDP program is not on eth1: name it in datapath.interfaces"}},
 		{"an instance where there is no program at all", Status{VRRP: []Instance{NewInstance(vrrp.Status{Name: "VI_1", Unfenced: "there is no XDP program"}, nil)}}, []string{}},
+		{"a closed instance where there is no program", Status{VRRP: []Instance{{Name: "VI_1", Unfenced: "there is no XDP program", Closed: true}}}, []string{
+			"vrrp instance VI_1: accept: false has no effect, its addresses accept everything: there is no XDP program",
+		}},
+		{"a closed instance", Status{Forwarding: true, VRRP: []Instance{{Name: "VI_1", Closed: true}}}, []string{}},
 		{"an upgrade has not kept everything", Status{Upgrade: &loader.Upgrade{
 			From: 1, At: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), NotKept: []string{"3 entries of vips", "7 packets"},
 		}}, []string{"the upgrade at 2026-01-02T03:04:05Z did not keep: 3 entries of vips; 7 packets"}},

@@ -3,6 +3,8 @@ package testenv
 import (
 	"errors"
 	"fmt"
+	"net"
+	"slices"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -186,4 +188,29 @@ func offloadsOff(iface string) error {
 		}
 	}
 	return nil
+}
+
+// LearntAt returns the hosts to whose interfaces the switches send frames for a MAC
+// address. Where they know none they flood.
+func (l *Lab) LearntAt(mac net.HardwareAddr) ([]string, error) {
+	ports, err := l.sw.nl.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("look at the switches: %w", err)
+	}
+	known, err := l.sw.nl.NeighList(0, unix.AF_BRIDGE)
+	if err != nil {
+		return nil, fmt.Errorf("look at the switches: %w", err)
+	}
+	var hosts []string
+	for _, h := range l.spec.Hosts {
+		for _, in := range h.Interfaces {
+			at := slices.IndexFunc(ports, func(p netlink.Link) bool { return p.Attrs().Name == portName(h.Name, in.Name) })
+			if at >= 0 && slices.ContainsFunc(known, func(n netlink.Neigh) bool {
+				return n.LinkIndex == ports[at].Attrs().Index && slices.Equal(n.HardwareAddr, mac)
+			}) {
+				hosts = append(hosts, h.Name)
+			}
+		}
+	}
+	return hosts, nil
 }

@@ -37,7 +37,7 @@ var (
 	alarmSince  = gauge("alarm_since_timestamp_seconds", "Since when an alarm lasts, since the epoch.", "kind", "instance", "service", "server", "interface", "peer")
 	eventsTotal = counter("events_total", "What happened since the daemon was started, by type, as `sluice events` shows it.", "type")
 
-	outcomePackets = counter("outcome_packets_total", "Packets that were not forwarded, by what became of them (action: drop, or pass to the kernel) and why.", "outcome", "action")
+	outcomePackets = counter("outcome_packets_total", "Packets that were not forwarded, by what became of them (action: drop, pass to the kernel, or answer) and why.", "outcome", "action")
 	tableEntries   = gauge("flow_table_entries", "Entries of a table of flows that count, as of the last look through it.", "table")
 	tableSize      = gauge("flow_table_size_entries", "How many entries a table of flows has room for.", "table")
 
@@ -91,6 +91,9 @@ func (s sink) daemon(r Report) {
 	}
 	for _, o := range st.Outcomes {
 		action := "pass"
+		if o.Answered {
+			action = "answer"
+		}
 		if o.Dropped {
 			action = "drop"
 		}

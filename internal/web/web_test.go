@@ -49,7 +49,7 @@ func fullStatus() control.Status {
 		VRRP: []control.Instance{{
 			Name: "VI_1", Interface: "eth0", VirtualRouterID: 51, Version: 3, State: "active", Since: run, Reason: "192.0.2.2 gave up", Priority: 100,
 			Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.100/24")}, Present: []netip.Prefix{netip.MustParsePrefix("192.0.2.100/24")},
-			Source: "192.0.2.1", Peer: &control.Peer{Address: netip.MustParseAddr("192.0.2.2"), Priority: 99, Heard: run},
+			VirtualMAC: "00:00:5e:00:01:33", Closed: true, Source: "192.0.2.1", Peer: &control.Peer{Address: netip.MustParseAddr("192.0.2.2"), Priority: 99, Heard: run},
 			Sent: 5, Received: 6, Failed: 1, Dropped: map[string]uint64{"ttl": 3}, Alarms: []string{"another version"},
 			Tracking: &control.Tracking{Base: 102, Priority: 100, Sum: "100 = 102 - 2 (ok)", Fault: "f", Items: []control.TrackedItem{
 				{Kind: "check", Name: "ok", Weight: -2, State: "failing", Why: "refused", Effect: -2},
@@ -71,7 +71,7 @@ func fullStatus() control.Status {
 				Previous: 16, Pinned: 17, PortsUsed: 18, Ports: 19,
 			}},
 		}},
-		Outcomes: []loader.Outcome{{Name: "ttl", Dropped: true, Packets: 21}},
+		Outcomes: []loader.Outcome{{Name: "who_has", Answered: true, Packets: 22}, {Name: "ttl", Dropped: true, Packets: 21}, {Name: "not_vip", Packets: 23}},
 		Tables:   []loader.FlowTable{{Name: "pins", Used: 22, Size: 23}},
 		Upgrade:  &loader.Upgrade{At: run, From: 1, To: 2, VIPs: 1, Services: 2, Backends: 3, Flows: 4, NotKept: []string{"a"}},
 	}
@@ -136,7 +136,9 @@ func TestMetricValues(t *testing.T) {
 		`sluice_check_state{check="ok",state="up"} 0`,
 		`sluice_events_total{type="daemon.stop"} 0`,
 		`sluice_events_total{type="vrrp.state"} 3`,
+		`sluice_outcome_packets_total{action="answer",outcome="who_has"} 22`,
 		`sluice_outcome_packets_total{action="drop",outcome="ttl"} 21`,
+		`sluice_outcome_packets_total{action="pass",outcome="not_vip"} 23`,
 		`sluice_probe_duration_seconds{probe="tcp 192.0.2.11:80"} 0.25`,
 		`sluice_service_lost_total{reason="no_port",service="web"} 2`,
 		`sluice_service_state{service="web",state="below_quorum"} 1`,
@@ -156,7 +158,7 @@ func TestMetricValues(t *testing.T) {
 // people, and what does not change while the daemon runs.
 var notInMetrics = []string{
 	"config", "time", "running", "pid", "alarms.text", "problems", "interfaces.warning",
-	"vrrp.reason", "vrrp.addresses", "vrrp.present", "vrrp.alarms", "vrrp.tracking.sum", "vrrp.tracking.fault", "vrrp.tracking.priority",
+	"vrrp.virtual_mac", "vrrp.closed", "vrrp.reason", "vrrp.addresses", "vrrp.present", "vrrp.alarms", "vrrp.tracking.sum", "vrrp.tracking.fault", "vrrp.tracking.priority",
 	"vrrp.tracking.items.why", "vrrp.tracking.items.faults",
 	"checks.type", "checks.since", "checks.why", "checks.last_error",
 	"services.backends.why", "services.backends.slow_start.ends", "upgrade.from_layout", "upgrade.to_layout", "upgrade.not_kept",
