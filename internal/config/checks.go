@@ -14,10 +14,10 @@ import (
 var checkSchema = schema{
 	what: "a check",
 	keys: []string{
-		"name", "type", "interval", "timeout", "rise", "fall", "urls", "path", "port", "address", "host", "status", "body",
+		"name", "type", "interval", "timeout", "rise", "fall", "urls", "path", "port", "address", "host", "status", "body", "tls",
 		"command", "user", "process", "pidfile", "recover",
 	},
-	later: []string{"tls", "query"},
+	later: []string{"query"},
 	hints: map[string]string{
 		"script": "keepalived's script is \"command\", a list",
 		"weight": "it stands where the check is tracked",
@@ -27,9 +27,13 @@ var checkSchema = schema{
 
 var recoverSchema = schema{what: "recover", keys: []string{"command", "wait", "attempts"}}
 
-// keysOf says which keys are for which types of checks alone.
-var keysOf = map[lb.CheckType][]string{
-	lb.CheckHTTP:    {"urls", "path", "port", "host", "status", "body"},
+// checkTypes are the types of checks, in the order in which they are named.
+var checkTypes = []string{"http", "https", "tcp", "exec", "process"}
+
+// keysOfCheck says which keys are for which types of checks alone.
+var keysOfCheck = map[lb.CheckType][]string{
+	lb.CheckHTTP:    {"urls", "path", "port", "host", "status", "body", "tls"},
+	lb.CheckHTTPS:   {"urls", "path", "port", "host", "status", "body", "tls"},
 	lb.CheckTCP:     {"address", "port"},
 	lb.CheckExec:    {"command", "user"},
 	lb.CheckProcess: {"process", "pidfile"},
@@ -82,10 +86,10 @@ func (d *decoder) checks(items []*node) []lb.Check {
 
 func (d *decoder) check(f fields) lb.Check {
 	var p lb.Probe
-	p.Interval, p.Rise, p.Fall, p.Status = time.Second, 2, 3, []lb.StatusRange{{First: 200, Last: 399}}
+	p.Interval, p.Rise, p.Fall = time.Second, 2, 3
 	var c lb.Check
 	if n := f.need("type"); n != nil {
-		if t, ok := d.oneOf(n, "type", []string{"http", "tcp", "exec", "process"}, []string{"https", "dns", "udp"}); ok {
+		if t, ok := d.oneOf(n, "type", checkTypes, []string{"dns", "udp"}); ok {
 			c.Type = lb.CheckType(t)
 		}
 	}
@@ -99,13 +103,13 @@ func (d *decoder) check(f fields) lb.Check {
 	if n := f.own["fall"]; n != nil {
 		p.Fall, _ = d.integer(n, "fall", 1, 255)
 	}
-	d.httpSettings(f, &p)
+	web := d.webSettings(f)
 	c.Interval, c.Timeout, c.Rise, c.Fall = p.Interval, p.Timeout, p.Rise, p.Fall
-	d.strangers(f, c.Type)
+	d.strangers(f, "checks", string(c.Type), checkTypes, func(t string) []string { return keysOfCheck[lb.CheckType(t)] })
 	switch c.Type {
-	case lb.CheckHTTP:
-		c.Status, c.Body = p.Status, p.Body
-		d.checkURLs(f, &c, &p)
+	case lb.CheckHTTP, lb.CheckHTTPS:
+		c.Status, c.Body, c.TLS = web.status, web.body, d.tlsSettings(f.own["tls"])
+		d.checkURLs(f, &c, web)
 	case lb.CheckTCP:
 		d.checkAddress(f, &c)
 	case lb.CheckExec:
@@ -129,31 +133,13 @@ func (d *decoder) check(f fields) lb.Check {
 	return c
 }
 
-// strangers finds keys that are for checks of other types.
-func (d *decoder) strangers(f fields, t lb.CheckType) {
-	if t == "" {
-		return
-	}
-	for _, e := range f.n.entries {
-		key := e.key.text
-		var of []string
-		for _, other := range []lb.CheckType{lb.CheckHTTP, lb.CheckTCP, lb.CheckExec, lb.CheckProcess} {
-			if slices.Contains(keysOf[other], key) {
-				of = append(of, string(other))
-			}
-		}
-		if len(of) > 0 && !slices.Contains(of, string(t)) {
-			d.errorf(e.key, "%s is for checks of type %s, this one's type is %s", key, strings.Join(of, " or "), t)
-		}
-	}
-}
-
 // checkURLs decodes what an HTTP check asks for: urls, or a path on this node.
-func (d *decoder) checkURLs(f fields, c *lb.Check, p *lb.Probe) {
+func (d *decoder) checkURLs(f fields, c *lb.Check, web webProbe) {
 	urls, path := f.own["urls"], f.own["path"]
+	tls := c.Type == lb.CheckHTTPS
 	switch {
 	case urls == nil && path == nil:
-		d.errorf(f.n, "missing key \"urls\": a check of type http needs it, or \"path\" for one of this node")
+		d.errorf(f.n, "missing key \"urls\": a check of type %s needs it, or \"path\" for one of this node", c.Type)
 		return
 	case urls != nil && (path != nil || f.own["port"] != nil):
 		at := f.keys["path"]
@@ -163,7 +149,7 @@ func (d *decoder) checkURLs(f fields, c *lb.Check, p *lb.Probe) {
 		d.errorf(at, "%s goes with no urls, which say it themselves", at.text)
 		return
 	case path != nil:
-		u := lb.URL{Address: netip.AddrPortFrom(local, 80), Path: p.Path, Host: local.String()}
+		u := lb.URL{TLS: tls, Address: netip.AddrPortFrom(local, defaultPort(tls)), Path: web.path, Host: local.String()}
 		if n := f.own["port"]; n != nil {
 			if i, ok := d.integer(n, "port", 1, 65535); ok {
 				u.Address = netip.AddrPortFrom(local, uint16(i))
@@ -177,21 +163,31 @@ func (d *decoder) checkURLs(f fields, c *lb.Check, p *lb.Probe) {
 			d.errorf(urls, "urls is empty: name at least one")
 		}
 		for _, item := range items {
-			if u, ok := d.url(item); ok {
+			if u, ok := d.url(item, tls); ok {
 				c.URLs = append(c.URLs, u)
 			}
 		}
 	}
-	if p.Host != "" {
+	if web.host != "" {
 		for i := range c.URLs {
-			c.URLs[i].Host = p.Host
+			c.URLs[i].Host = web.host
 		}
+	}
+	if at := f.keys["tls"]; at != nil && len(c.URLs) > 0 && !slices.ContainsFunc(c.URLs, func(u lb.URL) bool { return u.TLS }) {
+		d.errorf(at, "tls is for https, and this check asks for nothing of that")
 	}
 }
 
-// url decodes an address of plain HTTP. Its host is an address: a check that asks
-// a name server first would fail with that.
-func (d *decoder) url(n *node) (u lb.URL, ok bool) {
+func defaultPort(tls bool) uint16 {
+	if tls {
+		return 443
+	}
+	return 80
+}
+
+// url decodes what a check asks for, only with TLS if that is demanded. Its host is an
+// address: a check that asks a name server first would fail with that.
+func (d *decoder) url(n *node, demandTLS bool) (u lb.URL, ok bool) {
 	s, ok := d.text(n, "url")
 	if !ok {
 		return u, false
@@ -201,19 +197,20 @@ func (d *decoder) url(n *node) (u lb.URL, ok bool) {
 	case err != nil || parsed.Host == "" || parsed.Opaque != "":
 		d.errorf(n, "url must be like http://127.0.0.1:8080/path, not %q", s)
 		return u, false
-	case parsed.Scheme == "https":
-		d.errorf(n, "url: https is not supported yet")
+	case parsed.Scheme != "http" && parsed.Scheme != "https":
+		d.errorf(n, "url must start with http:// or https://, not %q", parsed.Scheme+"://")
 		return u, false
-	case parsed.Scheme != "http":
-		d.errorf(n, "url must start with http://, not %q", parsed.Scheme+"://")
+	case demandTLS && parsed.Scheme == "http":
+		d.errorf(n, "url must start with https://, as the type of the check is https (type http takes both)")
 		return u, false
 	case parsed.User != nil || parsed.Fragment != "":
 		d.errorf(n, "url must have no user and no fragment")
 		return u, false
 	}
+	u.TLS = parsed.Scheme == "https"
 	host, port := parsed.Hostname(), parsed.Port()
 	if port == "" {
-		port = "80"
+		port = strconv.Itoa(int(defaultPort(u.TLS)))
 	}
 	if !isPort(port) {
 		d.errorf(n, "url %q: the port must be a number from 1 to 65535", s)
@@ -228,7 +225,8 @@ func (d *decoder) url(n *node) (u lb.URL, ok bool) {
 		return u, false
 	}
 	number, _ := strconv.ParseUint(port, 10, 16) // isPort has seen it
-	return lb.URL{Address: netip.AddrPortFrom(address, uint16(number)), Host: parsed.Host, Path: parsed.RequestURI()}, true
+	u.Address, u.Host, u.Path = netip.AddrPortFrom(address, uint16(number)), parsed.Host, parsed.RequestURI()
+	return u, true
 }
 
 // checkAddress decodes what a TCP check connects to.

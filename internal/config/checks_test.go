@@ -38,6 +38,18 @@ func TestChecks(t *testing.T) {
 			Type: lb.CheckHTTP, Interval: second, Timeout: second, Rise: 2, Fall: 3, Status: ok,
 			URLs: []lb.URL{{Address: addrPort("127.0.0.1:8080"), Host: "www.example.com", Path: "/up"}},
 		}},
+		{"a path of this node, with TLS", "{name: c, type: https, path: /up, tls: {server_name: www.example.com}}", lb.Check{
+			Type: lb.CheckHTTPS, Interval: second, Timeout: second, Rise: 2, Fall: 3, Status: ok, TLS: lb.TLS{ServerName: "www.example.com"},
+			URLs: []lb.URL{{TLS: true, Address: addrPort("127.0.0.1:443"), Host: "127.0.0.1", Path: "/up"}},
+		}},
+		{"URLs of both kinds", `{name: c, type: http, urls: ["https://localhost/a", "http://127.0.0.1:8080/b", "https://[2001:db8::1]:8443"], tls: {verify: false}}`, lb.Check{
+			Type: lb.CheckHTTP, Interval: second, Timeout: second, Rise: 2, Fall: 3, Status: ok, TLS: lb.TLS{Insecure: true},
+			URLs: []lb.URL{
+				{TLS: true, Address: addrPort("127.0.0.1:443"), Host: "localhost", Path: "/a"},
+				{Address: addrPort("127.0.0.1:8080"), Host: "127.0.0.1:8080", Path: "/b"},
+				{TLS: true, Address: addrPort("[2001:db8::1]:8443"), Host: "[2001:db8::1]:8443", Path: "/"},
+			},
+		}},
 		{"a port of this node", "{name: c, type: tcp, port: 22}", lb.Check{
 			Type: lb.CheckTCP, Interval: second, Timeout: second, Rise: 2, Fall: 3, Address: addrPort("127.0.0.1:22"),
 		}},
@@ -122,26 +134,31 @@ var checkMistakes = []mistakeCase{
 		`3:10: duplicate check "a": the first one is on line 2`,
 	}},
 	{"types of checks", "checks:\n- {name: a, type: https}\n- {name: b, type: htpp, urls: [x]}\n", []string{
-		`2:19: type: https is not supported yet`,
-		`3:19: type must be one of http, tcp, exec, process, not "htpp"; did you mean "http"?`,
+		`2:3: missing key "urls": a check of type https needs it, or "path" for one of this node`,
+		`3:19: type must be one of http, https, tcp, exec, process, not "htpp"; did you mean "http"?`,
 	}},
 	{"keys of other types", "checks:\n- {name: a, type: tcp, port: 1, path: /, command: [x], pidfile: /p}\n- {name: b, type: process, port: 1}\n", []string{
-		`2:33: path is for checks of type http, this one's type is tcp`,
+		`2:33: path is for checks of type http or https, this one's type is tcp`,
 		`2:42: command is for checks of type exec, this one's type is tcp`,
 		`2:56: pidfile is for checks of type process, this one's type is tcp`,
-		`3:28: port is for checks of type http or tcp, this one's type is process`,
+		`3:28: port is for checks of type http, https or tcp, this one's type is process`,
 	}},
 	{"URLs", "checks:\n- name: a\n  type: http\n  urls:\n  - 127.0.0.1:80\n  - /x\n  - https://127.0.0.1/\n  - ftp://127.0.0.1/\n" +
 		"  - http://www.example.com/\n  - http://127.0.0.1:0/\n  - http://a@127.0.0.1/\n  - http://127.0.0.1/#b\n  - \"http://127.0.0.1/%zz\"\n", []string{
 		`5:5: url must be like http://127.0.0.1:8080/path, not "127.0.0.1:80"`,
 		`6:5: url must be like http://127.0.0.1:8080/path, not "/x"`,
-		`7:5: url: https is not supported yet`,
-		`8:5: url must start with http://, not "ftp://"`,
+		`8:5: url must start with http:// or https://, not "ftp://"`,
 		`9:5: url: www.example.com must be an address or localhost (write host: www.example.com beside urls for the Host header)`,
 		`10:5: url "http://127.0.0.1:0/": the port must be a number from 1 to 65535`,
 		`11:5: url must have no user and no fragment`,
 		`12:5: url must have no user and no fragment`,
 		`13:5: url must be like http://127.0.0.1:8080/path, not "http://127.0.0.1/%zz"`,
+	}},
+	{"URLs with and without TLS", "checks:\n- {name: a, type: https, urls: [https://127.0.0.1, http://127.0.0.1]}\n- {name: b, type: http, urls: [http://127.0.0.1], tls: {verify: false}}\n" +
+		"- {name: c, type: tcp, port: 1, tls: {verify: false}}\n", []string{
+		`2:52: url must start with https://, as the type of the check is https (type http takes both)`,
+		`3:51: tls is for https, and this check asks for nothing of that`,
+		`4:33: tls is for checks of type http or https, this one's type is tcp`,
 	}},
 	{"URLs and a path", "checks:\n- {name: a, type: http, urls: [http://127.0.0.1], path: /}\n- {name: b, type: http, urls: [], port: 1}\n- {name: c, type: http, urls: []}\n", []string{
 		`2:51: path goes with no urls, which say it themselves`,
@@ -220,7 +237,7 @@ func checkTracking(t *testing.T, c *Config) {
 		known["check "+k.Name] = true
 		complete := k.Name != "" && k.Interval > 0 && k.Timeout > 0 && k.Timeout <= k.Interval && k.Rise > 0 && k.Fall > 0
 		switch k.Type {
-		case lb.CheckHTTP:
+		case lb.CheckHTTP, lb.CheckHTTPS:
 			complete = complete && len(k.URLs) > 0 && len(k.Status) > 0
 			for _, u := range k.URLs {
 				complete = complete && u.Address.Port() != 0 && u.Host != "" && u.Path[0] == '/'

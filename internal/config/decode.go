@@ -17,6 +17,7 @@ type decoder struct {
 	// incomplete is set when a part of the configuration could not be read: a
 	// reference to something unknown may be one to what is in that part.
 	incomplete bool
+	files      fileSystem // for what the configuration names
 }
 
 func (d *decoder) errorf(n *node, format string, args ...any) {

@@ -282,20 +282,21 @@ func fieldsThatDiffer(a, b any) (names []string) {
 	return names
 }
 
-// keyOf writes TrackWindow as track_window.
+// keyOf writes TrackWindow as track_window, URLs as urls and PIDFile as pidfile.
 func keyOf(field string) string {
-	if field == strings.ToUpper(field) {
-		return strings.ToLower(field)
-	}
 	var b strings.Builder
-	for i, r := range field {
+	lower := false
+	for _, r := range field {
 		if r >= 'A' && r <= 'Z' {
-			if i > 0 {
+			if lower {
 				b.WriteByte('_')
 			}
-			r += 'a' - 'A'
+			b.WriteRune(r - 'A' + 'a')
+			lower = false
+			continue
 		}
 		b.WriteRune(r)
+		lower = true
 	}
 	return b.String()
 }

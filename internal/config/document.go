@@ -8,6 +8,7 @@ import (
 // result is of use only if there is none.
 func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config {
 	c := &Config{}
+	d.files = files
 	def := d.defaults(doc.set["defaults"])
 
 	nodes := d.nodes(doc.items["nodes"])

@@ -19,7 +19,7 @@ func RunCheck(ctx context.Context, c lb.Check) error {
 	switch c.Type {
 	case lb.CheckTCP:
 		return Run(ctx, Target{Address: c.Address, Probe: lb.Probe{Type: lb.ProbeTCP, Timeout: c.Timeout}})
-	case lb.CheckHTTP:
+	case lb.CheckHTTP, lb.CheckHTTPS:
 		return checkURLs(ctx, c)
 	case lb.CheckExec:
 		return checkExec(ctx, c)
@@ -37,7 +37,10 @@ func Inconclusive(err error) bool { return inconclusive(err) || errors.Is(err, s
 // checkURLs asks for one after the other, all within one timeout.
 func checkURLs(ctx context.Context, c lb.Check) error {
 	for _, u := range c.URLs {
-		p := lb.Probe{Type: lb.ProbeHTTP, Timeout: c.Timeout, Path: u.Path, Host: u.Host, Status: c.Status, Body: c.Body}
+		p := lb.Probe{Type: lb.ProbeHTTP, Timeout: c.Timeout, Pages: []lb.Page{{Host: u.Host, Path: u.Path}}, Status: c.Status, Body: c.Body}
+		if u.TLS {
+			p.Type, p.TLS = lb.ProbeHTTPS, c.TLS
+		}
 		if err := Run(ctx, Target{Address: u.Address, Probe: p}); err != nil {
 			return fmt.Errorf("%v: %w", u, err)
 		}

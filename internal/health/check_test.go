@@ -1,6 +1,7 @@
 package health
 
 import (
+	"crypto/x509"
 	"fmt"
 	"net"
 	"net/http"
@@ -68,6 +69,30 @@ func TestCheckURLs(t *testing.T) {
 				t.Errorf("asked for %q, want %q", got, tt.asks)
 			}
 		})
+	}
+}
+
+// URLs with and without TLS go together in one check.
+func TestCheckHTTPS(t *testing.T) {
+	known := newAuthority(t, "known authority")
+	plain := serve(t, "127.0.0.1:0", raw("HTTP/1.1 204 No Content\r\n\r\n"))
+	secure := serveTLS(t, certificate(t, &x509.Certificate{DNSNames: []string{"www.example.com"}}, known), nil, raw("HTTP/1.1 204 No Content\r\n\r\n"))
+	urls := func(host string) []lb.URL {
+		return []lb.URL{{Address: plain, Host: host, Path: "/"}, {TLS: true, Address: secure, Host: host, Path: "/"}}
+	}
+	trust := lb.TLS{CA: known.pem}
+	for _, tt := range []struct {
+		name string
+		c    lb.Check
+		want string
+	}{
+		{"good", lb.Check{Type: lb.CheckHTTP, URLs: urls("www.example.com"), TLS: trust}, ""},
+		{"https alone", lb.Check{Type: lb.CheckHTTPS, URLs: urls("www.example.com")[1:], TLS: trust}, ""},
+		{"a bad certificate", lb.Check{Type: lb.CheckHTTP, URLs: urls("a.example.com"), TLS: trust},
+			"https://a.example.com/: certificate is for www.example.com, not for a.example.com"},
+		{"any certificate", lb.Check{Type: lb.CheckHTTP, URLs: urls("a.example.com"), TLS: lb.TLS{Insecure: true}}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) { wantCheck(t, tt.c, tt.want) })
 	}
 }
 

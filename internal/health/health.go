@@ -99,10 +99,14 @@ func (t Target) action() string {
 	if t.viaVIP() {
 		s += fmt.Sprintf(" through %v", t.Path)
 	}
-	if p.Type == lb.ProbeHTTP {
-		s += fmt.Sprintf(" %q %q %v", p.Path, p.Host, p.Status)
+	switch p.Type {
+	case lb.ProbeHTTP, lb.ProbeHTTPS:
+		s += fmt.Sprintf(" %q %v", p.Pages, p.Status)
 		if p.Body != nil {
 			s += fmt.Sprintf(" %q", p.Body)
+		}
+		if p.Type == lb.ProbeHTTPS {
+			s += fmt.Sprintf(" %x %q %v", sha256.Sum256([]byte(p.TLS.CA)), p.TLS.ServerName, p.TLS.Insecure)
 		}
 	}
 	return s

@@ -131,7 +131,7 @@ func TestRunHTTP(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			target := Target{Address: serve(t, "127.0.0.1:0", tt.handle), Probe: tt.probe}
-			target.Probe.Type, target.Probe.Path = lb.ProbeHTTP, "/healthz"
+			target.Probe.Type, target.Probe.Pages = lb.ProbeHTTP, []lb.Page{{Path: "/healthz"}}
 			if target.Probe.Timeout == 0 {
 				target.Probe.Timeout = long
 			}
@@ -153,7 +153,7 @@ func TestRunHTTPConnect(t *testing.T) {
 		{"does not answer", fullBacklog, short, "connect: no answer within 100ms"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			target := Target{Address: tt.address(t), Probe: lb.Probe{Type: lb.ProbeHTTP, Path: "/", Timeout: tt.timeout}}
+			target := Target{Address: tt.address(t), Probe: lb.Probe{Type: lb.ProbeHTTP, Pages: []lb.Page{{Path: "/"}}, Timeout: tt.timeout}}
 			if diff := cmp.Diff(tt.want, text(Run(t.Context(), target))); diff != "" {
 				t.Errorf("result (-want +got):\n%s", diff)
 			}
@@ -169,15 +169,15 @@ func TestRunHTTPRequest(t *testing.T) {
 		want  string // with ADDRESS for the server's address and port
 	}{
 		{
-			"defaults", "127.0.0.1:0", lb.Probe{Path: "/healthz"},
+			"defaults", "127.0.0.1:0", lb.Probe{Pages: []lb.Page{{Path: "/healthz"}}},
 			"GET /healthz HTTP/1.1\r\nHost: ADDRESS\r\nUser-Agent: sluice-health\r\nAccept: */*\r\nConnection: close\r\n\r\n",
 		},
 		{
-			"host and query", "127.0.0.1:0", lb.Probe{Path: "//a%20b?x=1&y=/", Host: "www.example.com"},
+			"host and query", "127.0.0.1:0", lb.Probe{Pages: []lb.Page{{Host: "www.example.com", Path: "//a%20b?x=1&y=/"}}},
 			"GET //a%20b?x=1&y=/ HTTP/1.1\r\nHost: www.example.com\r\nUser-Agent: sluice-health\r\nAccept: */*\r\nConnection: close\r\n\r\n",
 		},
 		{
-			"IPv6", "[::1]:0", lb.Probe{Path: "/"},
+			"IPv6", "[::1]:0", lb.Probe{Pages: []lb.Page{{Path: "/"}}},
 			"GET / HTTP/1.1\r\nHost: ADDRESS\r\nUser-Agent: sluice-health\r\nAccept: */*\r\nConnection: close\r\n\r\n",
 		},
 	} {
@@ -215,10 +215,11 @@ func TestRunHTTPRefusesRequest(t *testing.T) {
 		probe lb.Probe
 		want  string
 	}{
-		{"no path", lb.Probe{}, `send request: path "" does not start with / or needs percent-encoding`},
-		{"relative path", lb.Probe{Path: "healthz"}, `send request: path "healthz" does not start with / or needs percent-encoding`},
-		{"space", lb.Probe{Path: "/a b"}, `send request: path "/a b" does not start with / or needs percent-encoding`},
-		{"second header", lb.Probe{Path: "/", Host: "a\r\nX: y"}, `send request: host "a\r\nX: y" has a space or control character`},
+		{"no page", lb.Probe{}, `send request: there is no page to ask for`},
+		{"no path", lb.Probe{Pages: []lb.Page{{}}}, `send request: path "" does not start with / or needs percent-encoding`},
+		{"relative path", lb.Probe{Pages: []lb.Page{{Path: "healthz"}}}, `send request: path "healthz" does not start with / or needs percent-encoding`},
+		{"space", lb.Probe{Pages: []lb.Page{{Path: "/a b"}}}, `send request: path "/a b" does not start with / or needs percent-encoding`},
+		{"second header", lb.Probe{Pages: []lb.Page{{Host: "a\r\nX: y", Path: "/"}}}, `send request: host "a\r\nX: y" has a space or control character`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.probe.Type, tt.probe.Timeout = lb.ProbeHTTP, long

@@ -36,46 +36,52 @@ func bounded(ctx context.Context, t Target, run func(context.Context, Target) er
 type prober struct{ paths Paths }
 
 func (p prober) probe(ctx context.Context, t Target) error {
+	_, err := p.ask(ctx, t)
+	return err
+}
+
+// ask is probe with what the server answered, in a few words, if it did.
+func (p prober) ask(ctx context.Context, t Target) (answer string, err error) {
 	to := t.Endpoint()
 	if !t.viaVIP() {
 		return probeAt(ctx, t, to)
 	}
 	if p.paths == nil {
-		return fmt.Errorf("%v: nobody knows the way to a VIP at a server", t)
+		return "", fmt.Errorf("%v: nobody knows the way to a VIP at a server", t)
 	}
 	address, err := p.paths.Find(ctx, t.Path)
 	if err == nil {
-		err = probeAt(ctx, t, netip.AddrPortFrom(address, to.Port()))
+		answer, err = probeAt(ctx, t, netip.AddrPortFrom(address, to.Port()))
 	}
 	switch {
 	case err == nil:
-		return nil
+		return answer, nil
 	case !errors.Is(err, errSilent):
-		return fmt.Errorf("%v: %w", t, err)
+		return answer, fmt.Errorf("%v: %w", t, err)
 	case t.Path.Forward == lb.Tunnel:
-		return fmt.Errorf("%v: %w: is the VIP on its lo, and does it decapsulate?", t, err)
+		return answer, fmt.Errorf("%v: %w: is the VIP on its lo, and does it decapsulate?", t, err)
 	}
-	return fmt.Errorf("%v: %w: is the VIP on its lo?", t, err)
+	return answer, fmt.Errorf("%v: %w: is the VIP on its lo?", t, err)
 }
 
 // probeAt runs the probe of t at an address that leads to its server.
-func probeAt(ctx context.Context, t Target, to netip.AddrPort) error {
+func probeAt(ctx context.Context, t Target, to netip.AddrPort) (answer string, err error) {
 	switch t.Probe.Type {
 	case lb.ProbeTCP:
 		return probeTCP(ctx, t, to)
-	case lb.ProbeHTTP:
+	case lb.ProbeHTTP, lb.ProbeHTTPS:
 		return probeHTTP(ctx, t, to)
 	}
-	return fmt.Errorf("run probe: unknown type %q", t.Probe.Type)
+	return "", fmt.Errorf("run probe: unknown type %q", t.Probe.Type)
 }
 
 // probeTCP succeeds if the server accepts a connection.
-func probeTCP(ctx context.Context, t Target, to netip.AddrPort) error {
+func probeTCP(ctx context.Context, t Target, to netip.AddrPort) (answer string, err error) {
 	conn, err := dial(ctx, t, to)
 	if err != nil {
-		return err
+		return "", err
 	}
-	return conn.Close()
+	return "connected", conn.Close()
 }
 
 // errSilent says that nothing came back, not even a refusal.

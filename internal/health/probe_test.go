@@ -217,7 +217,7 @@ func TestRunCancelled(t *testing.T) {
 		cancel() // while the probe waits for the answer
 		untilClosed(conn)
 	})
-	target := Target{Address: address, Probe: lb.Probe{Type: lb.ProbeHTTP, Path: "/", Timeout: time.Hour}}
+	target := Target{Address: address, Probe: lb.Probe{Type: lb.ProbeHTTP, Pages: []lb.Page{{Path: "/"}}, Timeout: time.Hour}}
 	if err := Run(ctx, target); err == nil {
 		t.Error("got success after the context was cancelled")
 	}

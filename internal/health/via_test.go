@@ -96,7 +96,7 @@ func TestHostOfAProbeThroughAVIP(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			path := dsrPath
 			path.VIP = netip.MustParseAddr(tt.vip)
-			got, err := request(through(path, 80, lb.Probe{Type: lb.ProbeHTTP, Path: "/", Host: tt.host}))
+			got, err := request(through(path, 80, lb.Probe{Type: lb.ProbeHTTP}), lb.Page{Host: tt.host, Path: "/"})
 			if err != nil || !strings.Contains(got, tt.want) {
 				t.Errorf("request %q, %v, want %q in it", got, err, tt.want)
 			}

@@ -1,0 +1,75 @@
+package lb
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"time"
+)
+
+// ProbeType is the kind of a health probe.
+type ProbeType string
+
+// The kinds of probe.
+const (
+	ProbeTCP   ProbeType = "tcp"
+	ProbeHTTP  ProbeType = "http"
+	ProbeHTTPS ProbeType = "https"
+)
+
+// A Probe says how the health of a server is found out.
+type Probe struct {
+	Type     ProbeType
+	Interval time.Duration // from the start of one run to the start of the next
+	Timeout  time.Duration // of one run
+	Rise     int           // successes in a row that make a failed server healthy
+	Fall     int           // failures in a row that make a healthy server failed
+	Port     uint16        // 0: the port of the server
+	// ViaVIP sends the probe to the VIP at the server, by the path that packets of
+	// clients take, where the service's mode is DSR or Tunnel; elsewhere it says nothing.
+	ViaVIP bool
+
+	// For ProbeHTTP and ProbeHTTPS.
+	Pages  []Page // never empty; all must be good within one timeout
+	Status []StatusRange
+	Body   *regexp.Regexp // must match each within the first 64 KiB; nil: any body
+
+	// For ProbeHTTPS.
+	TLS TLS
+}
+
+// A Page is what an HTTP probe asks a server for.
+type Page struct {
+	Host string // Host header; "": the address and port
+	Path string // request target, starting with "/"
+}
+
+func (p Page) String() string { return p.Host + p.Path }
+
+// A StatusRange is an inclusive range of HTTP status codes.
+type StatusRange struct{ First, Last int }
+
+// A TLS says how a server that is probed with TLS shows who it is.
+type TLS struct {
+	CA string // certificates in PEM of whom to trust; "": whom the system trusts
+	// ServerName is what the certificate must be for, and what the server is told that
+	// is wanted; "": the host that is asked for, or else the address.
+	ServerName string
+	Insecure   bool // any certificate will do
+}
+
+// A ProbePath is the way of a probe to a VIP at a server, as packets of clients
+// go. The zero value is none: such a probe goes to the server's own address.
+type ProbePath struct {
+	VIP     netip.Addr
+	Server  netip.Addr
+	Forward Forward // DSR or Tunnel
+}
+
+func (p ProbePath) String() string { return fmt.Sprintf("%v at %v by %v", p.VIP, p.Server, p.Forward) }
+
+// Compare orders by VIP, server and forwarding mode.
+func (p ProbePath) Compare(o ProbePath) int {
+	return cmp.Or(p.VIP.Compare(o.VIP), p.Server.Compare(o.Server), cmp.Compare(p.Forward, o.Forward))
+}
