@@ -15,9 +15,8 @@ var checkSchema = schema{
 	what: "a check",
 	keys: []string{
 		"name", "type", "interval", "timeout", "rise", "fall", "urls", "path", "port", "address", "host", "status", "body", "tls",
-		"command", "user", "process", "pidfile", "recover",
+		"query", "send", "expect", "command", "user", "process", "pidfile", "recover",
 	},
-	later: []string{"query"},
 	hints: map[string]string{
 		"script": "keepalived's script is \"command\", a list",
 		"weight": "it stands where the check is tracked",
@@ -28,13 +27,15 @@ var checkSchema = schema{
 var recoverSchema = schema{what: "recover", keys: []string{"command", "wait", "attempts"}}
 
 // checkTypes are the types of checks, in the order in which they are named.
-var checkTypes = []string{"http", "https", "tcp", "exec", "process"}
+var checkTypes = []string{"http", "https", "tcp", "dns", "udp", "exec", "process"}
 
 // keysOfCheck says which keys are for which types of checks alone.
 var keysOfCheck = map[lb.CheckType][]string{
 	lb.CheckHTTP:    {"urls", "path", "port", "host", "status", "body", "tls"},
 	lb.CheckHTTPS:   {"urls", "path", "port", "host", "status", "body", "tls"},
 	lb.CheckTCP:     {"address", "port"},
+	lb.CheckDNS:     {"address", "port", "query"},
+	lb.CheckUDP:     {"address", "port", "send", "expect"},
 	lb.CheckExec:    {"command", "user"},
 	lb.CheckProcess: {"process", "pidfile"},
 }
@@ -89,7 +90,7 @@ func (d *decoder) check(f fields) lb.Check {
 	p.Interval, p.Rise, p.Fall = time.Second, 2, 3
 	var c lb.Check
 	if n := f.need("type"); n != nil {
-		if t, ok := d.oneOf(n, "type", checkTypes, []string{"dns", "udp"}); ok {
+		if t, ok := d.oneOf(n, "type", checkTypes, nil); ok {
 			c.Type = lb.CheckType(t)
 		}
 	}
@@ -111,7 +112,15 @@ func (d *decoder) check(f fields) lb.Check {
 		c.Status, c.Body, c.TLS = web.status, web.body, d.tlsSettings(f.own["tls"])
 		d.checkURLs(f, &c, web)
 	case lb.CheckTCP:
-		d.checkAddress(f, &c)
+		d.checkAddress(f, &c, 0)
+	case lb.CheckUDP:
+		d.checkAddress(f, &c, 0)
+		c.Send, c.Expect = d.datagrams(f)
+	case lb.CheckDNS:
+		d.checkAddress(f, &c, portDNS)
+		if n := f.need("query"); n != nil {
+			c.Query, _ = d.query(n)
+		}
 	case lb.CheckExec:
 		if n := f.need("command"); n != nil {
 			c.Command = d.argv(n, "command")
@@ -229,15 +238,21 @@ func (d *decoder) url(n *node, demandTLS bool) (u lb.URL, ok bool) {
 	return u, true
 }
 
-// checkAddress decodes what a TCP check connects to.
-func (d *decoder) checkAddress(f fields, c *lb.Check) {
+// portDNS is where name servers are.
+const portDNS = 53
+
+// checkAddress decodes what a check connects or sends to. A default of 0 is none.
+func (d *decoder) checkAddress(f fields, c *lb.Check, defaultPort uint16) {
 	address, port := f.own["address"], f.own["port"]
 	switch {
 	case address != nil && port != nil:
 		d.errorf(f.keys["port"], "address and port are both set: write the port with the address, or leave the address out for this node")
 	case address != nil:
 		ap, ok := d.endpoint(address, "address")
-		if ok && ap.Port() == 0 {
+		switch {
+		case ok && ap.Port() == 0 && defaultPort != 0:
+			ap = netip.AddrPortFrom(ap.Addr(), defaultPort)
+		case ok && ap.Port() == 0:
 			d.errorf(address, "address %v has no port: write %q (with the port that is meant)", ap.Addr(), netip.AddrPortFrom(ap.Addr(), 80))
 		}
 		c.Address = ap
@@ -245,8 +260,10 @@ func (d *decoder) checkAddress(f fields, c *lb.Check) {
 		if i, ok := d.integer(port, "port", 1, 65535); ok {
 			c.Address = netip.AddrPortFrom(local, uint16(i))
 		}
+	case defaultPort != 0:
+		c.Address = netip.AddrPortFrom(local, defaultPort)
 	default:
-		d.errorf(f.n, "missing key \"port\": a check of type tcp needs it, or \"address\" for one of another host")
+		d.errorf(f.n, "missing key \"port\": a check of type %s needs it, or \"address\" for one of another host", c.Type)
 	}
 }
 

@@ -57,6 +57,22 @@ func TestChecks(t *testing.T) {
 			Type: lb.CheckTCP, Interval: second, Timeout: second, Rise: 2, Fall: 3, Address: addrPort("[2001:db8::1]:179"),
 			Recover: &lb.Recover{Command: []string{"x"}, Wait: 3 * second, Attempts: 1},
 		}},
+		{"a name server of this node", "{name: c, type: dns, query: www.example.com}", lb.Check{
+			Type: lb.CheckDNS, Interval: second, Timeout: second, Rise: 2, Fall: 3, Address: addrPort("127.0.0.1:53"),
+			Query: lb.Query{Name: "www.example.com.", Type: lb.QueryA},
+		}},
+		{"one at another port", "{name: c, type: dns, port: 5353, query: {name: example.com, type: MX}}", lb.Check{
+			Type: lb.CheckDNS, Interval: second, Timeout: second, Rise: 2, Fall: 3, Address: addrPort("127.0.0.1:5353"),
+			Query: lb.Query{Name: "example.com.", Type: lb.QueryMX},
+		}},
+		{"one of another host", "{name: c, type: dns, address: 192.0.2.53, query: .}", lb.Check{
+			Type: lb.CheckDNS, Interval: second, Timeout: second, Rise: 2, Fall: 3, Address: addrPort("192.0.2.53:53"),
+			Query: lb.Query{Name: ".", Type: lb.QueryA},
+		}},
+		{"datagrams", `{name: c, type: udp, address: "192.0.2.1:5060", send: "ping\n", expect: ^pong}`, lb.Check{
+			Type: lb.CheckUDP, Interval: second, Timeout: second, Rise: 2, Fall: 3, Address: addrPort("192.0.2.1:5060"),
+			Send: "ping\n", Expect: regexp.MustCompile("^pong"),
+		}},
 		{"a program", "{name: c, type: exec, command: [/bin/test, 0123, a b], user: nobody}", lb.Check{
 			Type: lb.CheckExec, Interval: second, Timeout: second, Rise: 2, Fall: 3,
 			Command: []string{"/bin/test", "0123", "a b"}, User: "nobody",
@@ -135,13 +151,13 @@ var checkMistakes = []mistakeCase{
 	}},
 	{"types of checks", "checks:\n- {name: a, type: https}\n- {name: b, type: htpp, urls: [x]}\n", []string{
 		`2:3: missing key "urls": a check of type https needs it, or "path" for one of this node`,
-		`3:19: type must be one of http, https, tcp, exec, process, not "htpp"; did you mean "http"?`,
+		`3:19: type must be one of http, https, tcp, dns, udp, exec, process, not "htpp"; did you mean "http"?`,
 	}},
 	{"keys of other types", "checks:\n- {name: a, type: tcp, port: 1, path: /, command: [x], pidfile: /p}\n- {name: b, type: process, port: 1}\n", []string{
 		`2:33: path is for checks of type http or https, this one's type is tcp`,
 		`2:42: command is for checks of type exec, this one's type is tcp`,
 		`2:56: pidfile is for checks of type process, this one's type is tcp`,
-		`3:28: port is for checks of type http, https or tcp, this one's type is process`,
+		`3:28: port is for checks of type http, https, tcp, dns or udp, this one's type is process`,
 	}},
 	{"URLs", "checks:\n- name: a\n  type: http\n  urls:\n  - 127.0.0.1:80\n  - /x\n  - https://127.0.0.1/\n  - ftp://127.0.0.1/\n" +
 		"  - http://www.example.com/\n  - http://127.0.0.1:0/\n  - http://a@127.0.0.1/\n  - http://127.0.0.1/#b\n  - \"http://127.0.0.1/%zz\"\n", []string{
@@ -169,6 +185,13 @@ var checkMistakes = []mistakeCase{
 		`2:33: address 192.0.2.1 has no port: write "192.0.2.1:80" (with the port that is meant)`,
 		`3:46: address and port are both set: write the port with the address, or leave the address out for this node`,
 		`4:30: port must be a whole number from 1 to 65535, not 0`,
+	}},
+	{"checks over UDP", "checks:\n- {name: a, type: udp, expect: (}\n- {name: b, type: dns, port: 53}\n- {name: c, type: udp, address: 192.0.2.1, query: x}\n", []string{
+		`2:3: missing key "port": a check of type udp needs it, or "address" for one of another host`,
+		"2:32: expect is not a regular expression: missing closing ): `(`",
+		`3:3: missing key "query": a check needs it`,
+		`4:33: address 192.0.2.1 has no port: write "192.0.2.1:80" (with the port that is meant)`,
+		`4:44: query is for checks of type dns, this one's type is udp`,
 	}},
 	{"commands", "checks:\n- {name: a, type: exec, command: /bin/true}\n- {name: b, type: exec, command: []}\n- {name: c, type: exec, command: [bin/true]}\n" +
 		"- {name: d, type: exec, command: [\"/bin/true -x\"]}\n- {name: e, type: process, pidfile: x.pid}\n", []string{
@@ -242,8 +265,8 @@ func checkTracking(t *testing.T, c *Config) {
 			for _, u := range k.URLs {
 				complete = complete && u.Address.Port() != 0 && u.Host != "" && u.Path[0] == '/'
 			}
-		case lb.CheckTCP:
-			complete = complete && k.Address != netip.AddrPort{} && k.Address.Port() != 0
+		case lb.CheckTCP, lb.CheckUDP, lb.CheckDNS:
+			complete = complete && (k.Type != lb.CheckDNS || k.Query.Name != "") && k.Address != netip.AddrPort{} && k.Address.Port() != 0
 		case lb.CheckExec:
 			complete = complete && len(k.Command) > 0
 		case lb.CheckProcess:

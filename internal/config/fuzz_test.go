@@ -103,6 +103,7 @@ func checkInvariants(t *testing.T, c *Config) {
 		if p := s.Pool.Probe; p != nil && (p.Type == "" || p.Timeout <= 0 || p.Timeout > p.Interval || p.Rise < 1 || p.Fall < 1) {
 			t.Errorf("service %s: probe %+v", s.Name, p)
 		}
+		checkProbe(t, s)
 	}
 	checkTracking(t, c)
 	for _, i := range c.VRRP {
@@ -148,6 +149,28 @@ func checkFrontend(t *testing.T, s lb.Service, held map[listening][]lb.PortRange
 				}
 			}
 		}
+	}
+}
+
+// checkProbe checks that a probe has what its type needs.
+func checkProbe(t *testing.T, s lb.Service) {
+	t.Helper()
+	p := s.Pool.Probe
+	if p == nil {
+		return
+	}
+	complete := !p.ViaVIP || p.Type.OverTCP()
+	switch p.Type {
+	case lb.ProbeHTTP, lb.ProbeHTTPS:
+		complete = complete && len(p.Pages) > 0 && len(p.Status) > 0
+		for _, page := range p.Pages {
+			complete = complete && page.Path[0] == '/'
+		}
+	case lb.ProbeDNS:
+		complete = complete && strings.HasSuffix(p.Query.Name, ".") && p.Query.Type != 0
+	}
+	if !complete {
+		t.Errorf("service %s: probe %+v is not complete", s.Name, p)
 	}
 }
 

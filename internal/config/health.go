@@ -10,9 +10,9 @@ import (
 
 var healthSchema = schema{
 	what: "health",
-	keys: []string{"type", "interval", "timeout", "rise", "fall", "port", "path", "urls", "host", "status", "body", "tls", "via"},
+	keys: []string{"type", "interval", "timeout", "rise", "fall", "port", "path", "urls", "host", "status", "body", "tls", "query", "send", "expect", "via"},
 	later: []string{
-		"command", "user", "name", "pidfile", "query", "check",
+		"command", "user", "check",
 	},
 	hints: map[string]string{
 		"delay_loop":      "keepalived's delay_loop is \"interval\"",
@@ -23,12 +23,14 @@ var healthSchema = schema{
 }
 
 // probeTypes are the types of probes, in the order in which they are named.
-var probeTypes = []string{"tcp", "http", "https"}
+var probeTypes = []string{"tcp", "http", "https", "dns", "udp"}
 
 // keysOfProbe says which keys are for some types of probes alone.
 var keysOfProbe = map[lb.ProbeType][]string{
 	lb.ProbeHTTP:  {"path", "urls", "host", "status", "body"},
 	lb.ProbeHTTPS: {"path", "urls", "host", "status", "body", "tls"},
+	lb.ProbeDNS:   {"query"},
+	lb.ProbeUDP:   {"send", "expect"},
 }
 
 // Bounds of a probe.
@@ -91,7 +93,7 @@ func alternatives(words []string) string {
 func (d *decoder) probeSettings(f fields) *lb.Probe {
 	p := &lb.Probe{Interval: time.Second, Rise: 2, Fall: 3, ViaVIP: true}
 	if n := f.get("type"); n != nil {
-		t, ok := d.oneOf(n, "type", probeTypes, []string{"exec", "dns", "udp"})
+		t, ok := d.oneOf(n, "type", probeTypes, []string{"exec"})
 		if ok {
 			p.Type = lb.ProbeType(t)
 		}
@@ -108,13 +110,22 @@ func (d *decoder) probeSettings(f fields) *lb.Probe {
 			p.Port = uint16(i)
 		}
 	}
-	if n := f.get("via"); n != nil {
-		if w, ok := d.oneOf(n, "via", []string{"vip", "direct"}, nil); ok {
-			p.ViaVIP = w == "vip"
-		}
-	}
+	d.via(f, p)
 	d.settingsOfType(f, p)
 	return p
+}
+
+// via decodes whether probes go to the VIP at a server. The way there is for TCP
+// alone; a default of vip is meant for probes that can.
+func (d *decoder) via(f fields, p *lb.Probe) {
+	if n := f.get("via"); n != nil {
+		w, ok := d.oneOf(n, "via", []string{"vip", "direct"}, nil)
+		p.ViaVIP = !ok || w == "vip"
+		if p.ViaVIP && ok && p.Type != "" && !p.Type.OverTCP() && f.own["via"] != nil {
+			d.errorf(n, "via: vip is for probes over TCP (tcp, http, https): one of type %s goes to the server's own address", p.Type)
+		}
+	}
+	p.ViaVIP = p.ViaVIP && (p.Type == "" || p.Type.OverTCP())
 }
 
 // settingsOfType decodes what is for some types of probes alone. In a section of
@@ -128,9 +139,33 @@ func (d *decoder) settingsOfType(f fields, p *lb.Probe) {
 		if p.Type == lb.ProbeHTTPS {
 			p.TLS = tls
 		}
+	case lb.ProbeDNS:
+		if n := d.needed(f, "query", p.Type); n != nil {
+			p.Query, _ = d.query(n)
+		}
+	case lb.ProbeUDP:
+		p.Send, p.Expect = d.datagrams(f)
 	case "":
 		d.pages(f, web, "")
+		if n := f.get("query"); n != nil {
+			d.query(n)
+		}
+		d.datagrams(f)
 	}
+}
+
+// needed is need for a key without which a probe of the type makes no sense; in a
+// section of defaults it may be missing.
+func (d *decoder) needed(f fields, key string, t lb.ProbeType) *node {
+	n := f.get(key)
+	if n == nil && !f.partial {
+		at := f.n
+		if at == nil { // all of it is a default
+			at = f.get("type")
+		}
+		d.errorf(at, "missing key %q: a probe of type %s needs it", key, t)
+	}
+	return n
 }
 
 // timing decodes interval and timeout. The timeout is half the interval where

@@ -17,8 +17,9 @@ func RunCheck(ctx context.Context, c lb.Check) error {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	switch c.Type {
-	case lb.CheckTCP:
-		return Run(ctx, Target{Address: c.Address, Probe: lb.Probe{Type: lb.ProbeTCP, Timeout: c.Timeout}})
+	case lb.CheckTCP, lb.CheckDNS, lb.CheckUDP:
+		p := lb.Probe{Type: lb.ProbeType(c.Type), Timeout: c.Timeout, Query: c.Query, Send: c.Send, Expect: c.Expect}
+		return Run(ctx, Target{Address: c.Address, Probe: p})
 	case lb.CheckHTTP, lb.CheckHTTPS:
 		return checkURLs(ctx, c)
 	case lb.CheckExec:

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/dns/dnsmessage"
+
 	"github.com/sluice-lb/sluice/internal/lb"
 )
 
@@ -107,6 +109,26 @@ func TestCheckTCP(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantCheck(t, c, "connect: connection refused")
+}
+
+func TestCheckDatagrams(t *testing.T) {
+	pong := regexp.MustCompile("^pong")
+	udp := serveUDP(t, "127.0.0.1:0", func(packet []byte) [][]byte { return [][]byte{append([]byte("pong "), packet...)} })
+	dns := serveUDP(t, "127.0.0.1:0", answerer(t, func(*dnsmessage.Message) {}))
+	www := lb.Query{Name: "www.example.com.", Type: lb.QueryA}
+	for _, tt := range []struct {
+		name string
+		c    lb.Check
+		want string
+	}{
+		{"udp", lb.Check{Type: lb.CheckUDP, Address: udp, Send: "1", Expect: regexp.MustCompile("^pong 1$")}, ""},
+		{"udp, another answer", lb.Check{Type: lb.CheckUDP, Address: udp, Send: "1", Expect: regexp.MustCompile("^ping"), Timeout: short}, `answer does not match "^ping"`},
+		{"udp, nobody", lb.Check{Type: lb.CheckUDP, Address: closedUDP(t, "127.0.0.1"), Expect: pong}, "read: connection refused"},
+		{"dns", lb.Check{Type: lb.CheckDNS, Address: dns, Query: www}, ""},
+		{"dns, nobody", lb.Check{Type: lb.CheckDNS, Address: closedUDP(t, "127.0.0.1"), Query: www}, "read: connection refused"},
+	} {
+		t.Run(tt.name, func(t *testing.T) { wantCheck(t, tt.c, tt.want) })
+	}
 }
 
 func TestCheckExec(t *testing.T) {

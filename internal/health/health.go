@@ -108,6 +108,13 @@ func (t Target) action() string {
 		if p.Type == lb.ProbeHTTPS {
 			s += fmt.Sprintf(" %x %q %v", sha256.Sum256([]byte(p.TLS.CA)), p.TLS.ServerName, p.TLS.Insecure)
 		}
+	case lb.ProbeDNS:
+		s += fmt.Sprintf(" %q", p.Query)
+	case lb.ProbeUDP:
+		s += fmt.Sprintf(" %q", p.Send)
+		if p.Expect != nil {
+			s += fmt.Sprintf(" %q", p.Expect)
+		}
 	}
 	return s
 }

@@ -18,6 +18,10 @@ func TestIdentity(t *testing.T) {
 			Body: regexp.MustCompile("ok"), TLS: lb.TLS{CA: "x", ServerName: "www.example.com"},
 		}
 	}
+	dns := func() lb.Probe {
+		return lb.Probe{Type: lb.ProbeDNS, Query: lb.Query{Name: "www.example.com.", Type: lb.QueryA}}
+	}
+	udp := func() lb.Probe { return lb.Probe{Type: lb.ProbeUDP, Send: "x", Expect: regexp.MustCompile("ok")} }
 	for _, tt := range []struct {
 		name  string
 		probe func() lb.Probe
@@ -38,6 +42,11 @@ func TestIdentity(t *testing.T) {
 		{"authorities", web, func(p *lb.Probe) { p.TLS.CA = "y" }},
 		{"name of the server", web, func(p *lb.Probe) { p.TLS.ServerName = "" }},
 		{"any certificate", web, func(p *lb.Probe) { p.TLS.Insecure = true }},
+		{"name of a query", dns, func(p *lb.Probe) { p.Query.Name = "mail.example.com." }},
+		{"type of a query", dns, func(p *lb.Probe) { p.Query.Type = lb.QueryAAAA }},
+		{"what is sent", udp, func(p *lb.Probe) { p.Send = "" }},
+		{"what is expected", udp, func(p *lb.Probe) { p.Expect = regexp.MustCompile("fine") }},
+		{"nothing expected", udp, func(p *lb.Probe) { p.Expect = nil }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			one := target(1)

@@ -71,6 +71,10 @@ func probeAt(ctx context.Context, t Target, to netip.AddrPort) (answer string, e
 		return probeTCP(ctx, t, to)
 	case lb.ProbeHTTP, lb.ProbeHTTPS:
 		return probeHTTP(ctx, t, to)
+	case lb.ProbeDNS:
+		return probeDNS(ctx, t, to)
+	case lb.ProbeUDP:
+		return probeUDP(ctx, t, to)
 	}
 	return "", fmt.Errorf("run probe: unknown type %q", t.Probe.Type)
 }

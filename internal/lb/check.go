@@ -14,6 +14,8 @@ const (
 	CheckHTTP    CheckType = "http"
 	CheckHTTPS   CheckType = "https"
 	CheckTCP     CheckType = "tcp"
+	CheckDNS     CheckType = "dns"
+	CheckUDP     CheckType = "udp"
 	CheckExec    CheckType = "exec"
 	CheckProcess CheckType = "process"
 )
@@ -34,8 +36,11 @@ type Check struct {
 	Body   *regexp.Regexp // as in Probe
 	TLS    TLS            // of those of URLs that have TLS
 
-	// For CheckTCP: what must accept a connection.
+	// For CheckTCP, CheckDNS and CheckUDP: what must answer.
 	Address netip.AddrPort
+	Query   Query          // as in Probe
+	Send    string         // as in Probe
+	Expect  *regexp.Regexp // as in Probe
 
 	// For CheckExec: a program and its arguments, and who runs it; "": the
 	// daemon's own user.

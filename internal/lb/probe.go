@@ -3,8 +3,10 @@ package lb
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"regexp"
+	"slices"
 	"time"
 )
 
@@ -16,7 +18,13 @@ const (
 	ProbeTCP   ProbeType = "tcp"
 	ProbeHTTP  ProbeType = "http"
 	ProbeHTTPS ProbeType = "https"
+	ProbeDNS   ProbeType = "dns"
+	ProbeUDP   ProbeType = "udp"
 )
+
+// OverTCP tells whether probes of the type are TCP connections, which alone can go
+// to a VIP at a server.
+func (t ProbeType) OverTCP() bool { return t == ProbeTCP || t == ProbeHTTP || t == ProbeHTTPS }
 
 // A Probe says how the health of a server is found out.
 type Probe struct {
@@ -28,6 +36,7 @@ type Probe struct {
 	Port     uint16        // 0: the port of the server
 	// ViaVIP sends the probe to the VIP at the server, by the path that packets of
 	// clients take, where the service's mode is DSR or Tunnel; elsewhere it says nothing.
+	// It is false where Type is not over TCP.
 	ViaVIP bool
 
 	// For ProbeHTTP and ProbeHTTPS.
@@ -37,6 +46,14 @@ type Probe struct {
 
 	// For ProbeHTTPS.
 	TLS TLS
+
+	// For ProbeDNS: the server must answer it without an error, with a record at least.
+	Query Query
+
+	// For ProbeUDP: what one datagram holds, and what an answer must match within its
+	// first 4 KiB; nil: no answer is needed, as long as no ICMP error comes.
+	Send   string
+	Expect *regexp.Regexp
 }
 
 // A Page is what an HTTP probe asks a server for.
@@ -58,6 +75,47 @@ type TLS struct {
 	ServerName string
 	Insecure   bool // any certificate will do
 }
+
+// A Query is a question to a name server.
+type Query struct {
+	Name string // with its final dot
+	Type QueryType
+}
+
+func (q Query) String() string { return fmt.Sprintf("%s %v", q.Name, q.Type) }
+
+// A QueryType is a type of resource records, by its IANA number.
+type QueryType uint16
+
+// The types that a probe may ask for.
+const (
+	QueryA     QueryType = 1
+	QueryNS    QueryType = 2
+	QueryCNAME QueryType = 5
+	QuerySOA   QueryType = 6
+	QueryPTR   QueryType = 12
+	QueryMX    QueryType = 15
+	QueryTXT   QueryType = 16
+	QueryAAAA  QueryType = 28
+	QuerySRV   QueryType = 33
+	QueryHTTPS QueryType = 65
+	QueryCAA   QueryType = 257
+)
+
+var queryTypes = map[QueryType]string{
+	QueryA: "A", QueryNS: "NS", QueryCNAME: "CNAME", QuerySOA: "SOA", QueryPTR: "PTR", QueryMX: "MX", QueryTXT: "TXT",
+	QueryAAAA: "AAAA", QuerySRV: "SRV", QueryHTTPS: "HTTPS", QueryCAA: "CAA",
+}
+
+func (t QueryType) String() string {
+	if s, ok := queryTypes[t]; ok {
+		return s
+	}
+	return fmt.Sprintf("TYPE%d", uint16(t))
+}
+
+// QueryTypes returns the types that a probe may ask for, by their numbers.
+func QueryTypes() []QueryType { return slices.Sorted(maps.Keys(queryTypes)) }
 
 // A ProbePath is the way of a probe to a VIP at a server, as packets of clients
 // go. The zero value is none: such a probe goes to the server's own address.
