@@ -125,9 +125,7 @@ func (d *decoder) check(f fields) lb.Check {
 		if n := f.need("command"); n != nil {
 			c.Command = d.argv(n, "command")
 		}
-		if n := f.own["user"]; n != nil {
-			c.User, _ = d.text(n, "user")
-		}
+		c.User = d.user(f)
 	case lb.CheckProcess:
 		if n := f.own["process"]; n != nil {
 			c.Process, _ = d.text(n, "process")

@@ -90,10 +90,10 @@ func TestDatagramMistakes(t *testing.T) {
 			"4:33: path is for probes of type http or https, this one's type is udp",
 		}},
 		{"through the VIP", health("type: dns, query: a, via: vip"), []string{
-			"4:38: via: vip is for probes over TCP (tcp, http, https): one of type dns goes to the server's own address",
+			"4:38: via: vip is for probes over TCP (tcp, http, https): one of type dns does not go there",
 		}},
 		{"through the VIP, in a service", withInterface + "services: [{name: s, address: 192.0.2.100:53, forward: dsr, protocol: udp, backends: [{address: 192.0.2.1}], health: {type: udp, via: vip}}]\n", []string{
-			"2:135: via: vip is for probes over TCP (tcp, http, https): one of type udp goes to the server's own address",
+			"2:135: via: vip is for probes over TCP (tcp, http, https): one of type udp does not go there",
 		}},
 		{"mistakes in defaults", "defaults: {health: {query: a b, send: [], expect: '['}}\n", []string{
 			`1:28: query: "a b" is no name that a name server could know`,

@@ -166,6 +166,8 @@ func checkProbe(t *testing.T, s lb.Service) {
 		for _, page := range p.Pages {
 			complete = complete && page.Path[0] == '/'
 		}
+	case lb.ProbeExec:
+		complete = complete && len(p.Command) > 0
 	case lb.ProbeDNS:
 		complete = complete && strings.HasSuffix(p.Query.Name, ".") && p.Query.Type != 0
 	}

@@ -9,12 +9,11 @@ import (
 )
 
 var healthSchema = schema{
-	what: "health",
-	keys: []string{"type", "interval", "timeout", "rise", "fall", "port", "path", "urls", "host", "status", "body", "tls", "query", "send", "expect", "via"},
-	later: []string{
-		"command", "user", "check",
-	},
+	what:  "health",
+	keys:  []string{"type", "interval", "timeout", "rise", "fall", "port", "path", "urls", "host", "status", "body", "tls", "query", "send", "expect", "command", "user", "via"},
+	later: []string{"check"},
 	hints: map[string]string{
+		"misc_path":       "keepalived's misc_path is \"command\", a list, of type exec",
 		"delay_loop":      "keepalived's delay_loop is \"interval\"",
 		"connect_timeout": "keepalived's connect_timeout is \"timeout\"",
 		"retry":           "the number of failures is \"fall\"",
@@ -23,7 +22,7 @@ var healthSchema = schema{
 }
 
 // probeTypes are the types of probes, in the order in which they are named.
-var probeTypes = []string{"tcp", "http", "https", "dns", "udp"}
+var probeTypes = []string{"tcp", "http", "https", "dns", "udp", "exec"}
 
 // keysOfProbe says which keys are for some types of probes alone.
 var keysOfProbe = map[lb.ProbeType][]string{
@@ -31,6 +30,7 @@ var keysOfProbe = map[lb.ProbeType][]string{
 	lb.ProbeHTTPS: {"path", "urls", "host", "status", "body", "tls"},
 	lb.ProbeDNS:   {"query"},
 	lb.ProbeUDP:   {"send", "expect"},
+	lb.ProbeExec:  {"command", "user"},
 }
 
 // Bounds of a probe.
@@ -93,7 +93,7 @@ func alternatives(words []string) string {
 func (d *decoder) probeSettings(f fields) *lb.Probe {
 	p := &lb.Probe{Interval: time.Second, Rise: 2, Fall: 3, ViaVIP: true}
 	if n := f.get("type"); n != nil {
-		t, ok := d.oneOf(n, "type", probeTypes, []string{"exec"})
+		t, ok := d.oneOf(n, "type", probeTypes, nil)
 		if ok {
 			p.Type = lb.ProbeType(t)
 		}
@@ -122,7 +122,7 @@ func (d *decoder) via(f fields, p *lb.Probe) {
 		w, ok := d.oneOf(n, "via", []string{"vip", "direct"}, nil)
 		p.ViaVIP = !ok || w == "vip"
 		if p.ViaVIP && ok && p.Type != "" && !p.Type.OverTCP() && f.own["via"] != nil {
-			d.errorf(n, "via: vip is for probes over TCP (tcp, http, https): one of type %s goes to the server's own address", p.Type)
+			d.errorf(n, "via: vip is for probes over TCP (tcp, http, https): one of type %s does not go there", p.Type)
 		}
 	}
 	p.ViaVIP = p.ViaVIP && (p.Type == "" || p.Type.OverTCP())
@@ -145,13 +145,30 @@ func (d *decoder) settingsOfType(f fields, p *lb.Probe) {
 		}
 	case lb.ProbeUDP:
 		p.Send, p.Expect = d.datagrams(f)
+	case lb.ProbeExec:
+		if n := d.needed(f, "command", p.Type); n != nil {
+			p.Command = d.argv(n, "command")
+		}
+		p.User = d.user(f)
 	case "":
 		d.pages(f, web, "")
 		if n := f.get("query"); n != nil {
 			d.query(n)
 		}
 		d.datagrams(f)
+		if n := f.get("command"); n != nil {
+			d.argv(n, "command")
+		}
+		d.user(f)
 	}
+}
+
+// user decodes who runs a command; "": the daemon's own user.
+func (d *decoder) user(f fields) (name string) {
+	if n := f.get("user"); n != nil {
+		name, _ = d.text(n, "user")
+	}
+	return name
 }
 
 // needed is need for a key without which a probe of the type makes no sense; in a

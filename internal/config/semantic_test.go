@@ -139,7 +139,7 @@ services:
 		`6:109: status must be a code or a range of codes from 100 to 599, such as 200-399, not "200-600"`,
 		`6:118: status must be a code or a range of codes from 100 to 599, such as 200-399, not "ok"`,
 		`7:75: status is empty: no answer would do`,
-		`8:61: type must be one of tcp, http, https, dns, udp, not "htpp"; did you mean "http"?`,
+		`8:61: type must be one of tcp, http, https, dns, udp, exec, not "htpp"; did you mean "http"?`,
 		`9:54: health must be a mapping ("key: value"), not "tcp"`,
 		`10:75: timeout 2s is longer than the interval 1s`,
 	}},

@@ -2,9 +2,7 @@ package health
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"syscall"
 
 	"github.com/sluice-lb/sluice/internal/command"
 	"github.com/sluice-lb/sluice/internal/lb"
@@ -23,7 +21,8 @@ func RunCheck(ctx context.Context, c lb.Check) error {
 	case lb.CheckHTTP, lb.CheckHTTPS:
 		return checkURLs(ctx, c)
 	case lb.CheckExec:
-		return checkExec(ctx, c)
+		_, err := execute(ctx, command.Command{Args: c.Command, User: c.User}, c.Timeout)
+		return err
 	case lb.CheckProcess:
 		return checkProcess(c)
 	}
@@ -33,7 +32,7 @@ func RunCheck(ctx context.Context, c lb.Check) error {
 // Inconclusive reports whether an error of RunCheck says something about this
 // process only: it could open no socket, or start no program. Such a run has no
 // result.
-func Inconclusive(err error) bool { return inconclusive(err) || errors.Is(err, syscall.EAGAIN) }
+func Inconclusive(err error) bool { return inconclusive(err) }
 
 // checkURLs asks for one after the other, all within one timeout.
 func checkURLs(ctx context.Context, c lb.Check) error {
@@ -47,16 +46,4 @@ func checkURLs(ctx context.Context, c lb.Check) error {
 		}
 	}
 	return nil
-}
-
-// checkExec passes if the command ends with exit code 0 in time.
-func checkExec(ctx context.Context, c lb.Check) error {
-	line, err := command.Command{Args: c.Command, User: c.User}.Output(ctx)
-	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("no end within %v: killed", c.Timeout)
-	case err != nil && line != "":
-		return fmt.Errorf("%s (%w)", clean(line), err)
-	}
-	return err
 }

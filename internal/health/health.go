@@ -115,6 +115,8 @@ func (t Target) action() string {
 		if p.Expect != nil {
 			s += fmt.Sprintf(" %q", p.Expect)
 		}
+	case lb.ProbeExec:
+		s += fmt.Sprintf(" %q %q", p.Command, p.User)
 	}
 	return s
 }

@@ -22,6 +22,7 @@ func TestIdentity(t *testing.T) {
 		return lb.Probe{Type: lb.ProbeDNS, Query: lb.Query{Name: "www.example.com.", Type: lb.QueryA}}
 	}
 	udp := func() lb.Probe { return lb.Probe{Type: lb.ProbeUDP, Send: "x", Expect: regexp.MustCompile("ok")} }
+	exec := func() lb.Probe { return lb.Probe{Type: lb.ProbeExec, Command: []string{"a", "b"}, User: "nobody"} }
 	for _, tt := range []struct {
 		name  string
 		probe func() lb.Probe
@@ -44,6 +45,8 @@ func TestIdentity(t *testing.T) {
 		{"any certificate", web, func(p *lb.Probe) { p.TLS.Insecure = true }},
 		{"name of a query", dns, func(p *lb.Probe) { p.Query.Name = "mail.example.com." }},
 		{"type of a query", dns, func(p *lb.Probe) { p.Query.Type = lb.QueryAAAA }},
+		{"arguments", exec, func(p *lb.Probe) { p.Command = []string{"a b"} }},
+		{"user", exec, func(p *lb.Probe) { p.User = "" }},
 		{"what is sent", udp, func(p *lb.Probe) { p.Send = "" }},
 		{"what is expected", udp, func(p *lb.Probe) { p.Expect = regexp.MustCompile("fine") }},
 		{"nothing expected", udp, func(p *lb.Probe) { p.Expect = nil }},

@@ -75,6 +75,8 @@ func probeAt(ctx context.Context, t Target, to netip.AddrPort) (answer string, e
 		return probeDNS(ctx, t, to)
 	case lb.ProbeUDP:
 		return probeUDP(ctx, t, to)
+	case lb.ProbeExec:
+		return probeExec(ctx, t)
 	}
 	return "", fmt.Errorf("run probe: unknown type %q", t.Probe.Type)
 }
@@ -141,10 +143,10 @@ func shorten(err, late error) error {
 }
 
 // inconclusive reports whether err says something about this node only. If the
-// daemon runs out of file descriptors, that must not take all servers out of
-// service.
+// daemon runs out of file descriptors, or no process can be started, that must not
+// take all servers out of service.
 func inconclusive(err error) bool {
-	for _, local := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM} {
+	for _, local := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EAGAIN} {
 		if errors.Is(err, local) {
 			return true
 		}

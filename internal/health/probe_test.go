@@ -3,6 +3,7 @@ package health
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -233,6 +234,7 @@ func TestInconclusive(t *testing.T) {
 		{"success", nil, false},
 		{"refused", os.NewSyscallError("connect", syscall.ECONNREFUSED), false},
 		{"no more files", noFiles, true},
+		{"no more processes", fmt.Errorf("start: %w", &os.PathError{Op: "fork/exec", Path: "/bin/true", Err: syscall.EAGAIN}), true},
 		{"no more buffers", os.NewSyscallError("connect", syscall.ENOBUFS), true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -20,6 +20,7 @@ const (
 	ProbeHTTPS ProbeType = "https"
 	ProbeDNS   ProbeType = "dns"
 	ProbeUDP   ProbeType = "udp"
+	ProbeExec  ProbeType = "exec"
 )
 
 // OverTCP tells whether probes of the type are TCP connections, which alone can go
@@ -54,6 +55,11 @@ type Probe struct {
 	// first 4 KiB; nil: no answer is needed, as long as no ICMP error comes.
 	Send   string
 	Expect *regexp.Regexp
+
+	// For ProbeExec: a program and its arguments, where {address} and {port} stand for
+	// the server's, and who runs it; "": the daemon's own user.
+	Command []string
+	User    string
 }
 
 // A Page is what an HTTP probe asks a server for.
