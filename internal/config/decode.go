@@ -18,6 +18,8 @@ type decoder struct {
 	// reference to something unknown may be one to what is in that part.
 	incomplete bool
 	files      fileSystem // for what the configuration names
+	// healthChecks are the names of checks whose verdicts are the health of servers.
+	healthChecks []*node
 }
 
 func (d *decoder) errorf(n *node, format string, args ...any) {

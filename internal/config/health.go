@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -9,9 +10,8 @@ import (
 )
 
 var healthSchema = schema{
-	what:  "health",
-	keys:  []string{"type", "interval", "timeout", "rise", "fall", "port", "path", "urls", "host", "status", "body", "tls", "query", "send", "expect", "command", "user", "via"},
-	later: []string{"check"},
+	what: "health",
+	keys: []string{"type", "interval", "timeout", "rise", "fall", "port", "path", "urls", "host", "status", "body", "tls", "query", "send", "expect", "command", "user", "via", "check"},
 	hints: map[string]string{
 		"misc_path":       "keepalived's misc_path is \"command\", a list, of type exec",
 		"delay_loop":      "keepalived's delay_loop is \"interval\"",
@@ -54,11 +54,47 @@ func (d *decoder) health(n *node, def map[string]*node) *lb.Probe {
 	if !ok {
 		return nil
 	}
+	if f.own["check"] != nil {
+		return d.healthByCheck(f)
+	}
 	f.defaults = def
 	f.need("type")
 	p := d.probeSettings(f)
 	d.strangers(f, "probes", string(p.Type), probeTypes, func(t string) []string { return keysOfProbe[lb.ProbeType(t)] })
 	return p
+}
+
+// healthByCheck decodes a health that is the verdict on a check.
+func (d *decoder) healthByCheck(f fields) *lb.Probe {
+	for _, e := range f.n.entries {
+		if e.key.text != "check" && f.own[e.key.text] != nil {
+			d.errorf(e.key, "%s goes with no check, which says it itself", e.key.text)
+		}
+	}
+	n := f.own["check"]
+	name, ok := d.text(n, "check")
+	if ok {
+		d.healthChecks = append(d.healthChecks, n)
+	}
+	return &lb.Probe{Type: lb.ProbeCheck, Check: name}
+}
+
+// resolveHealth finds checks of health that are not there.
+func (d *decoder) resolveHealth(checks []lb.Check) {
+	var names []string
+	for _, c := range checks {
+		names = append(names, c.Name)
+	}
+	for _, n := range d.healthChecks {
+		if slices.Contains(names, n.text) || d.incomplete {
+			continue
+		}
+		hint := ""
+		if near := nearest(n.text, names); near != "" {
+			hint = fmt.Sprintf("; did you mean %q?", near)
+		}
+		d.errorf(n, "there is no check %q%s", n.text, hint)
+	}
 }
 
 // strangers finds keys that the mapping itself sets, and that are for other types of

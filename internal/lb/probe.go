@@ -21,6 +21,9 @@ const (
 	ProbeDNS   ProbeType = "dns"
 	ProbeUDP   ProbeType = "udp"
 	ProbeExec  ProbeType = "exec"
+	// ProbeCheck is none of its own: the verdict on a check of this node is that on
+	// every server.
+	ProbeCheck ProbeType = "check"
 )
 
 // OverTCP tells whether probes of the type are TCP connections, which alone can go
@@ -60,6 +63,10 @@ type Probe struct {
 	// the server's, and who runs it; "": the daemon's own user.
 	Command []string
 	User    string
+
+	// For ProbeCheck: the name of the check. Its rhythm is its own; all else here is
+	// zero.
+	Check string
 }
 
 // A Page is what an HTTP probe asks a server for.

@@ -242,6 +242,13 @@ func (t *Tracker) Checks() []CheckStatus {
 	return all
 }
 
+// Verdict returns the verdict on a check, and why that is Down; Unknown for one that
+// is not there.
+func (t *Tracker) Verdict(check string) (v health.Verdict, why string) {
+	s := t.checkStatus(check)
+	return s.Verdict, s.Why
+}
+
 // Run runs the checks and drives the routers until ctx ends.
 func (t *Tracker) Run(ctx context.Context) {
 	defer t.run.Wait()
