@@ -121,8 +121,8 @@ func (t Target) action() string {
 	return s
 }
 
-// identity is equal for targets that are the same.
-func (t Target) identity() string {
+// Identity is equal for targets that are the same.
+func (t Target) Identity() string {
 	p := &t.Probe
 	return fmt.Sprintf("%s every %v within %v rise %d fall %d", t.action(), p.Interval, p.Timeout, p.Rise, p.Fall)
 }

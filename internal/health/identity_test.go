@@ -56,12 +56,12 @@ func TestIdentity(t *testing.T) {
 			one.Probe = tt.probe()
 			other := one
 			other.Probe = tt.probe()
-			if one.identity() != other.identity() {
-				t.Fatalf("%s and %s are the same", one.identity(), other.identity())
+			if one.Identity() != other.Identity() {
+				t.Fatalf("%s and %s are the same", one.Identity(), other.Identity())
 			}
 			tt.other(&other.Probe)
-			if one.identity() == other.identity() {
-				t.Errorf("both are %s", one.identity())
+			if one.Identity() == other.Identity() {
+				t.Errorf("both are %s", one.Identity())
 			}
 		})
 	}

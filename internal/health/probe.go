@@ -25,6 +25,15 @@ func Run(ctx context.Context, t Target) error {
 	return bounded(ctx, t, prober{}.probe)
 }
 
+// Ask runs the probe of t once, as Run does, also through a path, which paths knows.
+// Answer is what came back, in a few words; "" if nothing did.
+func Ask(ctx context.Context, t Target, paths Paths) (answer string, err error) {
+	t.Probe.Timeout = positive(t.Probe.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, t.Probe.Timeout)
+	defer cancel()
+	return prober{paths}.ask(ctx, t)
+}
+
 // bounded runs run for t within its timeout.
 func bounded(ctx context.Context, t Target, run func(context.Context, Target) error) error {
 	ctx, cancel := context.WithTimeout(ctx, t.Probe.Timeout)

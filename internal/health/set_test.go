@@ -149,7 +149,7 @@ func TestResultAfterRemoval(t *testing.T) {
 		f := newFakes()
 		c := f.checker(t)
 		c.Set([]Target{target(1)})
-		removed := c.runners[target(1).identity()]
+		removed := c.runners[target(1).Identity()]
 		f.took = 200 * time.Millisecond
 		c.Set([]Target{target(2)})
 		c.record(removed, time.Now(), nil)

@@ -117,12 +117,12 @@ func TestIdentityOfProbesThroughVIPs(t *testing.T) {
 	all := []Target{direct, through(dsrPath, 80, probe), through(other, 80, probe), through(tunnel, 80, probe), through(dsrPath, 81, probe)}
 	seen := map[string]Target{}
 	for _, target := range all {
-		if first, ok := seen[target.identity()]; ok {
+		if first, ok := seen[target.Identity()]; ok {
 			t.Errorf("%v is the same as %v", target, first)
 		}
-		seen[target.identity()] = target
+		seen[target.Identity()] = target
 	}
-	if direct.identity() != notVIP.identity() {
+	if direct.Identity() != notVIP.Identity() {
 		t.Error("probes of a server itself differ")
 	}
 }
