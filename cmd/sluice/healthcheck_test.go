@@ -31,7 +31,7 @@ pools:
   - name: web
     health: {check: %[1]s}
     servers: [{address: 192.0.2.11}, {address: 192.0.2.12}]
-`, check, script, every), services(nat), vrrps(strings.TrimSuffix(pair, "}")+track+"}"))
+`, check, script, every), services(nat), vrrps(strings.TrimSuffix(pair, "}")+", start_timeout: 5m"+track+"}"))
 	}
 	path := file("front", ", track: [{check: front, weight: -20}]")
 	began := time.Now()
@@ -69,6 +69,7 @@ pools:
 		t.Errorf("the check ran %d times, want %d at most", got, most)
 	}
 
+	// Without its verdict the reload would take the start_timeout.
 	file("other", "")
 	if got := r.wantRun(0, "lb1", "reload", "-c", path).stdout; !strings.Contains(got, "check other: added") || !strings.Contains(got, "service nat: health") {
 		t.Errorf("the reload changes:\n%s", got)

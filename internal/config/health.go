@@ -15,6 +15,7 @@ var healthSchema = schema{
 	hints: map[string]string{
 		"misc_path":       "keepalived's misc_path is \"command\", a list, of type exec",
 		"delay_loop":      "keepalived's delay_loop is \"interval\"",
+		"connect_port":    "keepalived's connect_port is \"port\"",
 		"connect_timeout": "keepalived's connect_timeout is \"timeout\"",
 		"retry":           "the number of failures is \"fall\"",
 		"url":             "the path of the probe is \"path\", several are \"urls\"",
@@ -129,8 +130,9 @@ func alternatives(words []string) string {
 func (d *decoder) probeSettings(f fields) *lb.Probe {
 	p := &lb.Probe{Interval: time.Second, Rise: 2, Fall: 3, ViaVIP: true}
 	if n := f.get("type"); n != nil {
-		t, ok := d.oneOf(n, "type", probeTypes, nil)
-		if ok {
+		if n.kind == scalar && n.text == string(lb.CheckProcess) {
+			d.errorf(n, "type: a process runs on this node: make it a check, and write health: {check: NAME}")
+		} else if t, ok := d.oneOf(n, "type", probeTypes, nil); ok {
 			p.Type = lb.ProbeType(t)
 		}
 	}

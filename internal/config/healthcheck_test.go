@@ -49,6 +49,9 @@ func TestHealthByCheckMistakes(t *testing.T) {
 			`2:109: unknown key "nonsense" in health`,
 		}},
 		{"no name", health("check: []"), []string{"2:68: check must be a text, not a list"}},
+		{"a process", health("type: process"), []string{
+			"2:67: type: a process runs on this node: make it a check, and write health: {check: NAME}",
+		}},
 		{"a default", checks + "defaults: {health: {check: web_ok}}\n", []string{
 			"2:21: check is no default: write health: {check: NAME} in each pool that it is for",
 		}},

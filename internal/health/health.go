@@ -106,7 +106,7 @@ func (t Target) action() string {
 			s += fmt.Sprintf(" %q", p.Body)
 		}
 		if p.Type == lb.ProbeHTTPS {
-			s += fmt.Sprintf(" %x %q %v", sha256.Sum256([]byte(p.TLS.CA)), p.TLS.ServerName, p.TLS.Insecure)
+			s += fmt.Sprintf(" %x %q %v", trusted(p.TLS.CA).digest, p.TLS.ServerName, p.TLS.Insecure)
 		}
 	case lb.ProbeDNS:
 		s += fmt.Sprintf(" %q", p.Query)

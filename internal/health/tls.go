@@ -2,6 +2,7 @@ package health
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -21,7 +22,7 @@ func shakeHands(tcp net.Conn, t Target, page lb.Page) (net.Conn, error) {
 	name := serverName(t, page)
 	config := &tls.Config{ServerName: name, InsecureSkipVerify: t.Probe.TLS.Insecure, NextProtos: []string{"http/1.1"}}
 	if pem := t.Probe.TLS.CA; pem != "" {
-		config.RootCAs = trusted(pem)
+		config.RootCAs = trusted(pem).pool
 	}
 	conn := tls.Client(tcp, config)
 	if err := conn.Handshake(); err != nil {
@@ -46,19 +47,24 @@ func serverName(t Target, page lb.Page) string {
 	return t.named().Addr().WithZone("").String()
 }
 
-// authorities are pools of certificates, by their PEM: one for each content that a
-// CA file has had since the start. To parse it for each run would cost more than
-// the run.
-var authorities sync.Map
+// authorities are whom a file of certificates makes trusted.
+type authorities struct {
+	digest [sha256.Size]byte // of the file
+	pool   *x509.CertPool
+}
 
-func trusted(pem string) *x509.CertPool {
-	if pool, ok := authorities.Load(pem); ok {
-		return pool.(*x509.CertPool)
+// read are authorities by their PEM: one for each content that such a file has had
+// since the start. To parse it for each run would cost more than the run.
+var read sync.Map
+
+func trusted(pem string) *authorities {
+	if a, ok := read.Load(pem); ok {
+		return a.(*authorities)
 	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM([]byte(pem)) // with none nothing is trusted, and the probe says so
-	known, _ := authorities.LoadOrStore(pem, pool)
-	return known.(*x509.CertPool)
+	a := &authorities{sha256.Sum256([]byte(pem)), x509.NewCertPool()}
+	a.pool.AppendCertsFromPEM([]byte(pem)) // with none nobody is trusted, and the probe says so
+	first, _ := read.LoadOrStore(pem, a)
+	return first.(*authorities)
 }
 
 // explainTLS says why a handshake failed in which the certificate was to be for
