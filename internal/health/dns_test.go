@@ -73,26 +73,27 @@ func TestRunDNS(t *testing.T) {
 		}), long, "REFUSED", "answer is REFUSED"},
 		{"a code without a name", answerer(t, code(9)), long, "RCODE 9", "answer is RCODE 9"},
 		{"strays before it", answerer(t, otherID, otherName, otherType, query, good), long, "NOERROR, 1 record", ""},
-		{"another id", answerer(t, otherID), short, "", "no answer within 100ms (what came: no answer to this query: it has another id)"},
-		{"another name", answerer(t, otherName), short, "", "no answer within 100ms (what came: no answer to this query: it has another question)"},
-		{"another type", answerer(t, otherType), short, "", "no answer within 100ms (what came: no answer to this query: it has another question)"},
+		{"another id", answerer(t, otherID), short, "", "no answer within 500ms (what came: no answer to this query: it has another id)"},
+		{"another name", answerer(t, otherName), short, "", "no answer within 500ms (what came: no answer to this query: it has another question)"},
+		{"another type", answerer(t, otherType), short, "", "no answer within 500ms (what came: no answer to this query: it has another question)"},
 		{"no question", answerer(t, func(m *dnsmessage.Message) { m.Questions = nil }), short, "",
-			"no answer within 100ms (what came: no answer to this query: it has another question)"},
+			"no answer within 500ms (what came: no answer to this query: it has another question)"},
 		{"the query itself", func(packet []byte) [][]byte { return [][]byte{packet} }, short, "",
-			"no answer within 100ms (what came: no answer to this query: it is a query)"},
+			"no answer within 500ms (what came: no answer to this query: it is a query)"},
 		{"garbage", func([]byte) [][]byte { return [][]byte{[]byte("pong")} }, short, "",
-			"no answer within 100ms (what came: no answer to this query: it is no DNS)"},
+			"no answer within 500ms (what came: no answer to this query: it is no DNS)"},
 		{"a question that ends early", func(packet []byte) [][]byte {
 			packet[2] |= 0x80
 			return [][]byte{packet[:20]}
-		}, short, "", "no answer within 100ms (what came: no answer to this query: its question cannot be read)"},
+		}, short, "", "no answer within 500ms (what came: no answer to this query: its question cannot be read)"},
 		{"a record that ends early", func(packet []byte) [][]byte {
 			whole := answerer(t, good)(packet)[0]
 			return [][]byte{whole[:len(whole)-2]}
 		}, long, "NOERROR, 0 records", "answer cannot be read: skipping: Answer: insufficient data for resource body length"},
-		{"silence", silent, short, "", "no answer within 100ms"},
+		{"silence", silent, short, "", "no answer within 500ms"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			target := Target{Address: serveUDP(t, "127.0.0.1:0", tt.serve), Probe: lb.Probe{
 				Type: lb.ProbeDNS, Timeout: tt.timeout, Query: lb.Query{Name: "www.example.com.", Type: lb.QueryA},
 			}}

@@ -33,7 +33,7 @@ func TestRunExec(t *testing.T) {
 		{"passes and talks", v4, lb.Probe{Command: shell("echo; echo all is well; echo more")}, long, "all is well", ""},
 		{"fails", v4, lb.Probe{Command: []string{"/bin/false"}}, long, "", "exit status 1"},
 		{"says why", v4, lb.Probe{Command: shell("echo no space >&2; exit 2")}, long, "no space", "no space (exit status 2)"},
-		{"hangs", v4, lb.Probe{Command: []string{"/bin/sleep", "600"}}, short, "", "no end within 100ms: killed"},
+		{"hangs", v4, lb.Probe{Command: []string{"/bin/sleep", "600"}}, short, "", "no end within 500ms: killed"},
 		{"is not there", v4, lb.Probe{Command: []string{"/nonexistent"}}, long, "", "start: fork/exec /nonexistent: no such file or directory"},
 		{"is not named", v4, lb.Probe{}, long, "", "run probe: there is no command"},
 		{"knows its server", v4, lb.Probe{Command: shell("echo $SLUICE_SERVER $SLUICE_PORT")}, long, "192.0.2.11 80", ""},

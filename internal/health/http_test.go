@@ -102,11 +102,11 @@ func TestRunHTTP(t *testing.T) {
 			lb.Probe{Body: body("ready")}, "read body: chunked encoding contains too much non-data",
 		},
 		{"endless header", endless("HTTP/1.1 200 OK\r\n", "X-Filler: "+strings.Repeat("x", 1000)+"\r\n"), lb.Probe{}, "header of the answer exceeds 65536 bytes"},
-		{"no answer", hang(""), lb.Probe{Timeout: short}, "no answer within 100ms"},
-		{"hangs within the header", hang("HTTP/1.1 200 OK\r\nContent-Le"), lb.Probe{Timeout: short}, "no answer within 100ms"},
-		{"hangs within the body", hang("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nready"), lb.Probe{Timeout: short, Body: body("ready")}, "body incomplete after 100ms"},
-		{"dripping header", drip("HTTP/1.1 200 OK\r\nX-Slow: "), lb.Probe{Timeout: short}, "no answer within 100ms"},
-		{"dripping body", drip("HTTP/1.1 200 OK\r\n\r\n"), lb.Probe{Timeout: short, Body: body("x")}, "body incomplete after 100ms"},
+		{"no answer", hang(""), lb.Probe{Timeout: short}, "no answer within 500ms"},
+		{"hangs within the header", hang("HTTP/1.1 200 OK\r\nContent-Le"), lb.Probe{Timeout: short}, "no answer within 500ms"},
+		{"hangs within the body", hang("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nready"), lb.Probe{Timeout: short, Body: body("ready")}, "body incomplete after 500ms"},
+		{"dripping header", drip("HTTP/1.1 200 OK\r\nX-Slow: "), lb.Probe{Timeout: short}, "no answer within 500ms"},
+		{"dripping body", drip("HTTP/1.1 200 OK\r\n\r\n"), lb.Probe{Timeout: short, Body: body("x")}, "body incomplete after 500ms"},
 		{
 			"endless small chunks", endless("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", strings.Repeat("1;xxxxxxxxxxxx\r\ny\r\n", 100)),
 			lb.Probe{Body: body("ready")}, "read body: too many bytes",
@@ -150,7 +150,7 @@ func TestRunHTTPConnect(t *testing.T) {
 		want    string
 	}{
 		{"refused", closedPort, long, "connect: connection refused"},
-		{"does not answer", fullBacklog, short, "connect: no answer within 100ms"},
+		{"does not answer", fullBacklog, short, "connect: no answer within 500ms"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			target := Target{Address: tt.address(t), Probe: lb.Probe{Type: lb.ProbeHTTP, Pages: []lb.Page{{Path: "/"}}, Timeout: tt.timeout}}

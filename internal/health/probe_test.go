@@ -20,7 +20,7 @@ import (
 
 // short is the timeout of probes that are to run into it, long that of the others.
 const (
-	short = 100 * time.Millisecond
+	short = 500 * time.Millisecond
 	long  = 10 * time.Second
 )
 
@@ -167,7 +167,7 @@ func TestRunTCP(t *testing.T) {
 			long, "",
 		},
 		{"refused", closedPort, long, "connect: connection refused"},
-		{"does not answer", fullBacklog, short, "connect: no answer within 100ms"},
+		{"does not answer", fullBacklog, short, "connect: no answer within 500ms"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			target := Target{Address: tt.address(t), Probe: lb.Probe{Type: lb.ProbeTCP, Timeout: tt.timeout}}
