@@ -24,7 +24,7 @@ func (n *node) makeTracker() {
 	told := track.Told{Check: n.recordCheck, Standing: n.recordStanding}
 	if n.loop != nil {
 		n.loop.Tell(n.tracker.Dirty)
-		n.loop.Follow(n.tracker)
+		n.loop.Consult(n.tracker)
 		told.Check = func(before, now track.CheckStatus) {
 			n.recordCheck(before, now)
 			n.loop.Dirty() // servers may be as healthy as the check

@@ -256,7 +256,7 @@ func runLoopWith(t *testing.T, patience time.Duration, services []lb.Service, pr
 	synctest.Test(t, func(t *testing.T) {
 		w := newFakeWorld()
 		l := NewLoop(services, w, fakeChecker{w}, fakeHops{w}, fakePaths{w}, w.changes, slog.New(slog.DiscardHandler))
-		l.Follow(w)
+		l.Consult(w)
 		prepare(l)
 		ctx, cancel := context.WithCancel(t.Context())
 		var done sync.WaitGroup

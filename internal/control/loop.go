@@ -128,9 +128,9 @@ func (l *Loop) Applied() <-chan struct{} { return l.applied }
 // it before Run.
 func (l *Loop) Tell(f func()) { l.told = f }
 
-// Follow has the loop know checks, whose verdicts may be the health of servers. Who
+// Consult has the loop know checks, whose verdicts may be the health of servers. Who
 // has a new one calls Dirty. Call it before Run.
-func (l *Loop) Follow(checks CheckVerdicts) { l.checks = checks }
+func (l *Loop) Consult(checks CheckVerdicts) { l.checks = checks }
 
 // Record has f told what happens to services and servers, and what operators
 // change; f must not wait. Call it before Run.
