@@ -121,7 +121,7 @@ func TestFastTakeoverAnnouncesFirst(t *testing.T) {
 		n.taken()
 		sleep(silence(beatInterval) + time.Millisecond)
 		n.wantState(Active)
-		wantActions(t, n.taken(), "send 100", "announce", "hold", "add", "announce")
+		wantActions(t, n.taken(), "send 100", "hold", "announce", "add", "present", "announce")
 	})
 	virtual(t, "the other node lives, and is preempted", func(t *testing.T) {
 		n := fastNode(t)
@@ -134,6 +134,6 @@ func TestFastTakeoverAnnouncesFirst(t *testing.T) {
 			sleep(beatInterval)
 		}
 		n.wantState(Active)
-		wantActions(t, n.taken(), "hold", "add", "send 100", "announce")
+		wantActions(t, n.taken(), "hold", "add", "present", "send 100", "announce")
 	})
 }

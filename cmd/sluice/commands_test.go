@@ -139,6 +139,8 @@ func TestUsage(t *testing.T) {
 		{"an argument too many", []string{"status", "now"}, exitUsage, `"now"`},
 		{"a flag without its value", []string{"check", "-c"}, exitUsage, "-c"},
 		{"an unknown log level", []string{"run", "--log-level", "loud"}, exitUsage, `"loud"`},
+		{"two services", []string{"probe", "web", "mail"}, exitUsage, `"mail"`},
+		{"a flag behind a service", []string{"probe", "web", "-c"}, exitUsage, "-c"},
 		{"help", []string{"--help"}, 0, "detach"},
 		{"help of a command", []string{"run", "--help"}, 0, "--log-level"},
 		{"version", []string{"version"}, 0, "sluice "},

@@ -87,7 +87,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			&cli.StringFlag{Name: "state-dir", EnvVars: []string{"SLUICE_STATE_DIR"}, Value: "/var/lib/sluice",
 				Usage: "`DIR` for what outlives a reboot: operators' changes, events"},
 		},
-		Commands: []*cli.Command{runCommand(), checkCommand(), statusCommand(), dropsCommand(), explainCommand(), flowsCommand(), backendCommand(), handoverCommand(), eventsCommand(), reloadCommand(), detachCommand(), decapCommand(), keygenCommand(), versionCommand(), pacemakerCommand()},
+		Commands: []*cli.Command{runCommand(), checkCommand(), statusCommand(), dropsCommand(), explainCommand(), flowsCommand(), backendCommand(), handoverCommand(), probeCommand(), eventsCommand(), reloadCommand(), detachCommand(), decapCommand(), keygenCommand(), versionCommand(), pacemakerCommand()},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return usage(c, fmt.Errorf("%q is no command", c.Args().First()), false)

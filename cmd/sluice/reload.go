@@ -125,8 +125,11 @@ func (n *node) tryReload(dry bool) ([]string, error) {
 		return diff.Changes, err
 	}
 	if n.loop != nil {
+		// New services may be as healthy as a new check; it is run before they serve.
+		n.tracker.Set(checksOfBoth(before, next), trackedBy(before, n.routers))
 		if err := n.reloadServices(before, next); err != nil {
 			n.forget(before)
+			n.tracker.Set(before.Checks, trackedBy(before, n.routers))
 			return diff.Changes, err
 		}
 	}

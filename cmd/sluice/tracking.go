@@ -3,11 +3,13 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/internal/track"
 	"github.com/sluice-lb/sluice/vrrp"
 )
@@ -19,10 +21,28 @@ func (n *node) makeTracker() {
 		w.Service = n.loop.Quorum
 	}
 	n.tracker = track.New(n.cfg.Checks, trackedBy(n.cfg, n.routers), w, n.log)
-	n.tracker.Tell(track.Told{Check: n.recordCheck, Standing: n.recordStanding})
+	told := track.Told{Check: n.recordCheck, Standing: n.recordStanding}
 	if n.loop != nil {
 		n.loop.Tell(n.tracker.Dirty)
+		n.loop.Consult(n.tracker)
+		told.Check = func(before, now track.CheckStatus) {
+			n.recordCheck(before, now)
+			n.loop.Dirty() // servers may be as healthy as the check
+		}
 	}
+	n.tracker.Tell(told)
+}
+
+// checksOfBoth are the checks of a configuration, and those of the one before that
+// are not in it any more: services of the one before may depend on them.
+func checksOfBoth(before, next *config.Config) []lb.Check {
+	all := slices.Clone(next.Checks)
+	for _, c := range before.Checks {
+		if !slices.ContainsFunc(next.Checks, func(o lb.Check) bool { return o.Name == c.Name }) {
+			all = append(all, c)
+		}
+	}
+	return all
 }
 
 // trackedBy are the instances as the tracker knows them.

@@ -14,10 +14,9 @@ import (
 var checkSchema = schema{
 	what: "a check",
 	keys: []string{
-		"name", "type", "interval", "timeout", "rise", "fall", "urls", "path", "port", "address", "host", "status", "body",
-		"command", "user", "process", "pidfile", "recover",
+		"name", "type", "interval", "timeout", "rise", "fall", "urls", "path", "port", "address", "host", "status", "body", "tls",
+		"query", "send", "expect", "command", "user", "process", "pidfile", "recover",
 	},
-	later: []string{"tls", "query"},
 	hints: map[string]string{
 		"script": "keepalived's script is \"command\", a list",
 		"weight": "it stands where the check is tracked",
@@ -27,10 +26,16 @@ var checkSchema = schema{
 
 var recoverSchema = schema{what: "recover", keys: []string{"command", "wait", "attempts"}}
 
-// keysOf says which keys are for which types of checks alone.
-var keysOf = map[lb.CheckType][]string{
-	lb.CheckHTTP:    {"urls", "path", "port", "host", "status", "body"},
+// checkTypes are the types of checks, in the order in which they are named.
+var checkTypes = []string{"http", "https", "tcp", "dns", "udp", "exec", "process"}
+
+// keysOfCheck says which keys are for which types of checks alone.
+var keysOfCheck = map[lb.CheckType][]string{
+	lb.CheckHTTP:    {"urls", "path", "port", "host", "status", "body", "tls"},
+	lb.CheckHTTPS:   {"urls", "path", "port", "host", "status", "body", "tls"},
 	lb.CheckTCP:     {"address", "port"},
+	lb.CheckDNS:     {"address", "port", "query"},
+	lb.CheckUDP:     {"address", "port", "send", "expect"},
 	lb.CheckExec:    {"command", "user"},
 	lb.CheckProcess: {"process", "pidfile"},
 }
@@ -82,10 +87,10 @@ func (d *decoder) checks(items []*node) []lb.Check {
 
 func (d *decoder) check(f fields) lb.Check {
 	var p lb.Probe
-	p.Interval, p.Rise, p.Fall, p.Status = time.Second, 2, 3, []lb.StatusRange{{First: 200, Last: 399}}
+	p.Interval, p.Rise, p.Fall = time.Second, 2, 3
 	var c lb.Check
 	if n := f.need("type"); n != nil {
-		if t, ok := d.oneOf(n, "type", []string{"http", "tcp", "exec", "process"}, []string{"https", "dns", "udp"}); ok {
+		if t, ok := d.oneOf(n, "type", checkTypes, nil); ok {
 			c.Type = lb.CheckType(t)
 		}
 	}
@@ -99,22 +104,28 @@ func (d *decoder) check(f fields) lb.Check {
 	if n := f.own["fall"]; n != nil {
 		p.Fall, _ = d.integer(n, "fall", 1, 255)
 	}
-	d.httpSettings(f, &p)
+	web := d.webSettings(f)
 	c.Interval, c.Timeout, c.Rise, c.Fall = p.Interval, p.Timeout, p.Rise, p.Fall
-	d.strangers(f, c.Type)
+	d.strangers(f, "checks", string(c.Type), checkTypes, func(t string) []string { return keysOfCheck[lb.CheckType(t)] })
 	switch c.Type {
-	case lb.CheckHTTP:
-		c.Status, c.Body = p.Status, p.Body
-		d.checkURLs(f, &c, &p)
+	case lb.CheckHTTP, lb.CheckHTTPS:
+		c.Status, c.Body, c.TLS = web.status, web.body, d.tlsSettings(f.own["tls"])
+		d.checkURLs(f, &c, web)
 	case lb.CheckTCP:
-		d.checkAddress(f, &c)
+		d.checkAddress(f, &c, 0)
+	case lb.CheckUDP:
+		d.checkAddress(f, &c, 0)
+		c.Send, c.Expect = d.datagrams(f)
+	case lb.CheckDNS:
+		d.checkAddress(f, &c, portDNS)
+		if n := f.need("query"); n != nil {
+			c.Query, _ = d.query(n)
+		}
 	case lb.CheckExec:
 		if n := f.need("command"); n != nil {
 			c.Command = d.argv(n, "command")
 		}
-		if n := f.own["user"]; n != nil {
-			c.User, _ = d.text(n, "user")
-		}
+		c.User = d.user(f)
 	case lb.CheckProcess:
 		if n := f.own["process"]; n != nil {
 			c.Process, _ = d.text(n, "process")
@@ -129,31 +140,13 @@ func (d *decoder) check(f fields) lb.Check {
 	return c
 }
 
-// strangers finds keys that are for checks of other types.
-func (d *decoder) strangers(f fields, t lb.CheckType) {
-	if t == "" {
-		return
-	}
-	for _, e := range f.n.entries {
-		key := e.key.text
-		var of []string
-		for _, other := range []lb.CheckType{lb.CheckHTTP, lb.CheckTCP, lb.CheckExec, lb.CheckProcess} {
-			if slices.Contains(keysOf[other], key) {
-				of = append(of, string(other))
-			}
-		}
-		if len(of) > 0 && !slices.Contains(of, string(t)) {
-			d.errorf(e.key, "%s is for checks of type %s, this one's type is %s", key, strings.Join(of, " or "), t)
-		}
-	}
-}
-
 // checkURLs decodes what an HTTP check asks for: urls, or a path on this node.
-func (d *decoder) checkURLs(f fields, c *lb.Check, p *lb.Probe) {
+func (d *decoder) checkURLs(f fields, c *lb.Check, web webProbe) {
 	urls, path := f.own["urls"], f.own["path"]
+	tls := c.Type == lb.CheckHTTPS
 	switch {
 	case urls == nil && path == nil:
-		d.errorf(f.n, "missing key \"urls\": a check of type http needs it, or \"path\" for one of this node")
+		d.errorf(f.n, "missing key \"urls\": a check of type %s needs it, or \"path\" for one of this node", c.Type)
 		return
 	case urls != nil && (path != nil || f.own["port"] != nil):
 		at := f.keys["path"]
@@ -163,7 +156,7 @@ func (d *decoder) checkURLs(f fields, c *lb.Check, p *lb.Probe) {
 		d.errorf(at, "%s goes with no urls, which say it themselves", at.text)
 		return
 	case path != nil:
-		u := lb.URL{Address: netip.AddrPortFrom(local, 80), Path: p.Path, Host: local.String()}
+		u := lb.URL{TLS: tls, Address: netip.AddrPortFrom(local, defaultPort(tls)), Path: web.path, Host: local.String()}
 		if n := f.own["port"]; n != nil {
 			if i, ok := d.integer(n, "port", 1, 65535); ok {
 				u.Address = netip.AddrPortFrom(local, uint16(i))
@@ -177,21 +170,31 @@ func (d *decoder) checkURLs(f fields, c *lb.Check, p *lb.Probe) {
 			d.errorf(urls, "urls is empty: name at least one")
 		}
 		for _, item := range items {
-			if u, ok := d.url(item); ok {
+			if u, ok := d.url(item, tls); ok {
 				c.URLs = append(c.URLs, u)
 			}
 		}
 	}
-	if p.Host != "" {
+	if web.host != "" {
 		for i := range c.URLs {
-			c.URLs[i].Host = p.Host
+			c.URLs[i].Host = web.host
 		}
+	}
+	if at := f.keys["tls"]; at != nil && len(c.URLs) > 0 && !slices.ContainsFunc(c.URLs, func(u lb.URL) bool { return u.TLS }) {
+		d.errorf(at, "tls is for https, and this check asks for nothing of that")
 	}
 }
 
-// url decodes an address of plain HTTP. Its host is an address: a check that asks
-// a name server first would fail with that.
-func (d *decoder) url(n *node) (u lb.URL, ok bool) {
+func defaultPort(tls bool) uint16 {
+	if tls {
+		return 443
+	}
+	return 80
+}
+
+// url decodes what a check asks for, only with TLS if that is demanded. Its host is an
+// address: a check that asks a name server first would fail with that.
+func (d *decoder) url(n *node, demandTLS bool) (u lb.URL, ok bool) {
 	s, ok := d.text(n, "url")
 	if !ok {
 		return u, false
@@ -201,19 +204,20 @@ func (d *decoder) url(n *node) (u lb.URL, ok bool) {
 	case err != nil || parsed.Host == "" || parsed.Opaque != "":
 		d.errorf(n, "url must be like http://127.0.0.1:8080/path, not %q", s)
 		return u, false
-	case parsed.Scheme == "https":
-		d.errorf(n, "url: https is not supported yet")
+	case parsed.Scheme != "http" && parsed.Scheme != "https":
+		d.errorf(n, "url must start with http:// or https://, not %q", parsed.Scheme+"://")
 		return u, false
-	case parsed.Scheme != "http":
-		d.errorf(n, "url must start with http://, not %q", parsed.Scheme+"://")
+	case demandTLS && parsed.Scheme == "http":
+		d.errorf(n, "url must start with https://, as the type of the check is https (type http takes both)")
 		return u, false
 	case parsed.User != nil || parsed.Fragment != "":
 		d.errorf(n, "url must have no user and no fragment")
 		return u, false
 	}
+	u.TLS = parsed.Scheme == "https"
 	host, port := parsed.Hostname(), parsed.Port()
 	if port == "" {
-		port = "80"
+		port = strconv.Itoa(int(defaultPort(u.TLS)))
 	}
 	if !isPort(port) {
 		d.errorf(n, "url %q: the port must be a number from 1 to 65535", s)
@@ -228,18 +232,25 @@ func (d *decoder) url(n *node) (u lb.URL, ok bool) {
 		return u, false
 	}
 	number, _ := strconv.ParseUint(port, 10, 16) // isPort has seen it
-	return lb.URL{Address: netip.AddrPortFrom(address, uint16(number)), Host: parsed.Host, Path: parsed.RequestURI()}, true
+	u.Address, u.Host, u.Path = netip.AddrPortFrom(address, uint16(number)), parsed.Host, parsed.RequestURI()
+	return u, true
 }
 
-// checkAddress decodes what a TCP check connects to.
-func (d *decoder) checkAddress(f fields, c *lb.Check) {
+// portDNS is where name servers are.
+const portDNS = 53
+
+// checkAddress decodes what a check connects or sends to. A default of 0 is none.
+func (d *decoder) checkAddress(f fields, c *lb.Check, defaultPort uint16) {
 	address, port := f.own["address"], f.own["port"]
 	switch {
 	case address != nil && port != nil:
 		d.errorf(f.keys["port"], "address and port are both set: write the port with the address, or leave the address out for this node")
 	case address != nil:
 		ap, ok := d.endpoint(address, "address")
-		if ok && ap.Port() == 0 {
+		switch {
+		case ok && ap.Port() == 0 && defaultPort != 0:
+			ap = netip.AddrPortFrom(ap.Addr(), defaultPort)
+		case ok && ap.Port() == 0:
 			d.errorf(address, "address %v has no port: write %q (with the port that is meant)", ap.Addr(), netip.AddrPortFrom(ap.Addr(), 80))
 		}
 		c.Address = ap
@@ -247,8 +258,10 @@ func (d *decoder) checkAddress(f fields, c *lb.Check) {
 		if i, ok := d.integer(port, "port", 1, 65535); ok {
 			c.Address = netip.AddrPortFrom(local, uint16(i))
 		}
+	case defaultPort != 0:
+		c.Address = netip.AddrPortFrom(local, defaultPort)
 	default:
-		d.errorf(f.n, "missing key \"port\": a check of type tcp needs it, or \"address\" for one of another host")
+		d.errorf(f.n, "missing key \"port\": a check of type %s needs it, or \"address\" for one of another host", c.Type)
 	}
 }
 

@@ -38,12 +38,40 @@ func TestChecks(t *testing.T) {
 			Type: lb.CheckHTTP, Interval: second, Timeout: second, Rise: 2, Fall: 3, Status: ok,
 			URLs: []lb.URL{{Address: addrPort("127.0.0.1:8080"), Host: "www.example.com", Path: "/up"}},
 		}},
+		{"a path of this node, with TLS", "{name: c, type: https, path: /up, tls: {server_name: www.example.com}}", lb.Check{
+			Type: lb.CheckHTTPS, Interval: second, Timeout: second, Rise: 2, Fall: 3, Status: ok, TLS: lb.TLS{ServerName: "www.example.com"},
+			URLs: []lb.URL{{TLS: true, Address: addrPort("127.0.0.1:443"), Host: "127.0.0.1", Path: "/up"}},
+		}},
+		{"URLs of both kinds", `{name: c, type: http, urls: ["https://localhost/a", "http://127.0.0.1:8080/b", "https://[2001:db8::1]:8443"], tls: {verify: false}}`, lb.Check{
+			Type: lb.CheckHTTP, Interval: second, Timeout: second, Rise: 2, Fall: 3, Status: ok, TLS: lb.TLS{Insecure: true},
+			URLs: []lb.URL{
+				{TLS: true, Address: addrPort("127.0.0.1:443"), Host: "localhost", Path: "/a"},
+				{Address: addrPort("127.0.0.1:8080"), Host: "127.0.0.1:8080", Path: "/b"},
+				{TLS: true, Address: addrPort("[2001:db8::1]:8443"), Host: "[2001:db8::1]:8443", Path: "/"},
+			},
+		}},
 		{"a port of this node", "{name: c, type: tcp, port: 22}", lb.Check{
 			Type: lb.CheckTCP, Interval: second, Timeout: second, Rise: 2, Fall: 3, Address: addrPort("127.0.0.1:22"),
 		}},
 		{"a port of another host", `{name: c, type: tcp, address: "[2001:db8::1]:179", recover: {command: [x]}}`, lb.Check{
 			Type: lb.CheckTCP, Interval: second, Timeout: second, Rise: 2, Fall: 3, Address: addrPort("[2001:db8::1]:179"),
 			Recover: &lb.Recover{Command: []string{"x"}, Wait: 3 * second, Attempts: 1},
+		}},
+		{"a name server of this node", "{name: c, type: dns, query: www.example.com}", lb.Check{
+			Type: lb.CheckDNS, Interval: second, Timeout: second, Rise: 2, Fall: 3, Address: addrPort("127.0.0.1:53"),
+			Query: lb.Query{Name: "www.example.com.", Type: lb.QueryA},
+		}},
+		{"one at another port", "{name: c, type: dns, port: 5353, query: {name: example.com, type: MX}}", lb.Check{
+			Type: lb.CheckDNS, Interval: second, Timeout: second, Rise: 2, Fall: 3, Address: addrPort("127.0.0.1:5353"),
+			Query: lb.Query{Name: "example.com.", Type: lb.QueryMX},
+		}},
+		{"one of another host", "{name: c, type: dns, address: 192.0.2.53, query: .}", lb.Check{
+			Type: lb.CheckDNS, Interval: second, Timeout: second, Rise: 2, Fall: 3, Address: addrPort("192.0.2.53:53"),
+			Query: lb.Query{Name: ".", Type: lb.QueryA},
+		}},
+		{"datagrams", `{name: c, type: udp, address: "192.0.2.1:5060", send: "ping\n", expect: ^pong}`, lb.Check{
+			Type: lb.CheckUDP, Interval: second, Timeout: second, Rise: 2, Fall: 3, Address: addrPort("192.0.2.1:5060"),
+			Send: "ping\n", Expect: regexp.MustCompile("^pong"),
 		}},
 		{"a program", "{name: c, type: exec, command: [/bin/test, 0123, a b], user: nobody}", lb.Check{
 			Type: lb.CheckExec, Interval: second, Timeout: second, Rise: 2, Fall: 3,
@@ -122,26 +150,31 @@ var checkMistakes = []mistakeCase{
 		`3:10: duplicate check "a": the first one is on line 2`,
 	}},
 	{"types of checks", "checks:\n- {name: a, type: https}\n- {name: b, type: htpp, urls: [x]}\n", []string{
-		`2:19: type: https is not supported yet`,
-		`3:19: type must be one of http, tcp, exec, process, not "htpp"; did you mean "http"?`,
+		`2:3: missing key "urls": a check of type https needs it, or "path" for one of this node`,
+		`3:19: type must be one of http, https, tcp, dns, udp, exec, process, not "htpp"; did you mean "http"?`,
 	}},
 	{"keys of other types", "checks:\n- {name: a, type: tcp, port: 1, path: /, command: [x], pidfile: /p}\n- {name: b, type: process, port: 1}\n", []string{
-		`2:33: path is for checks of type http, this one's type is tcp`,
+		`2:33: path is for checks of type http or https, this one's type is tcp`,
 		`2:42: command is for checks of type exec, this one's type is tcp`,
 		`2:56: pidfile is for checks of type process, this one's type is tcp`,
-		`3:28: port is for checks of type http or tcp, this one's type is process`,
+		`3:28: port is for checks of type http, https, tcp, dns or udp, this one's type is process`,
 	}},
 	{"URLs", "checks:\n- name: a\n  type: http\n  urls:\n  - 127.0.0.1:80\n  - /x\n  - https://127.0.0.1/\n  - ftp://127.0.0.1/\n" +
 		"  - http://www.example.com/\n  - http://127.0.0.1:0/\n  - http://a@127.0.0.1/\n  - http://127.0.0.1/#b\n  - \"http://127.0.0.1/%zz\"\n", []string{
 		`5:5: url must be like http://127.0.0.1:8080/path, not "127.0.0.1:80"`,
 		`6:5: url must be like http://127.0.0.1:8080/path, not "/x"`,
-		`7:5: url: https is not supported yet`,
-		`8:5: url must start with http://, not "ftp://"`,
+		`8:5: url must start with http:// or https://, not "ftp://"`,
 		`9:5: url: www.example.com must be an address or localhost (write host: www.example.com beside urls for the Host header)`,
 		`10:5: url "http://127.0.0.1:0/": the port must be a number from 1 to 65535`,
 		`11:5: url must have no user and no fragment`,
 		`12:5: url must have no user and no fragment`,
 		`13:5: url must be like http://127.0.0.1:8080/path, not "http://127.0.0.1/%zz"`,
+	}},
+	{"URLs with and without TLS", "checks:\n- {name: a, type: https, urls: [https://127.0.0.1, http://127.0.0.1]}\n- {name: b, type: http, urls: [http://127.0.0.1], tls: {verify: false}}\n" +
+		"- {name: c, type: tcp, port: 1, tls: {verify: false}}\n", []string{
+		`2:52: url must start with https://, as the type of the check is https (type http takes both)`,
+		`3:51: tls is for https, and this check asks for nothing of that`,
+		`4:33: tls is for checks of type http or https, this one's type is tcp`,
 	}},
 	{"URLs and a path", "checks:\n- {name: a, type: http, urls: [http://127.0.0.1], path: /}\n- {name: b, type: http, urls: [], port: 1}\n- {name: c, type: http, urls: []}\n", []string{
 		`2:51: path goes with no urls, which say it themselves`,
@@ -152,6 +185,13 @@ var checkMistakes = []mistakeCase{
 		`2:33: address 192.0.2.1 has no port: write "192.0.2.1:80" (with the port that is meant)`,
 		`3:46: address and port are both set: write the port with the address, or leave the address out for this node`,
 		`4:30: port must be a whole number from 1 to 65535, not 0`,
+	}},
+	{"checks over UDP", "checks:\n- {name: a, type: udp, expect: (}\n- {name: b, type: dns, port: 53}\n- {name: c, type: udp, address: 192.0.2.1, query: x}\n", []string{
+		`2:3: missing key "port": a check of type udp needs it, or "address" for one of another host`,
+		"2:32: expect is not a regular expression: missing closing ): `(`",
+		`3:3: missing key "query": a check needs it`,
+		`4:33: address 192.0.2.1 has no port: write "192.0.2.1:80" (with the port that is meant)`,
+		`4:44: query is for checks of type dns, this one's type is udp`,
 	}},
 	{"commands", "checks:\n- {name: a, type: exec, command: /bin/true}\n- {name: b, type: exec, command: []}\n- {name: c, type: exec, command: [bin/true]}\n" +
 		"- {name: d, type: exec, command: [\"/bin/true -x\"]}\n- {name: e, type: process, pidfile: x.pid}\n", []string{
@@ -220,13 +260,13 @@ func checkTracking(t *testing.T, c *Config) {
 		known["check "+k.Name] = true
 		complete := k.Name != "" && k.Interval > 0 && k.Timeout > 0 && k.Timeout <= k.Interval && k.Rise > 0 && k.Fall > 0
 		switch k.Type {
-		case lb.CheckHTTP:
+		case lb.CheckHTTP, lb.CheckHTTPS:
 			complete = complete && len(k.URLs) > 0 && len(k.Status) > 0
 			for _, u := range k.URLs {
 				complete = complete && u.Address.Port() != 0 && u.Host != "" && u.Path[0] == '/'
 			}
-		case lb.CheckTCP:
-			complete = complete && k.Address != netip.AddrPort{} && k.Address.Port() != 0
+		case lb.CheckTCP, lb.CheckUDP, lb.CheckDNS:
+			complete = complete && (k.Type != lb.CheckDNS || k.Query.Name != "") && k.Address != netip.AddrPort{} && k.Address.Port() != 0
 		case lb.CheckExec:
 			complete = complete && len(k.Command) > 0
 		case lb.CheckProcess:

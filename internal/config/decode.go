@@ -17,6 +17,9 @@ type decoder struct {
 	// incomplete is set when a part of the configuration could not be read: a
 	// reference to something unknown may be one to what is in that part.
 	incomplete bool
+	files      fileSystem // for what the configuration names
+	// healthChecks are the names of checks whose verdicts are the health of servers.
+	healthChecks []*node
 }
 
 func (d *decoder) errorf(n *node, format string, args ...any) {

@@ -52,8 +52,8 @@ pools:
 			name:     "a type makes it the probe of all",
 			defaults: "defaults: {health: {type: http, path: /up, timeout: 2s, interval: 2s}}",
 			want: map[string]*lb.Probe{
-				"without": {Type: lb.ProbeHTTP, ViaVIP: true, Path: "/up", Interval: 2 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 3, Status: ok},
-				"some":    {Type: lb.ProbeHTTP, ViaVIP: true, Path: "/up", Interval: 3 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 3, Status: ok},
+				"without": {Type: lb.ProbeHTTP, ViaVIP: true, Pages: []lb.Page{{Path: "/up"}}, Interval: 2 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 3, Status: ok},
+				"some":    {Type: lb.ProbeHTTP, ViaVIP: true, Pages: []lb.Page{{Path: "/up"}}, Interval: 3 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 3, Status: ok},
 				"tcp":     {Type: lb.ProbeTCP, ViaVIP: true, Interval: 2 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 9},
 			},
 		},
@@ -62,7 +62,7 @@ pools:
 			defaults: "defaults: {health: {rise: 7}}",
 			want: map[string]*lb.Probe{
 				"without": nil,
-				"some":    {Type: lb.ProbeHTTP, ViaVIP: true, Path: "/", Interval: 3 * time.Second, Timeout: 1500 * time.Millisecond, Rise: 7, Fall: 3, Status: ok},
+				"some":    {Type: lb.ProbeHTTP, ViaVIP: true, Pages: []lb.Page{{Path: "/"}}, Interval: 3 * time.Second, Timeout: 1500 * time.Millisecond, Rise: 7, Fall: 3, Status: ok},
 				"tcp":     {Type: lb.ProbeTCP, ViaVIP: true, Interval: time.Second, Timeout: 500 * time.Millisecond, Rise: 7, Fall: 9},
 			},
 		},

@@ -282,20 +282,22 @@ func fieldsThatDiffer(a, b any) (names []string) {
 	return names
 }
 
-// keyOf writes TrackWindow as track_window, and VirtualMAC as virtual_mac.
+// keyOf writes TrackWindow as track_window, VirtualMAC as virtual_mac, URLs as urls
+// and PIDFile as pidfile.
 func keyOf(field string) string {
-	if field == strings.ToUpper(field) {
-		return strings.ToLower(field)
-	}
 	var b strings.Builder
-	for i, r := range field {
+	lower := false
+	for _, r := range field {
 		if r >= 'A' && r <= 'Z' {
-			if i > 0 && (field[i-1] >= 'a' || i+1 < len(field) && field[i+1] >= 'a') {
+			if lower {
 				b.WriteByte('_')
 			}
-			r += 'a' - 'A'
+			b.WriteRune(r - 'A' + 'a')
+			lower = false
+			continue
 		}
 		b.WriteRune(r)
+		lower = true
 	}
 	return b.String()
 }

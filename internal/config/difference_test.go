@@ -47,6 +47,14 @@ func TestCompare(t *testing.T) {
 			Difference{Changes: []string{"service dns: added"}}},
 		{"interfaces", "interfaces: [eth0, eth1]", "interfaces: [eth1, eth2]", Difference{Changes: []string{"interface eth2: added", "interface eth0: removed"}}},
 		{"a check", `"fine"`, `"good"`, Difference{Changes: []string{"check ok: body"}}},
+		{"a check with TLS", `type: http, path: /, body: "fine"`, `type: https, path: /, body: "fine", tls: {verify: false}`,
+			Difference{Changes: []string{"check ok: type, urls, tls"}}},
+		{"health with TLS", `type: http, body: "^ok"`, `type: https, body: "^ok"`, Difference{Changes: []string{"service web: health"}}},
+		{"a check over UDP", `type: http, path: /, body: "fine"`, `type: udp, port: 53, send: x, expect: y`,
+			Difference{Changes: []string{"check ok: type, urls, status, body, address, send, expect"}}},
+		{"a check of a name server", `type: http, path: /, body: "fine"`, `type: dns, query: www.example.com`,
+			Difference{Changes: []string{"check ok: type, urls, status, body, address, query"}}},
+		{"several pages", `type: http, body: "^ok"`, `type: http, body: "^ok", urls: [/, /up]`, Difference{Changes: []string{"service web: health"}}},
 		{"what an instance tracks", "track: [{check: ok, weight: -2}]", "track: [{check: ok}], notify: {any: [/bin/true]}, start_timeout: 3s",
 			Difference{Changes: []string{"vrrp VI_1: start_timeout, track, notify"}}},
 		{"its priority", "virtual_router_id: 52,", "virtual_router_id: 52, priority: 7,", Difference{Changes: []string{"vrrp VI_2: priority"}}},
@@ -93,6 +101,28 @@ func TestCompare(t *testing.T) {
 				t.Errorf("the way back is %+v, the way there %+v", back, got)
 			}
 		})
+	}
+}
+
+// Other certificates in the same file are a change.
+func TestCompareAuthorities(t *testing.T) {
+	read := func(ca string) *Config {
+		cfg, err := load(memFiles{"f": withInterface + `services:
+- {name: web, address: "192.0.2.100:443", backends: [{address: 192.0.2.11}], health: {type: https, tls: {ca: ca.pem}}}
+checks:
+- {name: ok, type: https, path: /, tls: {ca: ca.pem}}
+`, "ca.pem": ca}, "f", Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cfg
+	}
+	ca, other := testCA(t), testCA(t)
+	if got := Compare(read(ca), read(ca)).Changes; len(got) > 0 {
+		t.Errorf("the same: %q", got)
+	}
+	if got, want := Compare(read(ca), read(other)).Changes, []string{"service web: health", "check ok: tls"}; !slices.Equal(got, want) {
+		t.Errorf("others: %q, want %q", got, want)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 // result is of use only if there is none.
 func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config {
 	c := &Config{}
+	d.files = files
 	def := d.defaults(doc.set["defaults"])
 
 	nodes := d.nodes(doc.items["nodes"])
@@ -28,6 +29,7 @@ func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config 
 		c.Services = append(c.Services, s.Service)
 	}
 	c.Checks = d.checks(doc.items["checks"])
+	d.resolveHealth(c.Checks)
 	instances := d.instances(doc.items["vrrp"], files, nodes, self)
 	for _, i := range instances {
 		c.VRRP = append(c.VRRP, i.Instance)
@@ -76,6 +78,10 @@ func (d *decoder) defaults(n *node) defaults {
 	}
 	if h := f.own["health"]; h != nil {
 		if hf, ok := d.fields(h, &healthSchema); ok {
+			if at := hf.keys["check"]; at != nil {
+				d.errorf(at, "check is no default: write health: {check: NAME} in each pool that it is for")
+				delete(hf.own, "check")
+			}
 			hf.partial, def.health = true, hf.own
 			d.probeSettings(hf)
 		}

@@ -57,7 +57,7 @@ func (d *decoder) checkPort(s *serviceDef, server serverDef, one bool) {
 
 // checkProbe demands a port to probe where the service has many.
 func (d *decoder) checkProbe(s *serviceDef) {
-	if p := s.backends.Probe; p == nil || p.Port != 0 {
+	if p := s.backends.Probe; p == nil || p.Port != 0 || p.Type == lb.ProbeCheck {
 		return
 	}
 	many := slices.IndexFunc(s.Addresses, func(f lb.Frontend) bool { return f.Ports.Count() > 1 })

@@ -100,9 +100,10 @@ func checkInvariants(t *testing.T, c *Config) {
 		checkFrontend(t, s, held)
 		checkForwarding(t, s)
 		checkAccess(t, s)
-		if p := s.Pool.Probe; p != nil && (p.Type == "" || p.Timeout <= 0 || p.Timeout > p.Interval || p.Rise < 1 || p.Fall < 1) {
+		if p := s.Pool.Probe; p != nil && p.Type != lb.ProbeCheck && (p.Type == "" || p.Timeout <= 0 || p.Timeout > p.Interval || p.Rise < 1 || p.Fall < 1) {
 			t.Errorf("service %s: probe %+v", s.Name, p)
 		}
+		checkProbe(t, s, c.Checks)
 	}
 	checkTracking(t, c)
 	for _, i := range c.VRRP {
@@ -141,13 +142,39 @@ func checkFrontend(t *testing.T, s lb.Service, held map[listening][]lb.PortRange
 			}
 		}
 		held[l] = append(held[l], f.Ports)
-		if p := s.Pool.Probe; p != nil && p.Port == 0 && f.Ports.Count() > 1 {
+		if p := s.Pool.Probe; p != nil && p.Port == 0 && p.Type != lb.ProbeCheck && f.Ports.Count() > 1 {
 			for _, server := range s.Pool.Servers {
 				if server.Port == 0 {
 					t.Errorf("service %s: no port to probe %v", s.Name, server.Address)
 				}
 			}
 		}
+	}
+}
+
+// checkProbe checks that a probe has what its type needs.
+func checkProbe(t *testing.T, s lb.Service, checks []lb.Check) {
+	t.Helper()
+	p := s.Pool.Probe
+	if p == nil {
+		return
+	}
+	complete := !p.ViaVIP || p.Type.OverTCP()
+	switch p.Type {
+	case lb.ProbeHTTP, lb.ProbeHTTPS:
+		complete = complete && len(p.Pages) > 0 && len(p.Status) > 0
+		for _, page := range p.Pages {
+			complete = complete && page.Path[0] == '/'
+		}
+	case lb.ProbeCheck:
+		complete = slices.ContainsFunc(checks, func(c lb.Check) bool { return c.Name == p.Check })
+	case lb.ProbeExec:
+		complete = complete && len(p.Command) > 0
+	case lb.ProbeDNS:
+		complete = complete && strings.HasSuffix(p.Query.Name, ".") && p.Query.Type != 0
+	}
+	if !complete {
+		t.Errorf("service %s: probe %+v is not complete", s.Name, p)
 	}
 }
 

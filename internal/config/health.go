@@ -1,8 +1,8 @@
 package config
 
 import (
-	"regexp"
-	"strconv"
+	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -11,20 +11,28 @@ import (
 
 var healthSchema = schema{
 	what: "health",
-	keys: []string{"type", "interval", "timeout", "rise", "fall", "port", "path", "host", "status", "body", "via"},
-	later: []string{
-		"urls", "tls", "command", "user", "name", "pidfile", "query", "check",
-	},
+	keys: []string{"type", "interval", "timeout", "rise", "fall", "port", "path", "urls", "host", "status", "body", "tls", "query", "send", "expect", "command", "user", "via", "check"},
 	hints: map[string]string{
+		"misc_path":       "keepalived's misc_path is \"command\", a list, of type exec",
 		"delay_loop":      "keepalived's delay_loop is \"interval\"",
+		"connect_port":    "keepalived's connect_port is \"port\"",
 		"connect_timeout": "keepalived's connect_timeout is \"timeout\"",
 		"retry":           "the number of failures is \"fall\"",
-		"url":             "the path of the probe is \"path\"",
+		"url":             "the path of the probe is \"path\", several are \"urls\"",
 	},
 }
 
-// httpOnly are the keys that mean something to an http probe only.
-var httpOnly = []string{"path", "host", "status", "body"}
+// probeTypes are the types of probes, in the order in which they are named.
+var probeTypes = []string{"tcp", "http", "https", "dns", "udp", "exec"}
+
+// keysOfProbe says which keys are for some types of probes alone.
+var keysOfProbe = map[lb.ProbeType][]string{
+	lb.ProbeHTTP:  {"path", "urls", "host", "status", "body"},
+	lb.ProbeHTTPS: {"path", "urls", "host", "status", "body", "tls"},
+	lb.ProbeDNS:   {"query"},
+	lb.ProbeUDP:   {"send", "expect"},
+	lb.ProbeExec:  {"command", "user"},
+}
 
 // Bounds of a probe.
 const (
@@ -47,25 +55,84 @@ func (d *decoder) health(n *node, def map[string]*node) *lb.Probe {
 	if !ok {
 		return nil
 	}
+	if f.own["check"] != nil {
+		return d.healthByCheck(f)
+	}
 	f.defaults = def
 	f.need("type")
 	p := d.probeSettings(f)
-	if p.Type == lb.ProbeTCP {
-		for _, key := range httpOnly { // set here: a default may be meant for other pools
-			if at := f.keys[key]; at != nil {
-				d.errorf(at, "%s is for probes of type http, this one's type is tcp", key)
-			}
+	d.strangers(f, "probes", string(p.Type), probeTypes, func(t string) []string { return keysOfProbe[lb.ProbeType(t)] })
+	return p
+}
+
+// healthByCheck decodes a health that is the verdict on a check.
+func (d *decoder) healthByCheck(f fields) *lb.Probe {
+	for _, e := range f.n.entries {
+		if e.key.text != "check" && f.own[e.key.text] != nil {
+			d.errorf(e.key, "%s goes with no check, which says it itself", e.key.text)
 		}
 	}
-	return p
+	n := f.own["check"]
+	name, ok := d.text(n, "check")
+	if ok {
+		d.healthChecks = append(d.healthChecks, n)
+	}
+	return &lb.Probe{Type: lb.ProbeCheck, Check: name}
+}
+
+// resolveHealth finds checks of health that are not there.
+func (d *decoder) resolveHealth(checks []lb.Check) {
+	var names []string
+	for _, c := range checks {
+		names = append(names, c.Name)
+	}
+	for _, n := range d.healthChecks {
+		if slices.Contains(names, n.text) || d.incomplete {
+			continue
+		}
+		hint := ""
+		if near := nearest(n.text, names); near != "" {
+			hint = fmt.Sprintf("; did you mean %q?", near)
+		}
+		d.errorf(n, "there is no check %q%s", n.text, hint)
+	}
+}
+
+// strangers finds keys that the mapping itself sets, and that are for other types of
+// what it is: a default may be meant for others.
+func (d *decoder) strangers(f fields, what, t string, types []string, keysOf func(string) []string) {
+	if t == "" {
+		return
+	}
+	for _, e := range f.n.entries {
+		var of []string
+		for _, other := range types {
+			if slices.Contains(keysOf(other), e.key.text) {
+				of = append(of, other)
+			}
+		}
+		if len(of) > 0 && !slices.Contains(of, t) {
+			d.errorf(e.key, "%s is for %s of type %s, this one's type is %s", e.key.text, what, alternatives(of), t)
+		}
+	}
+}
+
+// alternatives joins words as in "a, b or c".
+func alternatives(words []string) string {
+	last := len(words) - 1
+	if last == 0 {
+		return words[0]
+	}
+	return strings.Join(words[:last], ", ") + " or " + words[last]
 }
 
 // probeSettings decodes the keys of a probe, each of which may be missing.
 func (d *decoder) probeSettings(f fields) *lb.Probe {
-	p := &lb.Probe{Interval: time.Second, Rise: 2, Fall: 3, ViaVIP: true, Path: "/", Status: []lb.StatusRange{{First: 200, Last: 399}}}
+	p := &lb.Probe{Interval: time.Second, Rise: 2, Fall: 3, ViaVIP: true}
 	if n := f.get("type"); n != nil {
-		t, ok := d.oneOf(n, "type", []string{"tcp", "http"}, []string{"https", "exec", "process", "dns", "udp"})
-		if ok {
+		if n.kind == scalar && n.text == string(lb.CheckProcess) {
+			d.errorf(n, "type: a process runs on this node: make it a check, and write health: {check: NAME}")
+		} else if t, ok := d.oneOf(n, "type", probeTypes, nil); ok {
 			p.Type = lb.ProbeType(t)
 		}
 	}
@@ -81,16 +148,79 @@ func (d *decoder) probeSettings(f fields) *lb.Probe {
 			p.Port = uint16(i)
 		}
 	}
+	d.via(f, p)
+	d.settingsOfType(f, p)
+	return p
+}
+
+// via decodes whether probes go to the VIP at a server. The way there is for TCP
+// alone; a default of vip is meant for probes that can.
+func (d *decoder) via(f fields, p *lb.Probe) {
 	if n := f.get("via"); n != nil {
-		if w, ok := d.oneOf(n, "via", []string{"vip", "direct"}, nil); ok {
-			p.ViaVIP = w == "vip"
+		w, ok := d.oneOf(n, "via", []string{"vip", "direct"}, nil)
+		p.ViaVIP = !ok || w == "vip"
+		if p.ViaVIP && ok && p.Type != "" && !p.Type.OverTCP() && f.own["via"] != nil {
+			d.errorf(n, "via: vip is for probes over TCP (tcp, http, https): one of type %s does not go there", p.Type)
 		}
 	}
-	d.httpSettings(f, p)
-	if p.Type == lb.ProbeTCP {
-		p.Path, p.Host, p.Status, p.Body = "", "", nil, nil
+	p.ViaVIP = p.ViaVIP && (p.Type == "" || p.Type.OverTCP())
+}
+
+// settingsOfType decodes what is for some types of probes alone. In a section of
+// defaults without a type it decodes what there is, to find mistakes.
+func (d *decoder) settingsOfType(f fields, p *lb.Probe) {
+	web, tls := d.webSettings(f), d.tlsSettings(f.get("tls"))
+	switch p.Type {
+	case lb.ProbeHTTP, lb.ProbeHTTPS:
+		p.Status, p.Body = web.status, web.body
+		p.Pages = d.pages(f, web, p.Type)
+		if p.Type == lb.ProbeHTTPS {
+			p.TLS = tls
+		}
+	case lb.ProbeDNS:
+		if n := d.needed(f, "query", p.Type); n != nil {
+			p.Query, _ = d.query(n)
+		}
+	case lb.ProbeUDP:
+		p.Send, p.Expect = d.datagrams(f)
+	case lb.ProbeExec:
+		if n := d.needed(f, "command", p.Type); n != nil {
+			p.Command = d.argv(n, "command")
+		}
+		p.User = d.user(f)
+	case "":
+		d.pages(f, web, "")
+		if n := f.get("query"); n != nil {
+			d.query(n)
+		}
+		d.datagrams(f)
+		if n := f.get("command"); n != nil {
+			d.argv(n, "command")
+		}
+		d.user(f)
 	}
-	return p
+}
+
+// user decodes who runs a command; "": the daemon's own user.
+func (d *decoder) user(f fields) (name string) {
+	if n := f.get("user"); n != nil {
+		name, _ = d.text(n, "user")
+	}
+	return name
+}
+
+// needed is need for a key without which a probe of the type makes no sense; in a
+// section of defaults it may be missing.
+func (d *decoder) needed(f fields, key string, t lb.ProbeType) *node {
+	n := f.get(key)
+	if n == nil && !f.partial {
+		at := f.n
+		if at == nil { // all of it is a default
+			at = f.get("type")
+		}
+		d.errorf(at, "missing key %q: a probe of type %s needs it", key, t)
+	}
+	return n
 }
 
 // timing decodes interval and timeout. The timeout is half the interval where
@@ -124,80 +254,4 @@ func (d *decoder) timing(f fields, p *lb.Probe) {
 		}
 		d.errorf(at, "timeout %s is longer than the interval %s", short(p.Timeout), short(p.Interval))
 	}
-}
-
-func (d *decoder) httpSettings(f fields, p *lb.Probe) {
-	if n := f.get("path"); n != nil {
-		s, ok := d.text(n, "path")
-		switch {
-		case !ok:
-		case s[0] != '/':
-			d.errorf(n, "path must start with /, not %q", s)
-		case strings.Contains(s, " "):
-			d.errorf(n, "path must have no space in it (write %%20)")
-		default:
-			p.Path = s
-		}
-	}
-	if n := f.get("host"); n != nil {
-		s, ok := d.text(n, "host")
-		switch {
-		case !ok:
-		case strings.ContainsAny(s, "/ @"):
-			d.errorf(n, "host must be a host name with an optional port, not %q", s)
-		default:
-			p.Host = s
-		}
-	}
-	if n := f.get("status"); n != nil {
-		if r, ok := d.statusRanges(n); ok {
-			p.Status = r
-		}
-	}
-	if n := f.get("body"); n != nil {
-		if s, ok := d.text(n, "body"); ok {
-			re, err := regexp.Compile(s)
-			if err != nil {
-				d.errorf(n, "body is not a regular expression: %s", strings.TrimPrefix(err.Error(), "error parsing regexp: "))
-			}
-			p.Body = re
-		}
-	}
-}
-
-// statusRanges decodes [200, 300-399], or one such item without a list.
-func (d *decoder) statusRanges(n *node) ([]lb.StatusRange, bool) {
-	items := []*node{n}
-	if n.kind != scalar {
-		var ok bool
-		if items, ok = d.list(n, "status"); !ok {
-			return nil, false
-		}
-		if len(items) == 0 {
-			d.errorf(n, "status is empty: no answer would do")
-			return nil, false
-		}
-	}
-	var ranges []lb.StatusRange
-	good := true
-	for _, item := range items {
-		s, ok := d.text(item, "status")
-		if !ok {
-			good = false
-			continue
-		}
-		first, last, two := strings.Cut(s, "-")
-		if !two {
-			last = first
-		}
-		a, errA := strconv.Atoi(first)
-		b, errB := strconv.Atoi(last)
-		if errA != nil || errB != nil || a < 100 || b > 599 || a > b {
-			d.errorf(item, "status must be a code or a range of codes from 100 to 599, such as 200-399, not %q", s)
-			good = false
-			continue
-		}
-		ranges = append(ranges, lb.StatusRange{First: a, Last: b})
-	}
-	return ranges, good
 }

@@ -45,7 +45,7 @@ func TestLoadPair(t *testing.T) {
 		},
 		Probe: &lb.Probe{
 			Type: lb.ProbeHTTP, ViaVIP: true, Interval: time.Second, Timeout: 500 * time.Millisecond, Rise: 5, Fall: 3, Port: 8080,
-			Path: "/healthz", Host: "www.example.com", Status: []lb.StatusRange{{First: 200, Last: 200}, {First: 301, Last: 302}},
+			Pages: []lb.Page{{Host: "www.example.com", Path: "/healthz"}}, Status: []lb.StatusRange{{First: 200, Last: 200}, {First: 301, Last: 302}},
 			Body: regexp.MustCompile("^ok"),
 		},
 	}
@@ -146,7 +146,7 @@ func TestReference(t *testing.T) {
 		t.Fatalf("load the reference configuration:\n%v", err)
 	}
 	checkInvariants(t, c)
-	if len(c.Services) != 3 || len(c.VRRP) != 2 || len(c.Pools) != 1 || len(c.Nodes) != 2 {
+	if len(c.Services) != 3 || len(c.VRRP) != 2 || len(c.Pools) != 6 || len(c.Nodes) != 2 {
 		t.Errorf("services %d, instances %d, pools %d, nodes %d", len(c.Services), len(c.VRRP), len(c.Pools), len(c.Nodes))
 	}
 	for _, s := range supported {
@@ -160,7 +160,7 @@ func TestReference(t *testing.T) {
 
 // supported is every schema.
 var supported = []*schema{
-	&topLevel, &defaultsSchema, &serviceDefaultsSchema, &nodeSchema, &datapathSchema, &natSchema, &tunnelSchema, &poolSchema,
+	&topLevel, &defaultsSchema, &serviceDefaultsSchema, &nodeSchema, &datapathSchema, &natSchema, &tunnelSchema, &poolSchema, &tlsSchema, &querySchema,
 	&serverSchema, &healthSchema, &serviceSchema, &sourceLimitSchema, &instanceSchema, &authenticationSchema, &checkSchema, &recoverSchema, &trackSchema, &notifySchema, &routeSchema, &ruleSchema, &adminSchema,
 	&heartbeatSchema, &syncSchema,
 }

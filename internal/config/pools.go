@@ -59,7 +59,8 @@ func (d *decoder) pools(items []*node, def defaults) []*poolDef {
 			continue
 		}
 		p := &poolDef{}
-		p.Probe, p.viaAt = d.health(f.own["health"], def.health), viaVIP(f.own["health"])
+		p.Probe = d.health(f.own["health"], def.health)
+		p.viaAt = viaVIP(f.own["health"], p.Probe)
 		if n := f.need("servers"); n != nil {
 			d.servers(n, "servers", p)
 		}

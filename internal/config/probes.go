@@ -56,9 +56,9 @@ func (d *decoder) probeAddresses(n *node, dp *Datapath) {
 }
 
 // viaVIP returns where a health section itself says that probes go through the
-// VIP; nil: it does not.
-func viaVIP(health *node) *node {
-	if health == nil || health.kind != mapping {
+// VIP, and they can; nil: it does not.
+func viaVIP(health *node, p *lb.Probe) *node {
+	if health == nil || health.kind != mapping || p == nil || !p.ViaVIP {
 		return nil
 	}
 	for _, e := range health.entries {

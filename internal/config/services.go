@@ -152,7 +152,8 @@ func (d *decoder) service(f fields, pools map[string]*poolDef, def defaults) *se
 		d.servers(backends, "backends", &poolDef{})
 	case backends != nil:
 		s.backends = &poolDef{}
-		s.backends.Probe, s.backends.viaAt = d.health(f.own["health"], def.health), viaVIP(f.own["health"])
+		s.backends.Probe = d.health(f.own["health"], def.health)
+		s.backends.viaAt = viaVIP(f.own["health"], s.backends.Probe)
 		d.servers(backends, "backends", s.backends)
 		return s
 	default:

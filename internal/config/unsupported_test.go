@@ -20,9 +20,7 @@ var design string
 func TestUnsupportedKeys(t *testing.T) {
 	frames := map[*schema]string{
 		&topLevel:       "%s: 1\n",
-		&healthSchema:   "pools:\n- name: p\n  servers: [{address: 192.0.2.1}]\n  health:\n    type: tcp\n    %s: 1\n",
 		&instanceSchema: "vrrp:\n- name: v\n  interface: e\n  virtual_router_id: 1\n  addresses: [192.0.2.1]\n  %s: 1\n",
-		&checkSchema:    "checks:\n- name: c\n  type: process\n  %s: 1\n",
 		&syncSchema:     "sync:\n  key_file: sync.key\n  %s: 1\n",
 	}
 	for _, s := range supported {
@@ -49,18 +47,6 @@ func TestUnsupportedValues(t *testing.T) {
 	const address = "  address: \"192.0.2.100:80\"\n"
 	for _, tt := range []mistakeCase{
 		{"proxy", service(address + "  forward: proxy\n"), []string{"6:12: forward: proxy is not supported yet"}},
-		{"probes", "pools:\n" +
-			"- {name: a, servers: [{address: 192.0.2.1}], health: {type: https}}\n" +
-			"- {name: b, servers: [{address: 192.0.2.1}], health: {type: exec}}\n" +
-			"- {name: c, servers: [{address: 192.0.2.1}], health: {type: process}}\n" +
-			"- {name: d, servers: [{address: 192.0.2.1}], health: {type: dns}}\n" +
-			"- {name: e, servers: [{address: 192.0.2.1}], health: {type: udp}}\n", []string{
-			"2:61: type: https is not supported yet",
-			"3:61: type: exec is not supported yet",
-			"4:61: type: process is not supported yet",
-			"5:61: type: dns is not supported yet",
-			"6:61: type: udp is not supported yet",
-		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) { wantMistakes(t, tt.yaml, tt.want) })
 	}

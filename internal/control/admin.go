@@ -39,6 +39,8 @@ type Daemon interface {
 	Reload(dry bool) (changes []string, err error)
 	// HandOver carries out an operator's wish to move VIPs, and waits for its end.
 	HandOver(HandoverOrder) ([]HandoverResult, error)
+	// Probe runs probes now, and waits for their end, or that of ctx.
+	Probe(context.Context, ProbeOrder) ([]ProbeResult, error)
 }
 
 // changed is the answer to a Change.
@@ -81,6 +83,9 @@ func Listen(path string, d Daemon, log *slog.Logger) (*Admin, error) {
 		return answer, err
 	}))
 	mux.HandleFunc("POST /handover", command(log, d.HandOver))
+	mux.HandleFunc("POST /probe", func(w http.ResponseWriter, r *http.Request) {
+		command(log, func(o ProbeOrder) ([]ProbeResult, error) { return d.Probe(r.Context(), o) })(w, r)
+	})
 	a := &Admin{
 		server: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second},
 		done:   make(chan struct{}), log: log,

@@ -23,6 +23,7 @@ import (
 type fakeDaemon struct {
 	s      Status
 	events *events.Log
+	ended  chan struct{} // closed when a Probe has been given up
 }
 
 func (d fakeDaemon) Status() Status { return d.s }
@@ -45,6 +46,18 @@ func (d fakeDaemon) HandOver(o HandoverOrder) ([]HandoverResult, error) {
 		return nil, errRefused
 	}
 	return []HandoverResult{{Instance: o.Instance, Done: true, Text: fmt.Sprintf("%+v", o)}}, nil
+}
+
+// Probe refuses what is for "nobody", and waits for its context's end for "ever".
+func (d fakeDaemon) Probe(ctx context.Context, o ProbeOrder) ([]ProbeResult, error) {
+	switch o.Service {
+	case "nobody":
+		return nil, errRefused
+	case "ever":
+		<-ctx.Done()
+		close(d.ended)
+	}
+	return []ProbeResult{{Service: o.Service, Answer: "connected", OK: true}}, nil
 }
 
 // Change refuses what is for "nobody".

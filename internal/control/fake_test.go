@@ -25,6 +25,7 @@ type fakeWorld struct {
 	targets  []health.Target
 	followed []netip.Addr
 	verdicts map[netip.AddrPort]health.Status
+	checks   map[string]health.Verdict // of the node's own; absent: not known
 	hops     map[netip.Addr]lb.NextHop // absent: no way
 	refused  error                     // what Apply answers
 	tries    int                       // calls of Apply
@@ -45,7 +46,7 @@ type fakeWorld struct {
 func newFakeWorld() *fakeWorld {
 	return &fakeWorld{
 		changed: make(chan struct{}, 1), ready: make(chan struct{}),
-		verdicts: map[netip.AddrPort]health.Status{}, hops: map[netip.Addr]lb.NextHop{},
+		verdicts: map[netip.AddrPort]health.Status{}, checks: map[string]health.Verdict{}, hops: map[netip.Addr]lb.NextHop{},
 		changes: &Overrides{all: map[target]Override{}},
 	}
 }
@@ -146,6 +147,22 @@ func (w *fakeWorld) status(t health.Target) (health.Status, bool) {
 	return s, ok
 }
 
+// Verdict makes it CheckVerdicts.
+func (w *fakeWorld) Verdict(name string) (health.Verdict, string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.checks[name], map[health.Verdict]string{health.Down: "no answer"}[w.checks[name]]
+}
+
+func (w *fakeWorld) check(name string) (health.Verdict, string) { return w.Verdict(name) }
+
+// decide sets the verdict on a check.
+func (w *fakeWorld) decide(name string, v health.Verdict) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.checks[name] = v
+}
+
 func (w *fakeWorld) override(service lb.Service, s lb.Server) Override {
 	return w.changes.of(service, s)
 }
@@ -239,6 +256,7 @@ func runLoopWith(t *testing.T, patience time.Duration, services []lb.Service, pr
 	synctest.Test(t, func(t *testing.T) {
 		w := newFakeWorld()
 		l := NewLoop(services, w, fakeChecker{w}, fakeHops{w}, fakePaths{w}, w.changes, slog.New(slog.DiscardHandler))
+		l.Consult(w)
 		prepare(l)
 		ctx, cancel := context.WithCancel(t.Context())
 		var done sync.WaitGroup

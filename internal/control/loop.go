@@ -39,6 +39,13 @@ type Checker interface {
 	Ready() <-chan struct{}
 }
 
+// CheckVerdicts knows what becomes of the checks of this node.
+type CheckVerdicts interface {
+	// Verdict returns the verdict on a check, and why that is Down; Unknown for one
+	// that is not there.
+	Verdict(check string) (v health.Verdict, why string)
+}
+
 // NextHops follows the ways to servers.
 type NextHops interface {
 	Set([]netip.Addr)
@@ -70,6 +77,7 @@ type Loop struct {
 	checker  Checker
 	hops     NextHops
 	paths    ProbePaths
+	checks   CheckVerdicts // nil: there are none
 	changes  *Overrides
 	log      *slog.Logger
 
@@ -119,6 +127,10 @@ func (l *Loop) Applied() <-chan struct{} { return l.applied }
 // Tell has f called after the views have changed, perhaps; f must not wait. Call
 // it before Run.
 func (l *Loop) Tell(f func()) { l.told = f }
+
+// Consult has the loop know checks, whose verdicts may be the health of servers. Who
+// has a new one calls Dirty. Call it before Run.
+func (l *Loop) Consult(checks CheckVerdicts) { l.checks = checks }
 
 // Record has f told what happens to services and servers, and what operators
 // change; f must not wait. Call it before Run.
@@ -224,15 +236,19 @@ func (l *Loop) wait(ctx context.Context, patience time.Duration) bool {
 	over := time.NewTimer(patience)
 	defer over.Stop()
 	for {
+		ready := l.checker.Ready()
+		if !l.decided(checksOf(l.services)) {
+			ready = nil // the loop is dirty when they are
+		}
 		select {
 		case <-ctx.Done():
 			return false
-		case <-l.checker.Ready():
+		case <-ready:
 			return true
 		case <-over.C:
 			l.log.Warn("not every server has been probed yet", "waited", patience)
 			return true
-		case <-l.dirty: // a probe may be waiting for its way
+		case <-l.dirty: // a probe may be waiting for its way, and this for a check
 			l.leadProbes()
 		}
 	}
@@ -375,6 +391,13 @@ func (l *Loop) Change(c Change) (text string, err error) {
 }
 
 func (l *Loop) override(service lb.Service, s lb.Server) Override { return l.changes.of(service, s) }
+
+func (l *Loop) check(name string) (health.Verdict, string) {
+	if l.checks == nil {
+		return health.Unknown, ""
+	}
+	return l.checks.Verdict(name)
+}
 
 func (l *Loop) status(t health.Target) (health.Status, bool) { return l.checker.Status(t) }
 func (l *Loop) nextHop(a netip.Addr) (lb.NextHop, error)     { return l.hops.Lookup(a) }

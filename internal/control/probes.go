@@ -1,7 +1,9 @@
 package control
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/sluice-lb/sluice/internal/health"
 	"github.com/sluice-lb/sluice/internal/lb"
@@ -33,7 +35,7 @@ func targetsOf(service lb.Service, s lb.Server) []health.Target {
 func targetsOfAll(services []lb.Service) []health.Target {
 	var ts []health.Target
 	for _, s := range services {
-		if s.Pool.Probe == nil {
+		if p := s.Pool.Probe; p == nil || p.Type == lb.ProbeCheck {
 			continue
 		}
 		for _, server := range s.Pool.Servers {
@@ -41,6 +43,24 @@ func targetsOfAll(services []lb.Service) []health.Target {
 		}
 	}
 	return ts
+}
+
+// checksOf returns the checks whose verdicts are the health of servers of services.
+func checksOf(services []lb.Service) (names []string) {
+	for _, s := range services {
+		if p := s.Pool.Probe; p != nil && p.Type == lb.ProbeCheck && !slices.Contains(names, p.Check) {
+			names = append(names, p.Check)
+		}
+	}
+	return names
+}
+
+// decided tells whether there is a verdict on each of these checks.
+func (l *Loop) decided(checks []string) bool {
+	return !slices.ContainsFunc(checks, func(name string) bool {
+		v, _ := l.check(name)
+		return v == health.Unknown
+	})
 }
 
 // follow has these addresses and targets followed, and no others.
@@ -70,6 +90,24 @@ func (l *Loop) leadProbes() {
 			l.log.Error("servers cannot be probed through their VIPs", "error", err)
 		}
 	}
+}
+
+// probed tells how a server of a service stands by its health alone.
+func probed(f facts, service lb.Service, s lb.Server) (ServerState, string) {
+	p := service.Pool.Probe
+	switch {
+	case p == nil:
+		return ServerUp, ""
+	case p.Type != lb.ProbeCheck:
+		return verdict(f, targetsOf(service, s))
+	}
+	switch v, why := f.check(p.Check); v {
+	case health.Up:
+		return ServerUp, ""
+	case health.Down:
+		return ServerDown, fmt.Sprintf("check %s fails: %s", p.Check, why)
+	}
+	return ServerUnknown, fmt.Sprintf("check %s has no result yet", p.Check)
 }
 
 // verdict joins what is known of the targets of a server: it is up if all are.

@@ -69,6 +69,7 @@ func (v verdictsOf) status(t health.Target) (health.Status, bool) {
 	verdict, ok := v[t.Path.VIP.String()]
 	return health.Status{Target: t, Verdict: verdict, LastError: "silent: " + t.Path.VIP.String()}, ok
 }
+func (v verdictsOf) check(string) (health.Verdict, string)   { return health.Unknown, "" }
 func (v verdictsOf) nextHop(netip.Addr) (lb.NextHop, error)  { return hopTo(1), nil }
 func (v verdictsOf) override(lb.Service, lb.Server) Override { return Override{} }
 

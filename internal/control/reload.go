@@ -31,6 +31,7 @@ type reload struct {
 	Reload
 	before   []lb.Service // the services that it takes the place of
 	fresh    []health.Target
+	checks   []string // those that only the new services are healthy by
 	deadline time.Time
 	done     chan error // has room for the result
 }
@@ -84,6 +85,8 @@ func (l *Loop) begin(r *reload) {
 			r.fresh = append(r.fresh, t)
 		}
 	}
+	old := checksOf(r.before)
+	r.checks = slices.DeleteFunc(checksOf(r.Services), func(name string) bool { return slices.Contains(old, name) })
 	l.coming = r
 	l.follow(addressesOf(slices.Concat(r.before, r.Services)), slices.Concat(targets, r.fresh))
 }
@@ -102,7 +105,10 @@ func (l *Loop) takeOver() *reload {
 
 // known tells whether there is a verdict on all that is new, and a way to it.
 func (l *Loop) known(r *reload) bool {
-	down := map[netip.Addr]bool{}
+	if !l.decided(r.checks) {
+		return false
+	}
+	down := l.downByCheck(r.Services)
 	for _, t := range r.fresh {
 		s, _ := l.checker.Status(t)
 		switch s.Verdict {
@@ -118,6 +124,23 @@ func (l *Loop) known(r *reload) bool {
 		}
 	}
 	return true
+}
+
+// downByCheck returns the servers whose health is a check that fails.
+func (l *Loop) downByCheck(services []lb.Service) map[netip.Addr]bool {
+	down := map[netip.Addr]bool{}
+	for _, s := range services {
+		if p := s.Pool.Probe; p == nil || p.Type != lb.ProbeCheck {
+			continue
+		}
+		if v, _ := l.check(s.Pool.Probe.Check); v != health.Down {
+			continue
+		}
+		for _, server := range s.Pool.Servers {
+			down[server.Address] = true
+		}
+	}
+	return down
 }
 
 // giveUp goes back to the services of before a reload.

@@ -252,7 +252,7 @@ func TestReloadOfAProbe(t *testing.T) {
 	runReload(t, func(r *reloadRig) {
 		web := webService()
 		other := *probe
-		other.Type, other.Path, other.Interval = lb.ProbeHTTP, "/", 3*time.Second
+		other.Type, other.Pages, other.Interval = lb.ProbeHTTP, []lb.Page{{Path: "/"}}, 3*time.Second
 		web.Pool.Probe = &other
 		r.begin(web)
 		r.wantDone("", "prepare at 1", "finish at 2")

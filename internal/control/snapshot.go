@@ -101,6 +101,7 @@ func endpoint(service lb.Service, s lb.Server) netip.AddrPort {
 // facts are what views are computed from.
 type facts interface {
 	status(health.Target) (health.Status, bool)
+	check(name string) (v health.Verdict, why string)
 	nextHop(netip.Addr) (lb.NextHop, error)
 	override(lb.Service, lb.Server) Override
 }
@@ -111,14 +112,12 @@ func view(service lb.Service, f facts) View {
 	primary := false
 	for _, s := range service.Pool.Servers {
 		server := Server{
-			Server: s, Address: endpoint(service, s), State: ServerUp, Configured: s.Weight, Override: f.override(service, s),
+			Server: s, Address: endpoint(service, s), Configured: s.Weight, Override: f.override(service, s),
 		}
 		if w := server.Override.Weight; w != nil {
 			server.Weight = *w
 		}
-		if service.Pool.Probe != nil {
-			server.State, server.Why = verdict(f, targetsOf(service, s))
-		}
+		server.State, server.Why = probed(f, service, s)
 		hop, err := f.nextHop(s.Address)
 		server.NextHop = hop
 		if err != nil && server.State == ServerUp {

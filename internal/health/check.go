@@ -2,9 +2,7 @@ package health
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"syscall"
 
 	"github.com/sluice-lb/sluice/internal/command"
 	"github.com/sluice-lb/sluice/internal/lb"
@@ -17,12 +15,14 @@ func RunCheck(ctx context.Context, c lb.Check) error {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	switch c.Type {
-	case lb.CheckTCP:
-		return Run(ctx, Target{Address: c.Address, Probe: lb.Probe{Type: lb.ProbeTCP, Timeout: c.Timeout}})
-	case lb.CheckHTTP:
+	case lb.CheckTCP, lb.CheckDNS, lb.CheckUDP:
+		p := lb.Probe{Type: lb.ProbeType(c.Type), Timeout: c.Timeout, Query: c.Query, Send: c.Send, Expect: c.Expect}
+		return Run(ctx, Target{Address: c.Address, Probe: p})
+	case lb.CheckHTTP, lb.CheckHTTPS:
 		return checkURLs(ctx, c)
 	case lb.CheckExec:
-		return checkExec(ctx, c)
+		_, err := execute(ctx, command.Command{Args: c.Command, User: c.User}, c.Timeout)
+		return err
 	case lb.CheckProcess:
 		return checkProcess(c)
 	}
@@ -32,27 +32,18 @@ func RunCheck(ctx context.Context, c lb.Check) error {
 // Inconclusive reports whether an error of RunCheck says something about this
 // process only: it could open no socket, or start no program. Such a run has no
 // result.
-func Inconclusive(err error) bool { return inconclusive(err) || errors.Is(err, syscall.EAGAIN) }
+func Inconclusive(err error) bool { return inconclusive(err) }
 
 // checkURLs asks for one after the other, all within one timeout.
 func checkURLs(ctx context.Context, c lb.Check) error {
 	for _, u := range c.URLs {
-		p := lb.Probe{Type: lb.ProbeHTTP, Timeout: c.Timeout, Path: u.Path, Host: u.Host, Status: c.Status, Body: c.Body}
+		p := lb.Probe{Type: lb.ProbeHTTP, Timeout: c.Timeout, Pages: []lb.Page{{Host: u.Host, Path: u.Path}}, Status: c.Status, Body: c.Body}
+		if u.TLS {
+			p.Type, p.TLS = lb.ProbeHTTPS, c.TLS
+		}
 		if err := Run(ctx, Target{Address: u.Address, Probe: p}); err != nil {
 			return fmt.Errorf("%v: %w", u, err)
 		}
 	}
 	return nil
-}
-
-// checkExec passes if the command ends with exit code 0 in time.
-func checkExec(ctx context.Context, c lb.Check) error {
-	line, err := command.Command{Args: c.Command, User: c.User}.Output(ctx)
-	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("no end within %v: killed", c.Timeout)
-	case err != nil && line != "":
-		return fmt.Errorf("%s (%w)", clean(line), err)
-	}
-	return err
 }

@@ -1,6 +1,7 @@
 package health
 
 import (
+	"crypto/x509"
 	"fmt"
 	"net"
 	"net/http"
@@ -13,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
 
 	"github.com/sluice-lb/sluice/internal/lb"
 )
@@ -71,6 +74,30 @@ func TestCheckURLs(t *testing.T) {
 	}
 }
 
+// URLs with and without TLS go together in one check.
+func TestCheckHTTPS(t *testing.T) {
+	known := newAuthority(t, "known authority")
+	plain := serve(t, "127.0.0.1:0", raw("HTTP/1.1 204 No Content\r\n\r\n"))
+	secure := serveTLS(t, certificate(t, &x509.Certificate{DNSNames: []string{"www.example.com"}}, known), nil, raw("HTTP/1.1 204 No Content\r\n\r\n"))
+	urls := func(host string) []lb.URL {
+		return []lb.URL{{Address: plain, Host: host, Path: "/"}, {TLS: true, Address: secure, Host: host, Path: "/"}}
+	}
+	trust := lb.TLS{CA: known.pem}
+	for _, tt := range []struct {
+		name string
+		c    lb.Check
+		want string
+	}{
+		{"good", lb.Check{Type: lb.CheckHTTP, URLs: urls("www.example.com"), TLS: trust}, ""},
+		{"https alone", lb.Check{Type: lb.CheckHTTPS, URLs: urls("www.example.com")[1:], TLS: trust}, ""},
+		{"a bad certificate", lb.Check{Type: lb.CheckHTTP, URLs: urls("a.example.com"), TLS: trust},
+			"https://a.example.com/: certificate is for www.example.com, not for a.example.com"},
+		{"any certificate", lb.Check{Type: lb.CheckHTTP, URLs: urls("a.example.com"), TLS: lb.TLS{Insecure: true}}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) { wantCheck(t, tt.c, tt.want) })
+	}
+}
+
 func TestCheckTCP(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -82,6 +109,26 @@ func TestCheckTCP(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantCheck(t, c, "connect: connection refused")
+}
+
+func TestCheckDatagrams(t *testing.T) {
+	pong := regexp.MustCompile("^pong")
+	udp := serveUDP(t, "127.0.0.1:0", func(packet []byte) [][]byte { return [][]byte{append([]byte("pong "), packet...)} })
+	dns := serveUDP(t, "127.0.0.1:0", answerer(t, func(*dnsmessage.Message) {}))
+	www := lb.Query{Name: "www.example.com.", Type: lb.QueryA}
+	for _, tt := range []struct {
+		name string
+		c    lb.Check
+		want string
+	}{
+		{"udp", lb.Check{Type: lb.CheckUDP, Address: udp, Send: "1", Expect: regexp.MustCompile("^pong 1$")}, ""},
+		{"udp, another answer", lb.Check{Type: lb.CheckUDP, Address: udp, Send: "1", Expect: regexp.MustCompile("^ping"), Timeout: short}, `answer does not match "^ping"`},
+		{"udp, nobody", lb.Check{Type: lb.CheckUDP, Address: closedUDP(t, "127.0.0.1"), Expect: pong}, "read: connection refused"},
+		{"dns", lb.Check{Type: lb.CheckDNS, Address: dns, Query: www}, ""},
+		{"dns, nobody", lb.Check{Type: lb.CheckDNS, Address: closedUDP(t, "127.0.0.1"), Query: www}, "read: connection refused"},
+	} {
+		t.Run(tt.name, func(t *testing.T) { wantCheck(t, tt.c, tt.want) })
+	}
 }
 
 func TestCheckExec(t *testing.T) {

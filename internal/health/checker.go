@@ -70,7 +70,7 @@ func (c *Checker) Set(targets []Target) {
 	}
 	wanted := make(map[string]Target, len(targets))
 	for _, t := range targets {
-		id := t.identity()
+		id := t.Identity()
 		if _, ok := wanted[id]; !ok {
 			wanted[id] = t
 		}
@@ -213,7 +213,7 @@ func (c *Checker) Verdict(t Target) Verdict {
 
 // Status returns what is known about t, and whether t is in the set.
 func (c *Checker) Status(t Target) (Status, bool) {
-	id := t.identity()
+	id := t.Identity()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.runners[id]

@@ -99,17 +99,30 @@ func (t Target) action() string {
 	if t.viaVIP() {
 		s += fmt.Sprintf(" through %v", t.Path)
 	}
-	if p.Type == lb.ProbeHTTP {
-		s += fmt.Sprintf(" %q %q %v", p.Path, p.Host, p.Status)
+	switch p.Type {
+	case lb.ProbeHTTP, lb.ProbeHTTPS:
+		s += fmt.Sprintf(" %q %v", p.Pages, p.Status)
 		if p.Body != nil {
 			s += fmt.Sprintf(" %q", p.Body)
 		}
+		if p.Type == lb.ProbeHTTPS {
+			s += fmt.Sprintf(" %x %q %v", trusted(p.TLS.CA).digest, p.TLS.ServerName, p.TLS.Insecure)
+		}
+	case lb.ProbeDNS:
+		s += fmt.Sprintf(" %q", p.Query)
+	case lb.ProbeUDP:
+		s += fmt.Sprintf(" %q", p.Send)
+		if p.Expect != nil {
+			s += fmt.Sprintf(" %q", p.Expect)
+		}
+	case lb.ProbeExec:
+		s += fmt.Sprintf(" %q %q", p.Command, p.User)
 	}
 	return s
 }
 
-// identity is equal for targets that are the same.
-func (t Target) identity() string {
+// Identity is equal for targets that are the same.
+func (t Target) Identity() string {
 	p := &t.Probe
 	return fmt.Sprintf("%s every %v within %v rise %d fall %d", t.action(), p.Interval, p.Timeout, p.Rise, p.Fall)
 }

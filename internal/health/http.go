@@ -25,60 +25,87 @@ const (
 	maxWire   = 1 << 20  // body with its chunk headers and extensions
 )
 
-// probeHTTP succeeds if the server answers a GET request with a wanted status
-// and, if Probe.Body is set, with a body that matches it. Redirects are answers
-// like any other. Without Probe.Body the body is not read.
+// probeHTTP succeeds if the server answers a GET request for each page with a
+// wanted status and, if Probe.Body is set, with a body that matches it. Redirects
+// are answers like any other. Without Probe.Body the body is not read. The answer
+// is the last status.
 //
-// It speaks HTTP over a connection of its own: a probe wants one connection that
-// ends with it and no goroutine beside it, which http.Transport does not offer.
-func probeHTTP(ctx context.Context, t Target, to netip.AddrPort) error {
-	request, err := request(t)
-	if err != nil {
-		return err
+// It speaks HTTP over a connection of its own for each page: a probe wants one
+// that ends with it and no goroutine beside it, which http.Transport does not offer.
+func probeHTTP(ctx context.Context, t Target, to netip.AddrPort) (answer string, err error) {
+	if len(t.Probe.Pages) == 0 {
+		return "", errors.New("send request: there is no page to ask for")
 	}
-	conn, err := dial(ctx, t, to)
-	if err != nil {
-		return err
+	for _, page := range t.Probe.Pages {
+		if answer, err = get(ctx, t, page, to); err != nil && len(t.Probe.Pages) > 1 {
+			return answer, fmt.Errorf("%v: %w", page, err)
+		} else if err != nil {
+			return answer, err
+		}
 	}
-	defer func() { _ = conn.Close() }()
-	// Reads and writes end with ctx. The function is waited for, so that
-	// nothing of the probe outlives it.
+	return answer, nil
+}
+
+// get asks for one page.
+func get(ctx context.Context, t Target, page lb.Page, to netip.AddrPort) (answer string, err error) {
+	request, err := request(t, page)
+	if err != nil {
+		return "", err
+	}
+	tcp, err := dial(ctx, t, to)
+	if err != nil {
+		return "", err
+	}
+	// Closed below TLS: nothing is to be sent any more.
+	defer func() { _ = tcp.Close() }()
+	defer endWith(ctx, tcp)()
+	conn := net.Conn(tcp)
+	if t.Probe.Type == lb.ProbeHTTPS {
+		if conn, err = shakeHands(tcp, t, page); err != nil {
+			return "", err
+		}
+	}
+	if _, err := io.WriteString(conn, request); err != nil {
+		return "", explain("send request", err, fmt.Errorf("request not taken within %v", t.Probe.Timeout))
+	}
+	in := &wire{conn: conn, left: maxHeader}
+	response, err := readResponse(bufio.NewReader(in))
+	if err != nil {
+		return "", explainResponse(cmp.Or(in.err, err), t.Probe.Timeout)
+	}
+	answer = fmt.Sprintf("status %d", response.StatusCode)
+	// The body is never closed: that would read the rest of it. The connection
+	// is closed instead.
+	if !wanted(t.Probe.Status, response.StatusCode) {
+		return answer, fmt.Errorf("status %d, want %s", response.StatusCode, ranges(t.Probe.Status))
+	}
+	if t.Probe.Body == nil {
+		return answer, nil
+	}
+	in.left = maxWire
+	body, err := io.ReadAll(io.LimitReader(response.Body, maxBody))
+	if err != nil {
+		return answer, explain("read body", err, fmt.Errorf("body incomplete after %v", t.Probe.Timeout))
+	}
+	if !t.Probe.Body.Match(body) {
+		return answer, fmt.Errorf("body does not match %q", t.Probe.Body)
+	}
+	return answer, nil
+}
+
+// endWith has reads and writes of conn end with ctx, until the function that it
+// returns is called, which waits: nothing of the probe outlives it.
+func endWith(ctx context.Context, conn net.Conn) (release func()) {
 	expired := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(expired)
 		_ = conn.SetDeadline(time.Unix(1, 0)) // long past
 	})
-	defer func() {
+	return func() {
 		if !stop() {
 			<-expired
 		}
-	}()
-
-	if _, err := io.WriteString(conn, request); err != nil {
-		return explain("send request", err, fmt.Errorf("request not taken within %v", t.Probe.Timeout))
 	}
-	in := &wire{conn: conn, left: maxHeader}
-	response, err := readResponse(bufio.NewReader(in))
-	if err != nil {
-		return explainResponse(cmp.Or(in.err, err), t.Probe.Timeout)
-	}
-	// The body is never closed: that would read the rest of it. The connection
-	// is closed instead.
-	if !wanted(t.Probe.Status, response.StatusCode) {
-		return fmt.Errorf("status %d, want %s", response.StatusCode, ranges(t.Probe.Status))
-	}
-	if t.Probe.Body == nil {
-		return nil
-	}
-	in.left = maxWire
-	body, err := io.ReadAll(io.LimitReader(response.Body, maxBody))
-	if err != nil {
-		return explain("read body", err, fmt.Errorf("body incomplete after %v", t.Probe.Timeout))
-	}
-	if !t.Probe.Body.Match(body) {
-		return fmt.Errorf("body does not match %q", t.Probe.Body)
-	}
-	return nil
 }
 
 // A wire reads from a connection up to a number of bytes. It remembers the first
@@ -104,20 +131,20 @@ func (w *wire) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// request returns the bytes of t's request.
-func request(t Target) (string, error) {
-	host := t.Probe.Host
+// request returns the bytes of t's request for a page.
+func request(t Target, page lb.Page) (string, error) {
+	host := page.Host
 	if host == "" {
 		e := t.named()
 		host = netip.AddrPortFrom(e.Addr().WithZone(""), e.Port()).String()
 	}
-	if !strings.HasPrefix(t.Probe.Path, "/") || !printable(t.Probe.Path) {
-		return "", fmt.Errorf("send request: path %q does not start with / or needs percent-encoding", t.Probe.Path)
+	if !strings.HasPrefix(page.Path, "/") || !printable(page.Path) {
+		return "", fmt.Errorf("send request: path %q does not start with / or needs percent-encoding", page.Path)
 	}
 	if !printable(host) {
 		return "", fmt.Errorf("send request: host %q has a space or control character", host)
 	}
-	return "GET " + t.Probe.Path + " HTTP/1.1\r\n" +
+	return "GET " + page.Path + " HTTP/1.1\r\n" +
 		"Host: " + host + "\r\n" +
 		"User-Agent: sluice-health\r\n" +
 		"Accept: */*\r\n" +

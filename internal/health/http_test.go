@@ -102,11 +102,11 @@ func TestRunHTTP(t *testing.T) {
 			lb.Probe{Body: body("ready")}, "read body: chunked encoding contains too much non-data",
 		},
 		{"endless header", endless("HTTP/1.1 200 OK\r\n", "X-Filler: "+strings.Repeat("x", 1000)+"\r\n"), lb.Probe{}, "header of the answer exceeds 65536 bytes"},
-		{"no answer", hang(""), lb.Probe{Timeout: short}, "no answer within 100ms"},
-		{"hangs within the header", hang("HTTP/1.1 200 OK\r\nContent-Le"), lb.Probe{Timeout: short}, "no answer within 100ms"},
-		{"hangs within the body", hang("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nready"), lb.Probe{Timeout: short, Body: body("ready")}, "body incomplete after 100ms"},
-		{"dripping header", drip("HTTP/1.1 200 OK\r\nX-Slow: "), lb.Probe{Timeout: short}, "no answer within 100ms"},
-		{"dripping body", drip("HTTP/1.1 200 OK\r\n\r\n"), lb.Probe{Timeout: short, Body: body("x")}, "body incomplete after 100ms"},
+		{"no answer", hang(""), lb.Probe{Timeout: short}, "no answer within 500ms"},
+		{"hangs within the header", hang("HTTP/1.1 200 OK\r\nContent-Le"), lb.Probe{Timeout: short}, "no answer within 500ms"},
+		{"hangs within the body", hang("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nready"), lb.Probe{Timeout: short, Body: body("ready")}, "body incomplete after 500ms"},
+		{"dripping header", drip("HTTP/1.1 200 OK\r\nX-Slow: "), lb.Probe{Timeout: short}, "no answer within 500ms"},
+		{"dripping body", drip("HTTP/1.1 200 OK\r\n\r\n"), lb.Probe{Timeout: short, Body: body("x")}, "body incomplete after 500ms"},
 		{
 			"endless small chunks", endless("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", strings.Repeat("1;xxxxxxxxxxxx\r\ny\r\n", 100)),
 			lb.Probe{Body: body("ready")}, "read body: too many bytes",
@@ -131,7 +131,7 @@ func TestRunHTTP(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			target := Target{Address: serve(t, "127.0.0.1:0", tt.handle), Probe: tt.probe}
-			target.Probe.Type, target.Probe.Path = lb.ProbeHTTP, "/healthz"
+			target.Probe.Type, target.Probe.Pages = lb.ProbeHTTP, []lb.Page{{Path: "/healthz"}}
 			if target.Probe.Timeout == 0 {
 				target.Probe.Timeout = long
 			}
@@ -150,10 +150,10 @@ func TestRunHTTPConnect(t *testing.T) {
 		want    string
 	}{
 		{"refused", closedPort, long, "connect: connection refused"},
-		{"does not answer", fullBacklog, short, "connect: no answer within 100ms"},
+		{"does not answer", fullBacklog, short, "connect: no answer within 500ms"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			target := Target{Address: tt.address(t), Probe: lb.Probe{Type: lb.ProbeHTTP, Path: "/", Timeout: tt.timeout}}
+			target := Target{Address: tt.address(t), Probe: lb.Probe{Type: lb.ProbeHTTP, Pages: []lb.Page{{Path: "/"}}, Timeout: tt.timeout}}
 			if diff := cmp.Diff(tt.want, text(Run(t.Context(), target))); diff != "" {
 				t.Errorf("result (-want +got):\n%s", diff)
 			}
@@ -169,15 +169,15 @@ func TestRunHTTPRequest(t *testing.T) {
 		want  string // with ADDRESS for the server's address and port
 	}{
 		{
-			"defaults", "127.0.0.1:0", lb.Probe{Path: "/healthz"},
+			"defaults", "127.0.0.1:0", lb.Probe{Pages: []lb.Page{{Path: "/healthz"}}},
 			"GET /healthz HTTP/1.1\r\nHost: ADDRESS\r\nUser-Agent: sluice-health\r\nAccept: */*\r\nConnection: close\r\n\r\n",
 		},
 		{
-			"host and query", "127.0.0.1:0", lb.Probe{Path: "//a%20b?x=1&y=/", Host: "www.example.com"},
+			"host and query", "127.0.0.1:0", lb.Probe{Pages: []lb.Page{{Host: "www.example.com", Path: "//a%20b?x=1&y=/"}}},
 			"GET //a%20b?x=1&y=/ HTTP/1.1\r\nHost: www.example.com\r\nUser-Agent: sluice-health\r\nAccept: */*\r\nConnection: close\r\n\r\n",
 		},
 		{
-			"IPv6", "[::1]:0", lb.Probe{Path: "/"},
+			"IPv6", "[::1]:0", lb.Probe{Pages: []lb.Page{{Path: "/"}}},
 			"GET / HTTP/1.1\r\nHost: ADDRESS\r\nUser-Agent: sluice-health\r\nAccept: */*\r\nConnection: close\r\n\r\n",
 		},
 	} {
@@ -215,10 +215,11 @@ func TestRunHTTPRefusesRequest(t *testing.T) {
 		probe lb.Probe
 		want  string
 	}{
-		{"no path", lb.Probe{}, `send request: path "" does not start with / or needs percent-encoding`},
-		{"relative path", lb.Probe{Path: "healthz"}, `send request: path "healthz" does not start with / or needs percent-encoding`},
-		{"space", lb.Probe{Path: "/a b"}, `send request: path "/a b" does not start with / or needs percent-encoding`},
-		{"second header", lb.Probe{Path: "/", Host: "a\r\nX: y"}, `send request: host "a\r\nX: y" has a space or control character`},
+		{"no page", lb.Probe{}, `send request: there is no page to ask for`},
+		{"no path", lb.Probe{Pages: []lb.Page{{}}}, `send request: path "" does not start with / or needs percent-encoding`},
+		{"relative path", lb.Probe{Pages: []lb.Page{{Path: "healthz"}}}, `send request: path "healthz" does not start with / or needs percent-encoding`},
+		{"space", lb.Probe{Pages: []lb.Page{{Path: "/a b"}}}, `send request: path "/a b" does not start with / or needs percent-encoding`},
+		{"second header", lb.Probe{Pages: []lb.Page{{Host: "a\r\nX: y", Path: "/"}}}, `send request: host "a\r\nX: y" has a space or control character`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.probe.Type, tt.probe.Timeout = lb.ProbeHTTP, long

@@ -25,6 +25,15 @@ func Run(ctx context.Context, t Target) error {
 	return bounded(ctx, t, prober{}.probe)
 }
 
+// Ask runs the probe of t once, as Run does, also through a path, which paths knows.
+// Answer is what came back, in a few words; "" if nothing did.
+func Ask(ctx context.Context, t Target, paths Paths) (answer string, err error) {
+	t.Probe.Timeout = positive(t.Probe.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, t.Probe.Timeout)
+	defer cancel()
+	return prober{paths}.ask(ctx, t)
+}
+
 // bounded runs run for t within its timeout.
 func bounded(ctx context.Context, t Target, run func(context.Context, Target) error) error {
 	ctx, cancel := context.WithTimeout(ctx, t.Probe.Timeout)
@@ -36,46 +45,58 @@ func bounded(ctx context.Context, t Target, run func(context.Context, Target) er
 type prober struct{ paths Paths }
 
 func (p prober) probe(ctx context.Context, t Target) error {
+	_, err := p.ask(ctx, t)
+	return err
+}
+
+// ask is probe with what the server answered, in a few words, if it did.
+func (p prober) ask(ctx context.Context, t Target) (answer string, err error) {
 	to := t.Endpoint()
 	if !t.viaVIP() {
 		return probeAt(ctx, t, to)
 	}
 	if p.paths == nil {
-		return fmt.Errorf("%v: nobody knows the way to a VIP at a server", t)
+		return "", fmt.Errorf("%v: nobody knows the way to a VIP at a server", t)
 	}
 	address, err := p.paths.Find(ctx, t.Path)
 	if err == nil {
-		err = probeAt(ctx, t, netip.AddrPortFrom(address, to.Port()))
+		answer, err = probeAt(ctx, t, netip.AddrPortFrom(address, to.Port()))
 	}
 	switch {
 	case err == nil:
-		return nil
+		return answer, nil
 	case !errors.Is(err, errSilent):
-		return fmt.Errorf("%v: %w", t, err)
+		return answer, fmt.Errorf("%v: %w", t, err)
 	case t.Path.Forward == lb.Tunnel:
-		return fmt.Errorf("%v: %w: is the VIP on its lo, and does it decapsulate?", t, err)
+		return answer, fmt.Errorf("%v: %w: is the VIP on its lo, and does it decapsulate?", t, err)
 	}
-	return fmt.Errorf("%v: %w: is the VIP on its lo?", t, err)
+	return answer, fmt.Errorf("%v: %w: is the VIP on its lo?", t, err)
 }
 
 // probeAt runs the probe of t at an address that leads to its server.
-func probeAt(ctx context.Context, t Target, to netip.AddrPort) error {
+func probeAt(ctx context.Context, t Target, to netip.AddrPort) (answer string, err error) {
 	switch t.Probe.Type {
 	case lb.ProbeTCP:
 		return probeTCP(ctx, t, to)
-	case lb.ProbeHTTP:
+	case lb.ProbeHTTP, lb.ProbeHTTPS:
 		return probeHTTP(ctx, t, to)
+	case lb.ProbeDNS:
+		return probeDNS(ctx, t, to)
+	case lb.ProbeUDP:
+		return probeUDP(ctx, t, to)
+	case lb.ProbeExec:
+		return probeExec(ctx, t)
 	}
-	return fmt.Errorf("run probe: unknown type %q", t.Probe.Type)
+	return "", fmt.Errorf("run probe: unknown type %q", t.Probe.Type)
 }
 
 // probeTCP succeeds if the server accepts a connection.
-func probeTCP(ctx context.Context, t Target, to netip.AddrPort) error {
+func probeTCP(ctx context.Context, t Target, to netip.AddrPort) (answer string, err error) {
 	conn, err := dial(ctx, t, to)
 	if err != nil {
-		return err
+		return "", err
 	}
-	return conn.Close()
+	return "connected", conn.Close()
 }
 
 // errSilent says that nothing came back, not even a refusal.
@@ -131,10 +152,10 @@ func shorten(err, late error) error {
 }
 
 // inconclusive reports whether err says something about this node only. If the
-// daemon runs out of file descriptors, that must not take all servers out of
-// service.
+// daemon runs out of file descriptors, or no process can be started, that must not
+// take all servers out of service.
 func inconclusive(err error) bool {
-	for _, local := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM} {
+	for _, local := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EAGAIN} {
 		if errors.Is(err, local) {
 			return true
 		}

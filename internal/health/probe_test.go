@@ -3,6 +3,7 @@ package health
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -19,7 +20,7 @@ import (
 
 // short is the timeout of probes that are to run into it, long that of the others.
 const (
-	short = 100 * time.Millisecond
+	short = 500 * time.Millisecond
 	long  = 10 * time.Second
 )
 
@@ -166,7 +167,7 @@ func TestRunTCP(t *testing.T) {
 			long, "",
 		},
 		{"refused", closedPort, long, "connect: connection refused"},
-		{"does not answer", fullBacklog, short, "connect: no answer within 100ms"},
+		{"does not answer", fullBacklog, short, "connect: no answer within 500ms"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			target := Target{Address: tt.address(t), Probe: lb.Probe{Type: lb.ProbeTCP, Timeout: tt.timeout}}
@@ -217,7 +218,7 @@ func TestRunCancelled(t *testing.T) {
 		cancel() // while the probe waits for the answer
 		untilClosed(conn)
 	})
-	target := Target{Address: address, Probe: lb.Probe{Type: lb.ProbeHTTP, Path: "/", Timeout: time.Hour}}
+	target := Target{Address: address, Probe: lb.Probe{Type: lb.ProbeHTTP, Pages: []lb.Page{{Path: "/"}}, Timeout: time.Hour}}
 	if err := Run(ctx, target); err == nil {
 		t.Error("got success after the context was cancelled")
 	}
@@ -233,6 +234,7 @@ func TestInconclusive(t *testing.T) {
 		{"success", nil, false},
 		{"refused", os.NewSyscallError("connect", syscall.ECONNREFUSED), false},
 		{"no more files", noFiles, true},
+		{"no more processes", fmt.Errorf("start: %w", &os.PathError{Op: "fork/exec", Path: "/bin/true", Err: syscall.EAGAIN}), true},
 		{"no more buffers", os.NewSyscallError("connect", syscall.ENOBUFS), true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -23,7 +23,7 @@ type runner struct {
 func newRunner(t Target, cancel context.CancelFunc) *runner {
 	r := &runner{
 		target:   t,
-		identity: t.identity(),
+		identity: t.Identity(),
 		action:   t.action(),
 		cancel:   cancel,
 		done:     make(chan struct{}),

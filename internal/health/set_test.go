@@ -14,7 +14,7 @@ import (
 func TestSetKeepsState(t *testing.T) {
 	http := func(n int, path string) Target {
 		one := target(n)
-		one.Probe.Type, one.Probe.Path, one.Probe.Body = lb.ProbeHTTP, path, regexp.MustCompile("ok")
+		one.Probe.Type, one.Probe.Pages, one.Probe.Body = lb.ProbeHTTP, []lb.Page{{Path: path}}, regexp.MustCompile("ok")
 		return one
 	}
 	faster := http(1, "/")
@@ -71,7 +71,7 @@ func TestSetKeepsState(t *testing.T) {
 func TestSetReplacedProbe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, old, replaced := newFakes(), target(1), target(1)
-		replaced.Probe.Type, replaced.Probe.Path = lb.ProbeHTTP, "/"
+		replaced.Probe.Type, replaced.Probe.Pages = lb.ProbeHTTP, []lb.Page{{Path: "/"}}
 		c := f.checker(t)
 		c.Set([]Target{old})
 		pass(3 * time.Second)
@@ -149,7 +149,7 @@ func TestResultAfterRemoval(t *testing.T) {
 		f := newFakes()
 		c := f.checker(t)
 		c.Set([]Target{target(1)})
-		removed := c.runners[target(1).identity()]
+		removed := c.runners[target(1).Identity()]
 		f.took = 200 * time.Millisecond
 		c.Set([]Target{target(2)})
 		c.record(removed, time.Now(), nil)
@@ -163,7 +163,7 @@ func TestInheritFromSeveral(t *testing.T) {
 	ago := time.Now().Add(-time.Hour)
 	old := func(path string, v Verdict) *runner {
 		one := target(1)
-		one.Probe.Type, one.Probe.Path = lb.ProbeHTTP, path
+		one.Probe.Type, one.Probe.Pages = lb.ProbeHTTP, []lb.Page{{Path: path}}
 		r := newRunner(one, nil)
 		r.status.Verdict, r.status.Since = v, ago
 		return r

@@ -96,7 +96,7 @@ func TestHostOfAProbeThroughAVIP(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			path := dsrPath
 			path.VIP = netip.MustParseAddr(tt.vip)
-			got, err := request(through(path, 80, lb.Probe{Type: lb.ProbeHTTP, Path: "/", Host: tt.host}))
+			got, err := request(through(path, 80, lb.Probe{Type: lb.ProbeHTTP}), lb.Page{Host: tt.host, Path: "/"})
 			if err != nil || !strings.Contains(got, tt.want) {
 				t.Errorf("request %q, %v, want %q in it", got, err, tt.want)
 			}
@@ -117,12 +117,12 @@ func TestIdentityOfProbesThroughVIPs(t *testing.T) {
 	all := []Target{direct, through(dsrPath, 80, probe), through(other, 80, probe), through(tunnel, 80, probe), through(dsrPath, 81, probe)}
 	seen := map[string]Target{}
 	for _, target := range all {
-		if first, ok := seen[target.identity()]; ok {
+		if first, ok := seen[target.Identity()]; ok {
 			t.Errorf("%v is the same as %v", target, first)
 		}
-		seen[target.identity()] = target
+		seen[target.Identity()] = target
 	}
-	if direct.identity() != notVIP.identity() {
+	if direct.Identity() != notVIP.Identity() {
 		t.Error("probes of a server itself differ")
 	}
 }

@@ -12,7 +12,10 @@ type CheckType string
 // The kinds of check.
 const (
 	CheckHTTP    CheckType = "http"
+	CheckHTTPS   CheckType = "https"
 	CheckTCP     CheckType = "tcp"
+	CheckDNS     CheckType = "dns"
+	CheckUDP     CheckType = "udp"
 	CheckExec    CheckType = "exec"
 	CheckProcess CheckType = "process"
 )
@@ -27,13 +30,17 @@ type Check struct {
 	Rise     int           // passes in a row that end a failure
 	Fall     int           // failures in a row that are one
 
-	// For CheckHTTP: all must pass.
+	// For CheckHTTP and CheckHTTPS: all must pass.
 	URLs   []URL
 	Status []StatusRange
 	Body   *regexp.Regexp // as in Probe
+	TLS    TLS            // of those of URLs that have TLS
 
-	// For CheckTCP: what must accept a connection.
+	// For CheckTCP, CheckDNS and CheckUDP: what must answer.
 	Address netip.AddrPort
+	Query   Query          // as in Probe
+	Send    string         // as in Probe
+	Expect  *regexp.Regexp // as in Probe
 
 	// For CheckExec: a program and its arguments, and who runs it; "": the
 	// daemon's own user.
@@ -48,14 +55,20 @@ type Check struct {
 	Recover *Recover // nil: a failure is one at once
 }
 
-// A URL is what an HTTP check asks for, with plain HTTP.
+// A URL is what an HTTP check asks for.
 type URL struct {
+	TLS     bool // https
 	Address netip.AddrPort
 	Host    string // Host header
 	Path    string // request target, starting with "/"
 }
 
-func (u URL) String() string { return "http://" + u.Host + u.Path }
+func (u URL) String() string {
+	if u.TLS {
+		return "https://" + u.Host + u.Path
+	}
+	return "http://" + u.Host + u.Path
+}
 
 // A Recover is what is tried before a failing check is one that has failed.
 type Recover struct {

@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -215,52 +214,6 @@ type Pool struct {
 	Servers []Server
 	Probe   *Probe // nil: not probed, always healthy
 }
-
-// ProbeType is the kind of a health probe.
-type ProbeType string
-
-// The kinds of probe.
-const (
-	ProbeTCP  ProbeType = "tcp"
-	ProbeHTTP ProbeType = "http"
-)
-
-// A Probe says how the health of a server is found out.
-type Probe struct {
-	Type     ProbeType
-	Interval time.Duration // from the start of one run to the start of the next
-	Timeout  time.Duration // of one run
-	Rise     int           // successes in a row that make a failed server healthy
-	Fall     int           // failures in a row that make a healthy server failed
-	Port     uint16        // 0: the port of the server
-	// ViaVIP sends the probe to the VIP at the server, by the path that packets of
-	// clients take, where the service's mode is DSR or Tunnel; elsewhere it says nothing.
-	ViaVIP bool
-
-	// For ProbeHTTP.
-	Path   string // request target, starting with "/"
-	Host   string // Host header; "": the address and port
-	Status []StatusRange
-	Body   *regexp.Regexp // must match within the first 64 KiB; nil: any body
-}
-
-// A ProbePath is the way of a probe to a VIP at a server, as packets of clients
-// go. The zero value is none: such a probe goes to the server's own address.
-type ProbePath struct {
-	VIP     netip.Addr
-	Server  netip.Addr
-	Forward Forward // DSR or Tunnel
-}
-
-func (p ProbePath) String() string { return fmt.Sprintf("%v at %v by %v", p.VIP, p.Server, p.Forward) }
-
-// Compare orders by VIP, server and forwarding mode.
-func (p ProbePath) Compare(o ProbePath) int {
-	return cmp.Or(p.VIP.Compare(o.VIP), p.Server.Compare(o.Server), cmp.Compare(p.Forward, o.Forward))
-}
-
-// A StatusRange is an inclusive range of HTTP status codes.
-type StatusRange struct{ First, Last int }
 
 // A Service is a layer-4 service, as configured.
 type Service struct {

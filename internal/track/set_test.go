@@ -1,6 +1,7 @@
 package track
 
 import (
+	"regexp"
 	"testing"
 	"time"
 
@@ -98,4 +99,33 @@ func TestSet(t *testing.T) {
 			}
 		})
 	})
+}
+
+// Checks that are read anew are the same if all that they say is.
+func TestSameCheck(t *testing.T) {
+	check := func() lb.Check {
+		return lb.Check{
+			Name: "c", Type: lb.CheckUDP, Body: regexp.MustCompile("a"), Expect: regexp.MustCompile("b"), Send: "x",
+			TLS: lb.TLS{CA: "ca"}, URLs: []lb.URL{{Path: "/"}}, Recover: &lb.Recover{Attempts: 1},
+		}
+	}
+	if !sameCheck(check(), check()) {
+		t.Error("the same is not the same")
+	}
+	for name, change := range map[string]func(*lb.Check){
+		"body":     func(c *lb.Check) { c.Body = regexp.MustCompile("b") },
+		"no body":  func(c *lb.Check) { c.Body = nil },
+		"expect":   func(c *lb.Check) { c.Expect = regexp.MustCompile("a") },
+		"send":     func(c *lb.Check) { c.Send = "" },
+		"query":    func(c *lb.Check) { c.Query.Name = "." },
+		"ca":       func(c *lb.Check) { c.TLS.CA = "" },
+		"https":    func(c *lb.Check) { c.URLs[0].TLS = true },
+		"attempts": func(c *lb.Check) { c.Recover.Attempts = 2 },
+	} {
+		other := check()
+		change(&other)
+		if sameCheck(check(), other) {
+			t.Errorf("%s: another one is the same", name)
+		}
+	}
 }

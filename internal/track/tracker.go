@@ -147,14 +147,14 @@ func (t *Tracker) Set(checks []lb.Check, instances []Instance) {
 
 // sameCheck tells whether two checks do the same.
 func sameCheck(a, b lb.Check) bool {
-	body := func(r *regexp.Regexp) string {
+	text := func(r *regexp.Regexp) string {
 		if r == nil {
 			return ""
 		}
 		return "~" + r.String()
 	}
-	same := body(a.Body) == body(b.Body)
-	a.Body, b.Body = nil, nil
+	same := text(a.Body) == text(b.Body) && text(a.Expect) == text(b.Expect)
+	a.Body, b.Body, a.Expect, b.Expect = nil, nil, nil, nil
 	return same && reflect.DeepEqual(a, b)
 }
 
@@ -240,6 +240,13 @@ func (t *Tracker) Checks() []CheckStatus {
 		all[i] = c.get()
 	}
 	return all
+}
+
+// Verdict returns the verdict on a check, and why that is Down; Unknown for one that
+// is not there.
+func (t *Tracker) Verdict(check string) (v health.Verdict, why string) {
+	s := t.checkStatus(check)
+	return s.Verdict, s.Why
 }
 
 // Run runs the checks and drives the routers until ctx ends.

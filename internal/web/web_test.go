@@ -244,7 +244,7 @@ func another(v any) (any, bool) {
 func TestProbesOfOneName(t *testing.T) {
 	r := fullReport()
 	worse := r.Probes[0]
-	worse.Verdict, worse.Target.Probe.Path = health.Down, "/other"
+	worse.Verdict, worse.Target.Probe.Pages = health.Down, []lb.Page{{Path: "/other"}}
 	r.Probes = append(r.Probes, worse, r.Probes[0])
 	if text := gather(t, r); !strings.Contains(text, `sluice_probe_up{probe="tcp 192.0.2.11:80"} 0`) {
 		t.Errorf("of three probes one fails:\n%s", text)
