@@ -19,10 +19,11 @@ type step interface {
 
 // limits are what the maps were made for.
 type limits struct {
-	slots   uint32          // of all services together
-	share   lb.PortRange    // of nat's source ports
-	now     time.Duration   // since boot
-	drained map[uint32]bool // backends that have left and that nothing needs any more
+	slots   uint32                   // of all services together
+	share   lb.PortRange             // of nat's source ports
+	now     time.Duration            // since boot
+	drained map[uint32]bool          // backends that have left and that nothing needs any more
+	adopted map[string]lb.TableState // another node's tables that take the place of what is there, by service
 }
 
 // tableFunc returns the owner of each slot as an index into backends, or -1.
@@ -172,6 +173,8 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 			known[b.Address] = n
 		}
 	}
+	before := p.have.Slots[number]
+	f := p.follow(s, before)
 	var owners []lb.Backend
 	var ownerNumbers []uint32
 	for _, b := range s.Backends {
@@ -189,11 +192,11 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 		}
 		keepBackends[n] = true
 		e := old
-		e.Service, e.Address, e.Alive, e.Leaving = number, b.Address, !b.Failed, 0
+		e.Service, e.Address, e.Alive, e.Leaving = number, b.Address, f.alive(b, old, ok), 0
 		if b.NextHop.Known() {
 			e.NextHop = b.NextHop
 		}
-		if old.Alive && b.Failed {
+		if old.Alive && !e.Alive {
 			p.next.generation++
 			e.Generation = p.next.generation
 		}
@@ -205,7 +208,7 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 		if !ok || !e.equal(old) {
 			p.next.Backends[n] = e
 			st := setBackend{Number: n, Entry: e}
-			if ok && old.Alive && b.Failed {
+			if ok && old.Alive && !e.Alive {
 				p.remove = append(p.remove, st) // its slots move first
 			} else {
 				p.add = append(p.add, st)
@@ -216,7 +219,10 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 			ownerNumbers = append(ownerNumbers, n)
 		}
 	}
-	if err := p.leave(number, s, known, keepBackends, keepPairs); err != nil {
+	if err := p.leave(number, s, known, f, keepBackends, keepPairs); err != nil {
+		return err
+	}
+	if err := p.join(number, s, f, keepBackends, keepPairs); err != nil {
 		return err
 	}
 	index, err := p.table(s.TableSize, owners)
@@ -224,7 +230,6 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 		return err
 	}
 	slots := make([]slot, len(index))
-	before := p.have.Slots[number]
 	// Only TCP tells a new flow from an old one, and full nat has an entry for each.
 	tracked := s.Protocol == lb.TCP && s.Forward.Stateless()
 	alive := func(n uint32) bool { return keepBackends[n] && p.next.Backends[n].Alive }
@@ -232,15 +237,19 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 	if s.TrackWindow > 0 {
 		closes = p.lim.now + min(s.TrackWindow, maxWindow)
 	}
+	foreign := f.slots(p.lim.now)
 	var changes []slotChange
 	for i, o := range index {
 		var owner uint32
-		if o >= 0 {
+		if o >= 0 && alive(ownerNumbers[o]) {
 			owner = ownerNumbers[o]
 		}
-		if before != nil && tracked {
+		switch {
+		case foreign != nil && foreign[i].serves(alive):
+			slots[i] = foreign[i]
+		case before != nil && tracked:
 			slots[i] = before[i].change(owner, alive, closes)
-		} else {
+		default:
 			slots[i] = makeSlot(owner, 0, lbSlotStateSLOT_CLEAN)
 		}
 		// A new service's slots hold whatever a removed one left there.
@@ -257,18 +266,20 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 
 // leave plans backends that the configuration has lost: they keep what they
 // serve until nothing of it is left. Known are the service's backends so far.
-func (p *planner) leave(number uint16, s lb.ServiceState, known map[netip.AddrPort]uint32, keepBackends, keepPairs map[uint32]bool) error {
+func (p *planner) leave(number uint16, s lb.ServiceState, known map[netip.AddrPort]uint32, f *following, keepBackends, keepPairs map[uint32]bool) error {
 	for _, n := range slices.Sorted(maps.Values(known)) {
 		old := p.have.Backends[n]
-		if keepBackends[n] || !old.Alive || p.lim.drained[n] || p.claimed(number, s.Service, old.Address) {
-			continue
-		}
-		if old.Leaving != 0 && p.lim.now-time.Duration(old.Leaving)*time.Second > s.DrainTimeout {
+		over := p.lim.drained[n] ||
+			old.Leaving != 0 && p.lim.now-time.Duration(old.Leaving)*time.Second > s.DrainTimeout
+		if keepBackends[n] || !f.keeps(n, old, over) || p.claimed(number, s.Service, old.Address) {
 			continue
 		}
 		e := old
 		if e.Leaving == 0 {
-			e.Leaving = max(1, uint32(p.lim.now/time.Second))
+			e.Leaving = p.leavingSince()
+		}
+		if h := leavingHop(s, e.Address); h.Known() {
+			e.NextHop = h
 		}
 		if s.Forward == lb.NAT {
 			if err := p.pairs(&e, s.Service, keepPairs); err != nil {

@@ -90,7 +90,7 @@ type Slot struct {
 type TableBackend struct {
 	Address netip.AddrPort
 	Failed  bool // what it served is void
-	Leaving bool // the configuration has it no more, or has drained it
+	Leaving bool // the configuration has it no more; it keeps what it serves
 }
 
 // An Epoch numbers the tables of a service in the order in which they were in force.
