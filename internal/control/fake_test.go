@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -39,7 +40,31 @@ type fakeWorld struct {
 	changes  *Overrides
 	stats    loader.Stats // what Stats answers
 	usage    []loader.Usage
-	onApply  func() // called by Apply
+	onApply  func()                // called by Apply
+	previews []lb.TableState       // what Preview answers, until the next Apply
+	states   []lb.TableState       // what TableStates answers
+	adopted  [][]lb.TableState     // what AdoptTables was given
+	misfits  []loader.RefusedTable // what it answers
+	unfit    error                 // the same
+}
+
+func (w *fakeWorld) Preview(lb.Snapshot) ([]lb.TableState, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.previews), nil
+}
+
+func (w *fakeWorld) TableStates() []lb.TableState {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.states)
+}
+
+func (w *fakeWorld) AdoptTables(tables []lb.TableState) ([]loader.RefusedTable, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.adopted = append(w.adopted, tables)
+	return w.misfits, w.unfit
 }
 
 func newFakeWorld() *fakeWorld {
@@ -61,6 +86,7 @@ func (w *fakeWorld) Apply(s lb.Snapshot) error {
 		return w.refused
 	}
 	w.applied = append(w.applied, s)
+	w.previews = nil
 	return nil
 }
 

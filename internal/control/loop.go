@@ -29,6 +29,12 @@ type Tables interface {
 	Stats() (loader.Stats, error)
 	// Usage tells how much is used of what is bounded.
 	Usage() ([]loader.Usage, error)
+	// Preview returns the tables that Apply would change, as they would be then.
+	Preview(lb.Snapshot) ([]lb.TableState, error)
+	// TableStates returns those that are in force, from whatever goroutine.
+	TableStates() []lb.TableState
+	// AdoptTables makes another node's tables those that are in force.
+	AdoptTables([]lb.TableState) ([]loader.RefusedTable, error)
 }
 
 // Checker probes servers.
@@ -87,7 +93,10 @@ type Loop struct {
 	// What runs short; Run's own.
 	shortages shortages
 	// Services that are about to take the place of the present ones; Run's own.
-	coming *reload
+	coming    *reload
+	addresses []netip.Addr // of servers, whose ways are followed; Run's own
+	// What there is in common with other nodes; nil: nothing.
+	sharing *sharing
 
 	mu      sync.Mutex // of services, too, which Run alone changes
 	views   []View
@@ -136,13 +145,15 @@ func (l *Loop) Views() ([]View, string) {
 func (l *Loop) Alarms() []Alarm {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.Concat(l.wrong, l.alarms)
+	return slices.Concat(l.wrong, l.alarms, l.tableAlarms())
 }
 
 // Run keeps the data plane in line until ctx ends. Until every server has a
 // verdict, but no longer than patience, it writes nothing: what an earlier
 // daemon left forwarding goes on.
 func (l *Loop) Run(ctx context.Context, patience time.Duration) {
+	follows, acks, end := l.channels()
+	defer end()
 	l.follow(addressesOf(l.services), targetsOfAll(l.services))
 	if !l.wait(ctx, patience) {
 		return
@@ -161,10 +172,23 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 	defer step.Stop()
 	patient := time.NewTimer(lookEvery) // with services that come
 	defer patient.Stop()
+	var risen []string // services whose tables other nodes are to get, since this node is Active now
 	for {
+		asked := follows
+		if !ok {
+			asked = nil // until the services are in force
+		}
 		select {
 		case <-ctx.Done():
 			return
+		case f := <-asked:
+			l.takeIn(f)
+			if l.sharing.moved {
+				l.lead()
+			}
+		case a := <-acks:
+			l.acknowledged(a)
+			continue
 		case r := <-l.reloads:
 			l.begin(r)
 			if l.coming != nil {
@@ -179,18 +203,29 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 		case <-maintenance.C:
 			if ok {
 				l.maintain()
+				l.sendAgain(ctx)
 			}
 			continue
 		}
 		arrived := l.takeOver()
+		risen = append(risen, l.elect()...)
 		views := l.look()
 		if at := l.slowStarts.next; !at.IsZero() {
 			step.Reset(time.Until(at))
 		}
 		next := snapshot(views)
-		if ok && arrived == nil && sameBackends(last, next) {
+		l.mark(next)
+		if !l.settle() && ok && arrived == nil && sameBackends(last, next) {
 			l.publish(views, "")
+			l.bring(ctx, risen)
+			risen = nil
 			continue
+		}
+		if ok && len(risen) == 0 { // who has just taken over waits for nobody
+			l.announce(ctx, last, next)
+			if l.settle() { // another node's table has come meanwhile
+				l.mark(next)
+			}
 		}
 		err := l.tables.Apply(next)
 		if err != nil && arrived != nil {
@@ -207,6 +242,8 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 		}
 		l.publish(views, "")
 		last = next
+		l.bring(ctx, risen)
+		risen = nil
 		if arrived != nil {
 			arrived.done <- arrived.Finish()
 		}
