@@ -85,7 +85,7 @@ func TestDesign(t *testing.T) {
 	}
 	want := map[string]bool{}
 	for _, key := range []string{
-		"sync_wait", "virtual_mac", "http", "dns",
+		"virtual_mac", "http", "dns",
 	} {
 		want[key] = true
 	}
