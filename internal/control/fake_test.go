@@ -71,7 +71,7 @@ func newFakeWorld() *fakeWorld {
 	return &fakeWorld{
 		changed: make(chan struct{}, 1), ready: make(chan struct{}),
 		verdicts: map[netip.AddrPort]health.Status{}, hops: map[netip.Addr]lb.NextHop{},
-		changes: &Overrides{all: map[target]Override{}},
+		changes: &Overrides{all: map[target]Override{}, stamps: map[target]stamp{}},
 	}
 }
 

@@ -83,6 +83,7 @@ type Loop struct {
 	reloads chan *reload
 	applied chan struct{} // closed after the first Apply
 	told    func()        // of new views; nil: nobody
+	changed func()        // by an operator; nil: nobody is told
 	record  func(events.Event)
 
 	// What is wrong with the interfaces, the maintenance, the ways of probes and the
@@ -408,6 +409,7 @@ func (l *Loop) Change(c Change) (text string, err error) {
 	l.log.Info("changed by an operator", "change", text)
 	l.record(events.Event{Type: events.OperatorChange, To: string(c.Action), Text: text})
 	l.Dirty()
+	l.tellChanges()
 	return text, nil
 }
 
