@@ -10,9 +10,9 @@ import (
 // A following is what becomes of the slots of a service that follows another node's
 // table. Nil: the service has a table of its own.
 type following struct {
-	before []slot          // what is there
-	named  map[uint32]bool // backends that before names; nil with table
-	table  *lb.TableState  // what takes its place; nil: nothing does
+	before []slot         // what is there
+	named  []bool         // backends that before names, by number; nil with table
+	table  *lb.TableState // what takes its place; nil: nothing does
 	// What table says of its backends, and their numbers once they have joined.
 	failed  map[netip.AddrPort]bool
 	numbers map[netip.AddrPort]uint32
@@ -32,9 +32,9 @@ func (p *planner) follow(s lb.ServiceState, before []slot) *following {
 		}
 		return f
 	}
-	f.named = map[uint32]bool{}
+	f.named = make([]bool, lbLimitsMAX_BACKENDS)
 	for _, w := range before {
-		f.named[w.owner()], f.named[w.previous()] = true, true
+		f.named[w.owner()%uint32(len(f.named))], f.named[w.previous()%uint32(len(f.named))] = true, true
 	}
 	return f
 }
@@ -64,7 +64,7 @@ func (f *following) keeps(n uint32, old backendEntry, over bool) bool {
 	if failed, there := f.failed[old.Address]; there {
 		return old.Alive && !failed
 	}
-	return old.Alive && (f.named[n] || !over)
+	return old.Alive && (f.named != nil && f.named[n] || !over)
 }
 
 // join adds the backends that only an adopted table has: they keep what they serve, as

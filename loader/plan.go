@@ -35,7 +35,7 @@ type tableFunc func(size int, backends []lb.Backend) ([]int32, error)
 func plan(have *State, want lb.Snapshot, lim limits, table tableFunc) ([]step, *State, error) {
 	p := &planner{
 		have: have, next: have.clone(), want: want, lim: lim, table: table,
-		known: map[pairID]uint32{}, keys: map[uint32]bool{},
+		known: map[pairID]uint32{}, keys: map[uint32]bool{}, standing: make(standing, lbLimitsMAX_BACKENDS),
 		serviceNumbers: numbering{limit: uint32(lbLimitsMAX_SERVICES)},
 		backendNumbers: numbering{limit: uint32(lbLimitsMAX_BACKENDS)},
 		pairNumbers:    numbering{limit: uint32(lbLimitsMAX_PAIRS)},
@@ -66,6 +66,7 @@ type planner struct {
 	table      tableFunc
 	known      map[pairID]uint32 // pairs, by what they are
 	keys       map[uint32]bool   // places taken in nat_keys
+	standing   standing
 
 	serviceNumbers, backendNumbers, pairNumbers numbering
 	slotRuns, choiceRuns                        runs
@@ -230,9 +231,8 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 		return err
 	}
 	slots := make([]slot, len(index))
-	// Only TCP tells a new flow from an old one, and full nat has an entry for each.
-	tracked := s.Protocol == lb.TCP && s.Forward.Stateless()
-	alive := func(n uint32) bool { return keepBackends[n] && p.next.Backends[n].Alive }
+	tracked := tracks(s.Service)
+	alive := func(n uint32) bool { return p.standing.alive(n, keepBackends, p.next.Backends) }
 	closes := noWindow
 	if s.TrackWindow > 0 {
 		closes = p.lim.now + min(s.TrackWindow, maxWindow)
@@ -241,7 +241,7 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 	var changes []slotChange
 	for i, o := range index {
 		var owner uint32
-		if o >= 0 && alive(ownerNumbers[o]) {
+		if o >= 0 && (f == nil || alive(ownerNumbers[o])) {
 			owner = ownerNumbers[o]
 		}
 		switch {
@@ -263,6 +263,24 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 	}
 	return nil
 }
+
+// standing is what is known of backends, by number, once the plan has come to their
+// service: every slot asks for its own, and maps would take too long.
+type standing []struct{ known, alive bool }
+
+func (s standing) alive(n uint32, keep map[uint32]bool, next map[uint32]backendEntry) bool {
+	if int(n) >= len(s) {
+		return false
+	}
+	if at := &s[n]; !at.known {
+		at.known, at.alive = true, keep[n] && next[n].Alive
+	}
+	return s[n].alive
+}
+
+// tracks tells whether the slots of a service have windows. Only TCP tells a new flow
+// from an old one, and full nat has an entry for each.
+func tracks(s lb.Service) bool { return s.Protocol == lb.TCP && s.Forward.Stateless() }
 
 // leave plans backends that the configuration has lost: they keep what they
 // serve until nothing of it is left. Known are the service's backends so far.

@@ -150,7 +150,7 @@ func (s *State) misfit(want lb.Snapshot, of lb.ServiceState, t lb.TableState) st
 			return fmt.Sprintf("slot %d is of a backend that the table does not have, or that has failed", i)
 		case w.Phase > lb.SlotSettling || w.Left < 0 || w.Phase != lb.SlotTracked && w.Previous != 0:
 			return fmt.Sprintf("slot %d makes no sense: the other node may run a later version", i)
-		case w.Phase != lb.SlotClean && !(of.Protocol == lb.TCP && of.Forward.Stateless()):
+		case w.Phase != lb.SlotClean && !tracks(of.Service):
 			return fmt.Sprintf("slot %d has a window, and the service has none here: give both nodes the same configuration", i)
 		}
 	}
