@@ -144,6 +144,7 @@ func (l *Loop) acknowledged(a ack) {
 		case is && r.Later:
 			x.late[name] = lateTable{epoch, refusal.Peer + " does not follow it: " + r.Why}
 		case is:
+			t.refused = time.Now()
 			t.problem = fmt.Sprintf("%s does not follow this node's table, and a failover may move connections: %s", refusal.Peer, r.Why)
 			delete(x.late, name)
 		case refusal == nil && a.err != nil:
@@ -179,22 +180,33 @@ func (l *Loop) bring(ctx context.Context, services []string) {
 	}
 }
 
-// sendAgain does so with those that are late.
-func (l *Loop) sendAgain(ctx context.Context) {
+// sendAgain does so with those that are late and, now and then, with those that the
+// other nodes do not follow: their configuration may be another one by now. It also
+// forgets what other nodes have not sent again.
+func (l *Loop) sendAgain(ctx context.Context, now time.Time) {
 	x := l.sharing
 	if x == nil {
 		return
 	}
 	x.mu.Lock()
-	if !x.Publisher.Connected() {
-		clear(x.late) // that nobody is there the exchange says itself
-	}
-	var late []string
-	if x.flights == 0 {
-		late = slices.Collect(maps.Keys(x.late))
+	maps.DeleteFunc(x.strange, func(_ string, s strangeTable) bool { return now.Sub(s.at) > 3*tryAgain })
+	connected := x.Publisher.Connected()
+	var again []string
+	for name, t := range x.tables {
+		_, late := x.late[name]
+		switch {
+		case t.role != RoleActive:
+		case !connected: // that nobody is there the exchange says itself
+			delete(x.late, name)
+			t.problem = ""
+		case x.flights > 0:
+		case late, t.problem != "" && now.Sub(t.refused) >= tryAgain:
+			again = append(again, name)
+		}
 	}
 	x.mu.Unlock()
-	l.bring(ctx, late)
+	slices.Sort(again)
+	l.bring(ctx, again)
 }
 
 // Published returns the tables of the services that this node is Active for, with their

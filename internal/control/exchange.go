@@ -53,6 +53,7 @@ const (
 	publishWait  = 200 * time.Millisecond
 	failureWait  = 50 * time.Millisecond
 	publishGiven = 10 * time.Second // how long one call of Publish may take in all
+	tryAgain     = 10 * time.Second // after another node has refused a table
 )
 
 // A Role is how this node stands with the table of a service.
@@ -106,7 +107,7 @@ type sharing struct {
 
 	mu      sync.Mutex
 	tables  map[string]*sharedTable // by service
-	strange map[string]string       // who has sent the table of a service that is not here
+	strange map[string]strangeTable // who has sent the table of a service that is not here
 	late    map[string]lateTable    // what has not been acknowledged in time, by service
 	flights int                     // calls of Publish that have not ended
 }
@@ -117,8 +118,15 @@ type sharedTable struct {
 	epoch   lb.Epoch         // of what is in force
 	seen    uint64           // the highest term that any node has told of
 	peer    string           // whose table is followed; "": this node's own is in force
+	refused time.Time        // when another node has refused it last
 	problem string           // why none is followed, or cannot be kept in mind
 	foreign []netip.AddrPort // backends of a followed table that are not configured here
+}
+
+// A strangeTable is one of a service that is not here.
+type strangeTable struct {
+	peer string
+	at   time.Time // when it came last
 }
 
 // A lateTable is one that other nodes have not acknowledged in time.
@@ -138,7 +146,7 @@ type ack struct {
 func (l *Loop) Share(e Exchange) {
 	l.sharing = &sharing{
 		Exchange: e, follows: make(chan *following), acks: make(chan ack),
-		tables: map[string]*sharedTable{}, strange: map[string]string{}, late: map[string]lateTable{},
+		tables: map[string]*sharedTable{}, strange: map[string]strangeTable{}, late: map[string]lateTable{},
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -67,7 +68,11 @@ func TestTablesAreAnnounced(t *testing.T) {
 		start := time.Now()
 		r.change(8, "web")
 		time.Sleep(29 * time.Millisecond)
-		if len(first) != 1 {
+		synctest.Wait()
+		r.fakeWorld.mu.Lock()
+		writes := len(first)
+		r.fakeWorld.mu.Unlock()
+		if writes != 1 {
 			t.Errorf("it is in force before the other node has it")
 		}
 		time.Sleep(time.Second)
@@ -75,6 +80,7 @@ func TestTablesAreAnnounced(t *testing.T) {
 		time.Sleep(time.Second)
 		r.change(10, "web")
 		time.Sleep(time.Second)
+		synctest.Wait()
 		r.wantEpochs("web 1.0", "web 1.1", "web 1.2")
 		if diff := cmp.Diff([]int{0, 2, 2, 3}, first); diff != "" {
 			t.Errorf("tables that were published before each write (-want +got):\n%s", diff)
@@ -86,6 +92,53 @@ func TestTablesAreAnnounced(t *testing.T) {
 		want := tableOf("web", 1, 2)
 		if diff := cmp.Diff([]lb.TableState{want}, r.loop.Published(), cmpAddresses); diff != "" {
 			t.Errorf("what a node that connects gets (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// A table that does not fit the other node is sent again now and then: its configuration
+// may be the same by now. When it goes, its refusal is no problem any more.
+func TestRefusedTablesAreTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newShareRig(t, file(t), webService())
+		differs := &RefusedError{"lb2", []RefusedTable{{Service: "web", Why: "no such service"}}}
+		r.peer.set(func(p *fakePeer) { p.answer = differs })
+		r.active(true)
+		time.Sleep(tryAgain - time.Second)
+		r.wantEpochs("web 1.0")
+		time.Sleep(2 * time.Second)
+		r.wantEpochs("web 1.0", "web 1.0")
+		if text := r.table().Problem; !strings.Contains(text, "no such service") {
+			t.Errorf("problem %q", text)
+		}
+		r.peer.set(func(p *fakePeer) { p.answer = nil })
+		time.Sleep(tryAgain + time.Second)
+		r.wantTable(TableStatus{Role: RoleActive, Term: 1})
+
+		r.peer.set(func(p *fakePeer) { p.answer = differs })
+		r.change(8, "web")
+		synctest.Wait()
+		r.peer.set(func(p *fakePeer) { p.connected = false })
+		time.Sleep(2 * time.Second)
+		r.wantTable(TableStatus{Role: RoleActive, Term: 1, Number: 1})
+	})
+}
+
+// That another node has a service which is not here is an alarm for as long as it sends
+// its table.
+func TestStrangeTablesAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newShareRig(t, file(t), webService())
+		for range 5 {
+			r.follow(tableOf("mail", 1, 0))
+			time.Sleep(tryAgain)
+			if alarms := r.loop.Alarms(); len(alarms) != 1 || alarms[0].Kind != AlarmTableDiffers || alarms[0].Peer != "lb2" {
+				t.Fatalf("alarms %v", alarms)
+			}
+		}
+		time.Sleep(3 * tryAgain)
+		if alarms := r.loop.Alarms(); len(alarms) != 0 {
+			t.Errorf("alarms %v when it is sent no more", alarms)
 		}
 	})
 }
@@ -123,6 +176,7 @@ func TestWaitForTables(t *testing.T) {
 				start := time.Now()
 				tc.change(r)
 				time.Sleep(400 * time.Millisecond)
+				synctest.Wait()
 				if got := applied.Sub(start); got != tc.want {
 					t.Errorf("it was in force after %v, want %v", got, tc.want)
 				}
@@ -241,10 +295,15 @@ func TestNodesPublishToEachOther(t *testing.T) {
 		a.loop.Dirty()
 		b.loop.Dirty()
 		time.Sleep(3 * time.Second)
+		var mu sync.Mutex
 		var slowest time.Duration
 		for i := range byte(20) {
 			start := time.Now()
-			note := func() { slowest = max(slowest, time.Since(start)) }
+			note := func() {
+				mu.Lock()
+				defer mu.Unlock()
+				slowest = max(slowest, time.Since(start))
+			}
 			a.fakeWorld.mu.Lock()
 			a.onApply = note
 			a.fakeWorld.mu.Unlock()
@@ -255,6 +314,8 @@ func TestNodesPublishToEachOther(t *testing.T) {
 			b.change(100+i, "mail")
 			time.Sleep(10 * time.Millisecond)
 		}
+		mu.Lock()
+		defer mu.Unlock()
 		if slowest >= 10*time.Millisecond {
 			t.Errorf("a change took %v", slowest)
 		}

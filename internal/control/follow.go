@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/loader"
@@ -116,14 +117,14 @@ func (l *Loop) chooseTables(peer string, tables []lb.TableState) (wanted []lb.Ta
 		switch {
 		case t == nil:
 			why = "there is no such service here: give both nodes the same configuration"
-			x.strange[table.Service] = peer
+			x.strange[table.Service] = strangeTable{peer, time.Now()}
 		case t.role == RoleActive:
 			t.seen = max(t.seen, table.Epoch.Term)
 			why, later = "this node is active for its VIPs itself", true
 		case t.role == RoleOwn:
 			why = "VRRP moves none of its VIPs here: give both nodes the same configuration"
 		case t.role == RoleSplit:
-			why = t.problem
+			why, later = t.problem, true
 		case table.Epoch.Less(t.epoch):
 			why = fmt.Sprintf("it is older than the one that is held: epoch %s, and %s is here", epochText(table.Epoch), epochText(t.epoch))
 		default:
@@ -239,9 +240,9 @@ func (l *Loop) tableAlarms() []Alarm {
 			all = append(all, Alarm{Kind: AlarmTableDiffers, Service: name, Text: fmt.Sprintf("service %s: %s", name, t.problem)})
 		}
 	}
-	for name, peer := range x.strange {
-		all = append(all, Alarm{Kind: AlarmTableDiffers, Service: name, Peer: peer, Text: fmt.Sprintf(
-			"%s has a service %s, which is not here: its table is not followed; give both nodes the same configuration", peer, name)})
+	for name, s := range x.strange {
+		all = append(all, Alarm{Kind: AlarmTableDiffers, Service: name, Peer: s.peer, Text: fmt.Sprintf(
+			"%s has a service %s, which is not here: its table is not followed; give both nodes the same configuration", s.peer, name)})
 	}
 	slices.SortFunc(all, func(a, b Alarm) int { return strings.Compare(a.Text, b.Text) })
 	return all

@@ -204,7 +204,7 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 		case <-maintenance.C:
 			if ok {
 				l.maintain()
-				l.sendAgain(ctx)
+				l.sendAgain(ctx, time.Now())
 			}
 			continue
 		}

@@ -123,7 +123,7 @@ func TestChangesConverge(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 3))
 			nodes := nodesOverrides(t, "lb1", "lb2", "lb3")
-			for range 40 {
+			for range 30 {
 				n := nodes[r.IntN(len(nodes))]
 				if r.IntN(3) == 0 {
 					n.mustTake(t, nodes[r.IntN(len(nodes))])
