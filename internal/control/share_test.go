@@ -110,13 +110,19 @@ func (r *shareRig) roles() map[netip.Addr]bool {
 // a file, perhaps of an earlier one.
 func newShareRig(t *testing.T, file string, services ...lb.Service) *shareRig {
 	t.Helper()
+	w := newFakeWorld()
+	return newShareRigWith(t, file, w, w, services...)
+}
+
+// newShareRigWith does so over tables of the test's own.
+func newShareRigWith(t *testing.T, file string, w *fakeWorld, tables Tables, services ...lb.Service) *shareRig {
+	t.Helper()
 	epochs, err := OpenEpochs(file, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newFakeWorld()
 	r := &shareRig{T: t, fakeWorld: w, peer: &fakePeer{connected: true}, file: file, vips: map[netip.Addr]bool{vip: false}}
-	r.loop = NewLoop(services, w, fakeChecker{w}, fakeHops{w}, fakePaths{w}, w.changes, slog.New(slog.DiscardHandler))
+	r.loop = NewLoop(services, tables, fakeChecker{w}, fakeHops{w}, fakePaths{w}, w.changes, slog.New(slog.DiscardHandler))
 	r.loop.Share(Exchange{Publisher: r.peer, VIPs: r.roles, Epochs: epochs})
 	for _, s := range services {
 		w.states = append(w.states, tableOf(s.Name))
