@@ -14,19 +14,28 @@ import (
 
 // announce brings the tables that a snapshot changes to the other nodes before they are
 // in force here, and waits for them, but not for long.
-func (l *Loop) announce(ctx context.Context, last, next lb.Snapshot) {
+//
+// It returns the services that a node which connects meanwhile has to get once more:
+// what it began with is not in force any more.
+func (l *Loop) announce(ctx context.Context, last, next lb.Snapshot) (unsaid []string) {
 	x := l.sharing
-	if x == nil || !x.Publisher.Connected() {
-		return
+	if x == nil {
+		return nil
+	}
+	if !x.Publisher.Connected() {
+		for _, s := range next.Services {
+			unsaid = append(unsaid, s.Name)
+		}
+		return unsaid
 	}
 	tables, err := l.tables.Preview(next)
 	if err != nil {
-		return // Apply will say so
+		return nil // Apply will say so
 	}
 	wait := publishWait
 	tables = x.number(tables)
 	if len(tables) == 0 {
-		return
+		return nil
 	}
 	if failsNow(last, next, tables) {
 		wait = failureWait
@@ -37,7 +46,7 @@ func (l *Loop) announce(ctx context.Context, last, next lb.Snapshot) {
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case f := <-x.follows: // the other node may be waiting for this one
 			l.takeIn(f)
 			if x.moved {
@@ -45,11 +54,11 @@ func (l *Loop) announce(ctx context.Context, last, next lb.Snapshot) {
 			}
 		case a := <-x.acks:
 			if l.acknowledged(a); a.number == number {
-				return
+				return nil
 			}
 		case <-timer.C:
 			l.overdue(tables, fmt.Sprintf("another node has not adopted it within %v", wait))
-			return
+			return nil
 		}
 	}
 }

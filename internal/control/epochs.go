@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"sync"
 
@@ -25,15 +24,23 @@ type Epochs struct {
 // A heldEpoch is the epoch of the table of a service.
 type heldEpoch struct {
 	lb.Epoch
-	Peer string `json:",omitempty"` // the node whose table it is, if it is followed
+	Peer string // the node whose table it is, if it is followed
 	// Seen is the highest term that any node has told of.
 	Seen uint64
 }
 
 // epochsFile is how they are kept.
 type epochsFile struct {
-	Version  int                  `json:"version"`
-	Services map[string]heldEpoch `json:"services"`
+	Version  int                   `json:"version"`
+	Services map[string]savedEpoch `json:"services"`
+}
+
+// A savedEpoch has no number: after a restart the term is another one, or that of the
+// node which is followed.
+type savedEpoch struct {
+	Term uint64 `json:"term"`
+	Peer string `json:"follows,omitempty"`
+	Seen uint64 `json:"seen"`
 }
 
 const epochsVersion = 1
@@ -54,11 +61,11 @@ func OpenEpochs(path string, fresh bool) (*Epochs, error) {
 	if err := json.Unmarshal(text, &f); err != nil || f.Version != epochsVersion {
 		return e, nil
 	}
-	for name, h := range f.Services {
-		if h.Seen = max(h.Seen, h.Term); fresh {
-			h.Peer = ""
+	for name, s := range f.Services {
+		if fresh {
+			s.Peer = ""
 		}
-		e.all[name] = h
+		e.all[name] = heldEpoch{lb.Epoch{Term: s.Term}, s.Peer, max(s.Seen, s.Term)}
 	}
 	return e, nil
 }
@@ -70,8 +77,7 @@ func (e *Epochs) of(service string) heldEpoch {
 	return e.all[service]
 }
 
-// set notes it. Numbers within a term are not written: after a restart the term is
-// another one, or that of the node which is followed.
+// set notes it.
 func (e *Epochs) set(service string, h heldEpoch) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -81,10 +87,9 @@ func (e *Epochs) set(service string, h heldEpoch) error {
 	if before.Term == h.Term && before.Peer == h.Peer && before.Seen == h.Seen {
 		return nil
 	}
-	f := epochsFile{Version: epochsVersion, Services: maps.Clone(e.all)}
-	for name, h := range f.Services {
-		h.Number = 0
-		f.Services[name] = h
+	f := epochsFile{Version: epochsVersion, Services: map[string]savedEpoch{}}
+	for name, h := range e.all {
+		f.Services[name] = savedEpoch{h.Term, h.Peer, h.Seen}
 	}
 	if err := writeWhole(e.path, f); err != nil {
 		return fmt.Errorf("keep the epochs of tables in %s: %w", e.path, err)

@@ -15,7 +15,8 @@ import (
 
 // A Publisher brings tables to the other nodes.
 type Publisher interface {
-	// Connected tells whether there is another node now that would take tables in.
+	// Connected tells whether there is another node now that would take tables in: at
+	// the latest when that node is about to get what Published returns.
 	Connected() bool
 	// Publish brings tables to all nodes that are connected, and waits until they have
 	// adopted them, or ctx ends. It may be called while an earlier call waits still: of

@@ -143,6 +143,39 @@ func TestStrangeTablesAreForgotten(t *testing.T) {
 	})
 }
 
+// A node that connects while a change is written, and began with the table before it,
+// gets the one that is in force.
+func TestNodeConnectsDuringChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newShareRig(t, file(t), webService())
+		r.peer.set(func(p *fakePeer) { p.connected = false })
+		r.active(true)
+		r.change(8, "web")
+		synctest.Wait()
+		r.wantEpochs()
+		r.fakeWorld.mu.Lock()
+		r.onApply = func() { r.peer.set(func(p *fakePeer) { p.connected = true }) }
+		r.fakeWorld.mu.Unlock()
+		r.change(9, "web")
+		synctest.Wait()
+		r.wantEpochs("web 1.0")
+	})
+}
+
+func TestTableStatusInWords(t *testing.T) {
+	for want, s := range map[string]TableStatus{
+		"this node's, epoch 4.17; the other nodes follow it":                    {Role: RoleActive, Term: 4, Number: 17},
+		"that of lb1, epoch 4.17":                                               {Role: RoleBackup, Term: 4, Number: 17, Follows: "lb1"},
+		"this node's own: that of the active node has not come yet":             {Role: RoleBackup, Term: 4},
+		"this node's own":                                                       {Role: RoleSplit},
+		"this node's, epoch 4.17; the other nodes do not follow it, or not yet": {Role: RoleActive, Term: 4, Number: 17, Problem: "late"},
+	} {
+		if got := s.String(); got != want {
+			t.Errorf("%+v in words: %q, want %q", s, got, want)
+		}
+	}
+}
+
 // A change waits for the other node, but not for long, and not at all for one that is
 // not there. What was not adopted in time is an alarm until it is.
 func TestWaitForTables(t *testing.T) {

@@ -176,6 +176,8 @@ type TableStatus struct {
 func (t TableStatus) String() string {
 	epoch := epochText(lb.Epoch{Term: t.Term, Number: t.Number})
 	switch {
+	case t.Role == RoleActive && t.Problem != "":
+		return fmt.Sprintf("this node's, epoch %s; the other nodes do not follow it, or not yet", epoch)
 	case t.Role == RoleActive:
 		return fmt.Sprintf("this node's, epoch %s; the other nodes follow it", epoch)
 	case t.Follows != "":

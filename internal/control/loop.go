@@ -173,7 +173,7 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 	defer step.Stop()
 	patient := time.NewTimer(lookEvery) // with services that come
 	defer patient.Stop()
-	var risen []string // services whose tables other nodes are to get, since this node is Active now
+	var risen []string // services whose tables other nodes are to get when they are in force
 	for {
 		asked := follows
 		if !ok {
@@ -223,7 +223,7 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 			continue
 		}
 		if ok && len(risen) == 0 { // who has just taken over waits for nobody
-			l.announce(ctx, last, next)
+			risen = l.announce(ctx, last, next)
 			if l.settle() { // another node's table has come meanwhile
 				l.mark(next)
 			}
