@@ -18,9 +18,9 @@ func (d *Datapath) Apply(want lb.Snapshot) error {
 	defer d.mu.Unlock()
 	if d.upgrade != nil {
 		// The version before runs still, and the tables it runs over share pairs with ours.
-		return errors.New("an upgrade is under way: Attach ends it")
+		return errUpgrading
 	}
-	return d.apply(want, nil)
+	return d.apply(want, limits{})
 }
 
 // Check tells whether Apply has room for a snapshot. It writes nothing, and may be
@@ -29,15 +29,19 @@ func (d *Datapath) Check(want lb.Snapshot) error {
 	d.mu.Lock()
 	state := d.state // another one takes its place, it does not change
 	d.mu.Unlock()
-	lim := limits{slots: d.objects.Slots.MaxEntries(), share: d.share, now: sinceBoot()}
-	_, _, err := plan(state, want, lim, new(tableCache).table)
+	_, _, err := plan(state, want, d.limits(limits{}), new(tableCache).table)
 	return err
 }
 
-// apply does so without the backends that have drained.
-func (d *Datapath) apply(want lb.Snapshot, drained map[uint32]bool) error {
-	lim := limits{slots: d.objects.Slots.MaxEntries(), share: d.share, now: sinceBoot(), drained: drained}
-	steps, next, err := plan(d.state, want, lim, d.cache.table)
+// limits fills in what does not depend on what is planned.
+func (d *Datapath) limits(lim limits) limits {
+	lim.slots, lim.share, lim.now = d.objects.Slots.MaxEntries(), d.share, sinceBoot()
+	return lim
+}
+
+// apply does so; of lim drained and adopted count.
+func (d *Datapath) apply(want lb.Snapshot, lim limits) error {
+	steps, next, err := plan(d.state, want, d.limits(lim), d.cache.table)
 	if err != nil {
 		return err
 	}
@@ -87,12 +91,21 @@ func (d *Datapath) write(steps []step) error {
 func (d *Datapath) nameServices(want lb.Snapshot) {
 	clear(d.names)
 	for _, s := range want.Services {
-		for _, a := range s.Addresses {
-			if v, ok := d.state.VIPs[a.Addr()]; ok {
-				d.names[d.state.service(v.Tables[portTable(s.Protocol)], a.Port())] = s.Name
+		d.names[d.state.numberOf(s.Service)] = s.Name
+	}
+	delete(d.names, 0)
+}
+
+// numberOf returns the number of a service, or 0.
+func (s *State) numberOf(service lb.Service) uint16 {
+	for _, a := range service.Addresses {
+		if v, ok := s.VIPs[a.Addr()]; ok {
+			if n := s.service(v.Tables[portTable(service.Protocol)], a.Port()); n != 0 {
+				return n
 			}
 		}
 	}
+	return 0
 }
 
 // tableCache remembers the Maglev tables of the last snapshot, since most changes
@@ -111,7 +124,10 @@ func (c *tableCache) table(size int, backends []lb.Backend) ([]int32, error) {
 		members[i] = maglev.Backend{Key: m.Address.String(), Weight: m.Weight}
 	}
 	key := b.String()
-	slots, ok := c.last[key]
+	slots, ok := c.now[key] // a preview has made it
+	if !ok {
+		slots, ok = c.last[key]
+	}
 	if !ok {
 		t, err := maglev.Build(size, members)
 		if err != nil {

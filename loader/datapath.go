@@ -45,8 +45,8 @@ type Options struct {
 	reached func(step string) error // of an upgrade: a test's
 }
 
-// A Datapath is the XDP program with its maps. Stats may be called at any time,
-// the other methods from one goroutine at a time.
+// A Datapath is the XDP program with its maps. Stats and TableStates may be called at
+// any time, the other methods from one goroutine at a time.
 type Datapath struct {
 	pinDir  string
 	share   lb.PortRange

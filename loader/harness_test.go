@@ -97,7 +97,7 @@ func letGo(t testing.TB, d *Datapath) {
 	for n, b := range d.state.Backends {
 		drained[n] = b.Leaving != 0
 	}
-	if err := d.apply(d.want, drained); err != nil {
+	if err := d.apply(d.want, limits{drained: drained}); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -348,6 +348,9 @@ func (d *Datapath) letGo(now time.Duration) error {
 		}
 		left := d.scan.pinned[n]
 		late := now-time.Duration(b.Leaving)*time.Second > services[b.Service].DrainTimeout
+		if services[b.Service].Followed {
+			late = late && !needed[n] // what its table names the other node lets go
+		}
 		if late || left == 0 && !needed[n] {
 			drained[n] = true
 			d.log.Info("a removed backend is let go", "service", d.names[b.Service], "backend", b.Address,
@@ -357,7 +360,7 @@ func (d *Datapath) letGo(now time.Duration) error {
 	if len(drained) == 0 {
 		return nil
 	}
-	return d.apply(d.want, drained)
+	return d.apply(d.want, limits{drained: drained})
 }
 
 // sinceBoot is CLOCK_BOOTTIME.

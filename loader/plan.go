@@ -19,10 +19,11 @@ type step interface {
 
 // limits are what the maps were made for.
 type limits struct {
-	slots   uint32          // of all services together
-	share   lb.PortRange    // of nat's source ports
-	now     time.Duration   // since boot
-	drained map[uint32]bool // backends that have left and that nothing needs any more
+	slots   uint32                   // of all services together
+	share   lb.PortRange             // of nat's source ports
+	now     time.Duration            // since boot
+	drained map[uint32]bool          // backends that have left and that nothing needs any more
+	adopted map[string]lb.TableState // another node's tables that take the place of what is there, by service
 }
 
 // tableFunc returns the owner of each slot as an index into backends, or -1.
@@ -34,7 +35,7 @@ type tableFunc func(size int, backends []lb.Backend) ([]int32, error)
 func plan(have *State, want lb.Snapshot, lim limits, table tableFunc) ([]step, *State, error) {
 	p := &planner{
 		have: have, next: have.clone(), want: want, lim: lim, table: table,
-		known: map[pairID]uint32{}, keys: map[uint32]bool{},
+		known: map[pairID]uint32{}, keys: map[uint32]bool{}, standing: make(standing, lbLimitsMAX_BACKENDS),
 		serviceNumbers: numbering{limit: uint32(lbLimitsMAX_SERVICES)},
 		backendNumbers: numbering{limit: uint32(lbLimitsMAX_BACKENDS)},
 		pairNumbers:    numbering{limit: uint32(lbLimitsMAX_PAIRS)},
@@ -65,6 +66,7 @@ type planner struct {
 	table      tableFunc
 	known      map[pairID]uint32 // pairs, by what they are
 	keys       map[uint32]bool   // places taken in nat_keys
+	standing   standing
 
 	serviceNumbers, backendNumbers, pairNumbers numbering
 	slotRuns, choiceRuns                        runs
@@ -172,6 +174,8 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 			known[b.Address] = n
 		}
 	}
+	before := p.have.Slots[number]
+	f := p.follow(s, before)
 	var owners []lb.Backend
 	var ownerNumbers []uint32
 	for _, b := range s.Backends {
@@ -189,11 +193,11 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 		}
 		keepBackends[n] = true
 		e := old
-		e.Service, e.Address, e.Alive, e.Leaving = number, b.Address, !b.Failed, 0
+		e.Service, e.Address, e.Alive, e.Leaving = number, b.Address, f.alive(b, old, ok), 0
 		if b.NextHop.Known() {
 			e.NextHop = b.NextHop
 		}
-		if old.Alive && b.Failed {
+		if old.Alive && !e.Alive {
 			p.next.generation++
 			e.Generation = p.next.generation
 		}
@@ -205,7 +209,7 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 		if !ok || !e.equal(old) {
 			p.next.Backends[n] = e
 			st := setBackend{Number: n, Entry: e}
-			if ok && old.Alive && b.Failed {
+			if ok && old.Alive && !e.Alive {
 				p.remove = append(p.remove, st) // its slots move first
 			} else {
 				p.add = append(p.add, st)
@@ -216,7 +220,10 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 			ownerNumbers = append(ownerNumbers, n)
 		}
 	}
-	if err := p.leave(number, s, known, keepBackends, keepPairs); err != nil {
+	if err := p.leave(number, s, known, f, keepBackends, keepPairs); err != nil {
+		return err
+	}
+	if err := p.join(number, s, f, keepBackends, keepPairs); err != nil {
 		return err
 	}
 	index, err := p.table(s.TableSize, owners)
@@ -224,23 +231,25 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 		return err
 	}
 	slots := make([]slot, len(index))
-	before := p.have.Slots[number]
-	// Only TCP tells a new flow from an old one, and full nat has an entry for each.
-	tracked := s.Protocol == lb.TCP && s.Forward.Stateless()
-	alive := func(n uint32) bool { return keepBackends[n] && p.next.Backends[n].Alive }
+	tracked := tracks(s.Service)
+	alive := func(n uint32) bool { return p.standing.alive(n, keepBackends, p.next.Backends) }
 	closes := noWindow
 	if s.TrackWindow > 0 {
 		closes = p.lim.now + min(s.TrackWindow, maxWindow)
 	}
+	foreign := f.slots(p.lim.now)
 	var changes []slotChange
 	for i, o := range index {
 		var owner uint32
-		if o >= 0 {
+		if o >= 0 && (f == nil || alive(ownerNumbers[o])) {
 			owner = ownerNumbers[o]
 		}
-		if before != nil && tracked {
+		switch {
+		case foreign != nil && foreign[i].serves(alive):
+			slots[i] = foreign[i]
+		case before != nil && tracked:
 			slots[i] = before[i].change(owner, alive, closes)
-		} else {
+		default:
 			slots[i] = makeSlot(owner, 0, lbSlotStateSLOT_CLEAN)
 		}
 		// A new service's slots hold whatever a removed one left there.
@@ -255,20 +264,40 @@ func (p *planner) service(number uint16, s lb.ServiceState, keepBackends, keepPa
 	return nil
 }
 
+// standing is what is known of backends, by number, once the plan has come to their
+// service: every slot asks for its own, and maps would take too long.
+type standing []struct{ known, alive bool }
+
+func (s standing) alive(n uint32, keep map[uint32]bool, next map[uint32]backendEntry) bool {
+	if int(n) >= len(s) {
+		return false
+	}
+	if at := &s[n]; !at.known {
+		at.known, at.alive = true, keep[n] && next[n].Alive
+	}
+	return s[n].alive
+}
+
+// tracks tells whether the slots of a service have windows. Only TCP tells a new flow
+// from an old one, and full nat has an entry for each.
+func tracks(s lb.Service) bool { return s.Protocol == lb.TCP && s.Forward.Stateless() }
+
 // leave plans backends that the configuration has lost: they keep what they
 // serve until nothing of it is left. Known are the service's backends so far.
-func (p *planner) leave(number uint16, s lb.ServiceState, known map[netip.AddrPort]uint32, keepBackends, keepPairs map[uint32]bool) error {
+func (p *planner) leave(number uint16, s lb.ServiceState, known map[netip.AddrPort]uint32, f *following, keepBackends, keepPairs map[uint32]bool) error {
 	for _, n := range slices.Sorted(maps.Values(known)) {
 		old := p.have.Backends[n]
-		if keepBackends[n] || !old.Alive || p.lim.drained[n] || p.claimed(number, s.Service, old.Address) {
-			continue
-		}
-		if old.Leaving != 0 && p.lim.now-time.Duration(old.Leaving)*time.Second > s.DrainTimeout {
+		over := p.lim.drained[n] ||
+			old.Leaving != 0 && p.lim.now-time.Duration(old.Leaving)*time.Second > s.DrainTimeout
+		if keepBackends[n] || !f.keeps(n, old, over) || p.claimed(number, s.Service, old.Address) {
 			continue
 		}
 		e := old
 		if e.Leaving == 0 {
-			e.Leaving = max(1, uint32(p.lim.now/time.Second))
+			e.Leaving = p.leavingSince()
+		}
+		if h := leavingHop(s, e.Address); h.Known() {
+			e.NextHop = h
 		}
 		if s.Forward == lb.NAT {
 			if err := p.pairs(&e, s.Service, keepPairs); err != nil {

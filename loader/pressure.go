@@ -50,3 +50,11 @@ func (p *pressure) measure(t *tables, now time.Duration, tickNow uint32, window 
 func (p *pressure) over(now, window time.Duration) bool {
 	return p.last == 0 || now-p.last >= window
 }
+
+// left is for how long no window of this length closes.
+func (p *pressure) left(now, window time.Duration) time.Duration {
+	if p.over(now, window) {
+		return 0
+	}
+	return window - (now - p.last)
+}

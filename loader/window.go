@@ -100,3 +100,9 @@ func (s slot) clean() slot {
 	}
 	return makeSlot(s.owner(), 0, lbSlotStateSLOT_CLEAN)
 }
+
+// serves tells whether who is named by the slot goes on serving.
+func (s slot) serves(alive func(uint32) bool) bool {
+	owner, previous := s.owner(), s.previous()
+	return (owner == 0 || alive(owner)) && (previous == 0 || alive(previous))
+}

@@ -58,7 +58,10 @@ type Config struct {
 	// PreemptDelay is how long this node hears such an Active node before it
 	// starts to take over. An Active node that falls silent is never waited for.
 	PreemptDelay time.Duration
-	Checksum     ChecksumForm
+	// SyncWait is how long it waits for Router.SetSynced before that, at the longest,
+	// counted from the same moment. 0: it does not.
+	SyncWait time.Duration
+	Checksum ChecksumForm
 	// Heartbeat is the interval of heartbeats between nodes of this program (fast
 	// mode), 0: none. It goes with Deps.Heartbeats.
 	Heartbeat time.Duration
@@ -103,8 +106,11 @@ func (c *Config) Validate() error {
 	if c.VirtualMAC && c.owner() {
 		bad("virtual mac address: those of the owner of the addresses are at its own")
 	}
-	if c.PreemptDelay < 0 || c.AnnounceRefresh < 0 || c.Heartbeat < 0 {
-		bad("preempt delay, heartbeat interval and announcement refresh must not be negative")
+	if c.PreemptDelay < 0 || c.SyncWait < 0 || c.AnnounceRefresh < 0 || c.Heartbeat < 0 {
+		bad("preempt delay, wait for the peer's state, heartbeat interval and announcement refresh must not be negative")
+	}
+	if c.SyncWait > 0 && c.owner() {
+		bad("priority %d preempts at once, and cannot wait for a peer's state: want 1 to 254", PriorityOwner)
 	}
 	if n := len(c.Addresses); n == 0 || n > maxAddresses {
 		bad("%d addresses: want 1 to %d", n, maxAddresses)

@@ -62,6 +62,8 @@ func TestConfigValidate(t *testing.T) {
 		{"multicast", func(c *Config) { c.Addresses = prefixes("224.0.0.18/32") }, "unicast"},
 		{"twice", func(c *Config) { c.Addresses = prefixes("192.0.2.100/24", "192.0.2.100/32") }, "listed twice"},
 		{"negative delay", func(c *Config) { c.PreemptDelay = -1 }, "negative"},
+		{"negative wait for state", func(c *Config) { c.SyncWait = -1 }, "negative"},
+		{"an owner that waits", func(c *Config) { c.Priority, c.SyncWait = PriorityOwner, time.Second }, "priority 255 preempts at once"},
 		{"checksum form", func(c *Config) { c.Checksum = 9 }, "checksum form"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

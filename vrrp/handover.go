@@ -145,16 +145,23 @@ func (r *Router) noteStanding() {
 	s.yielded, _, s.silent = r.machine.StandsBack()
 	s.releasing, s.waits = r.machine.Releasing(), r.waits
 	s.priority, s.lastResort = r.machine.Advertised(), r.machine.LastResort()
+	s.awaits = r.machine.AwaitsState()
 	if s == r.standing {
 		return
 	}
 	if s.silent && !r.standing.silent {
 		r.log.Warn("no active node is heard, and an operator holds this one back: the vips are nowhere")
 	}
+	switch was := r.standing.awaits; {
+	case was.IsZero() && !s.awaits.IsZero():
+		r.log.Info("leaves the vips to a node of lower priority until its state has come", "until", s.awaits)
+	case !was.IsZero() && s.awaits.IsZero():
+		r.log.Info("waits no more for the state of a node of lower priority")
+	}
 	r.standing = s
 	r.update(func(t *Status) {
 		t.Yielded, t.Silent, t.Releasing, t.Waits = s.yielded, s.silent, s.releasing, s.waits
-		t.Priority, t.LastResort = s.priority, s.lastResort
+		t.Priority, t.LastResort, t.AwaitsState = s.priority, s.lastResort, s.awaits
 	})
 }
 
@@ -164,4 +171,5 @@ type standing struct {
 	waits                      string
 	priority                   uint8
 	lastResort                 bool
+	awaits                     time.Time
 }

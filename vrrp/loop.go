@@ -77,7 +77,7 @@ func (l *loop) prepare(cfg *Config, h Heartbeats) {
 	}
 	l.machine = NewMachine(MachineConfig{
 		Version: cfg.Version, Priority: cfg.Priority, Interval: cfg.Interval,
-		Preempt: cfg.Preempt, PreemptDelay: cfg.PreemptDelay, Heartbeat: cfg.Heartbeat, ID: id,
+		Preempt: cfg.Preempt, PreemptDelay: cfg.PreemptDelay, SyncWait: cfg.SyncWait, Heartbeat: cfg.Heartbeat, ID: id,
 	})
 	vips := cfg.vips()
 	l.filter = Filter{
@@ -259,6 +259,7 @@ func (r *Router) obey(now time.Time) {
 	if w.priority != r.machine.Priority() {
 		r.perform(now, r.machine.SetPriority(w.priority))
 	}
+	r.machine.SetSynced(w.synced)
 	r.faults[faultOutside] = w.fault
 	r.faults[faultGroup] = r.deps.Group.fault(r)
 	r.follow(now, w.group, w.groupBy)

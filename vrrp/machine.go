@@ -82,7 +82,8 @@ type MachineConfig struct {
 	Interval     time.Duration
 	Preempt      bool
 	PreemptDelay time.Duration
-	Local        netip.Addr // this node's source address; breaks ties
+	SyncWait     time.Duration // 0: preemption does not depend on SetSynced
+	Local        netip.Addr    // this node's source address; breaks ties
 	// Heartbeat is the interval of heartbeats between the nodes, 0 where there are
 	// none, and ID this node's own.
 	Heartbeat time.Duration
@@ -105,6 +106,10 @@ type Machine struct {
 	// preemptAt is when PreemptDelay ends. Zero while no Active node of lower
 	// priority is heard.
 	preemptAt time.Time
+	// synced is as SetSynced has told; stateBy is when SyncWait ends, set with
+	// preemptAt; awaits is AwaitsState.
+	synced          bool
+	stateBy, awaits time.Time
 	// held says that VIPs of an earlier run are still on the interface.
 	held bool
 	// giving says that priority 0 was sent and the VIPs are kept until another
@@ -299,7 +304,7 @@ func (m *Machine) receiveBackup(now time.Time, h Heard) {
 		return
 	}
 	if h.Priority >= m.cfg.Priority {
-		m.preemptAt = time.Time{}
+		m.preemptAt, m.awaits = time.Time{}, time.Time{}
 	} else if m.preempts(now) {
 		return // the timer runs on, and this node takes over
 	}
@@ -321,10 +326,7 @@ func (m *Machine) preempts(now time.Time) bool {
 	if !m.cfg.Preempt {
 		return false
 	}
-	if m.preemptAt.IsZero() {
-		m.preemptAt = now.Add(m.cfg.PreemptDelay)
-	}
-	return !now.Before(m.preemptAt)
+	return m.mayPreempt(now)
 }
 
 func (m *Machine) receiveActive(now time.Time, h Heard) {
@@ -403,7 +405,7 @@ func (m *Machine) enter(s State, reason string) {
 	m.do(Action{Kind: ActionState, From: m.state, To: s, Reason: reason})
 	m.state = s
 	m.deadline = time.Time{}
-	m.preemptAt = time.Time{}
+	m.preemptAt, m.awaits = time.Time{}, time.Time{}
 	m.silent, m.respects, m.unfit = false, false, false
 	if s != Active {
 		m.lastResort = false
@@ -423,7 +425,7 @@ func (m *Machine) takeoverReason(now time.Time) string {
 	case m.invited():
 		return fmt.Sprintf("%v gave up", h.Source)
 	case m.preempting(now):
-		return fmt.Sprintf("preempting %v with priority %d", h.Source, h.Priority)
+		return fmt.Sprintf("preempting %v with priority %d", h.Source, h.Priority) + m.unsynced()
 	}
 	return fmt.Sprintf("%v fell silent for %v", h.Source, m.ActiveDown())
 }

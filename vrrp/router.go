@@ -97,6 +97,7 @@ type wanted struct {
 	fault    string
 	release  bool
 	hold     bool
+	synced   bool
 	unyield  bool             // taken by the loop
 	handover *handoverRequest // taken by the loop
 	group    wish             // taken by the loop
@@ -164,6 +165,11 @@ func (r *Router) Fault(reason string) {
 // ClearFault takes back Fault. Faults that the Router found itself stay.
 func (r *Router) ClearFault() { r.ask(func(w *wanted) { w.fault = "" }) }
 
+// SetSynced tells whether this node holds what the Active one knows of connections.
+// Until it does, a Router with Config.SyncWait leaves the VIPs to an Active node of
+// lower priority that is heard, for no longer than that.
+func (r *Router) SetSynced(on bool) { r.ask(func(w *wanted) { w.synced = on }) }
+
 func (r *Router) ask(change func(*wanted)) {
 	r.mu.Lock()
 	change(&r.wanted)
@@ -193,6 +199,9 @@ type Status struct {
 	// Waits names the instance of the group that hears an Active node, where this
 	// one does not become Active for that.
 	Waits string
+	// AwaitsState is until when, at the longest, it does not take over from a node of
+	// lower priority, since it does not hold its state yet. Zero: it does not wait.
+	AwaitsState time.Time
 	// LastResort: it is Active though Router.Fault says that it should not be, since
 	// no other node is.
 	LastResort bool

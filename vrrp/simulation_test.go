@@ -93,6 +93,9 @@ func newSimulation(seed uint64) *simulation {
 	if s.IntN(3) == 0 {
 		s.cfg.PreemptDelay = s.upTo(5 * s.cfg.Interval)
 	}
+	if s.IntN(3) == 0 {
+		s.cfg.SyncWait = s.upTo(5 * s.cfg.Interval)
+	}
 	if s.IntN(4) == 0 { // fast mode
 		s.cfg.Heartbeat = s.cfg.Interval / time.Duration(2+s.IntN(5))
 	}
@@ -111,7 +114,7 @@ func newSimulation(seed uint64) *simulation {
 			n.cfg.Priority = s.nodes[i-1].cfg.Priority
 		}
 		if i == owner {
-			n.cfg.Priority = PriorityOwner
+			n.cfg.Priority, n.cfg.SyncWait = PriorityOwner, 0
 		}
 		n.fenced = s.IntN(2) == 0
 		s.nodes = append(s.nodes, n)
@@ -138,7 +141,7 @@ func (s *simulation) part(parts int) []int {
 // mischief does one thing that may happen in a data centre.
 func (s *simulation) mischief() {
 	n := s.nodes[s.IntN(len(s.nodes))]
-	switch s.IntN(17) {
+	switch s.IntN(18) {
 	case 0, 1:
 		n.die(s.IntN(2) == 0)
 	case 2, 3, 4:
@@ -166,6 +169,12 @@ func (s *simulation) mischief() {
 			n.cfg.Priority = uint8(1 + s.IntN(254))
 			s.note("node %d has priority %d", n.index, n.cfg.Priority)
 			n.perform(n.machine.SetPriority(n.cfg.Priority))
+		}
+	case 17:
+		if n.running() {
+			synced := s.IntN(2) == 0
+			s.note("node %d is in sync: %v", n.index, synced)
+			n.machine.SetSynced(synced)
 		}
 	case 13, 14:
 		if n.machine != nil && n.paused {
@@ -196,7 +205,7 @@ func (s *simulation) mischief() {
 
 // bound is how long an election may take once nothing disturbs it: every Backup
 // has waited for Active_Down_Interval at its longest, after it has seen, with the
-// interval it has learnt and the delay of preemption, that it must; then whoever
+// interval it has learnt, the delay of preemption and the wait for a state, that it must; then whoever
 // lost is told at the next advertisement.
 func (s *simulation) bound() time.Duration {
 	skew := s.cfg.Interval
@@ -204,7 +213,7 @@ func (s *simulation) bound() time.Duration {
 		skew = time.Second
 	}
 	wait := 3*s.cfg.Interval + skew
-	return max(wait+s.cfg.Interval, minReleaseWait) + s.cfg.PreemptDelay + 2*wait + 4*s.cfg.Interval
+	return max(wait+s.cfg.Interval, minReleaseWait) + max(s.cfg.PreemptDelay, s.cfg.SyncWait) + 2*wait + 4*s.cfg.Interval
 }
 
 // check demands that every part with a daemon in it has one Active node, where all

@@ -41,6 +41,14 @@ func (t *tables) where() []loader.Attachment {
 
 func (t *tables) Apply(s lb.Snapshot) error { return t.datapath.Apply(s) }
 
+func (t *tables) Preview(s lb.Snapshot) ([]lb.TableState, error) { return t.datapath.Preview(s) }
+
+func (t *tables) TableStates() []lb.TableState { return t.datapath.TableStates() }
+
+func (t *tables) AdoptTables(states []lb.TableState) ([]loader.RefusedTable, error) {
+	return t.datapath.AdoptTables(states)
+}
+
 func (t *tables) Maintain() error { return t.datapath.Maintain() }
 
 func (t *tables) Stats() (loader.Stats, error) { return t.datapath.Stats() }

@@ -329,7 +329,7 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	n.closers = append(n.closers, n.probes.Close)
 	n.checker = health.NewChecker(n.log, n.probes)
 	n.closers = append(n.closers, func() error { n.checker.Close(); return nil })
-	changes, err := control.OpenOverrides(filepath.Join(n.stateDir, "overrides.json"))
+	changes, err := control.OpenOverrides(filepath.Join(n.stateDir, "overrides.json"), n.cfg.Node)
 	if err != nil {
 		return err
 	}

@@ -47,12 +47,10 @@ func (n *node) status() control.Status {
 		if err != nil {
 			s.Problems = append(s.Problems, err.Error())
 		}
-		views, _ := n.loop.Views()
-		if views == nil {
-			views = []control.View{}
+		services, known := n.loop.Services(stats)
+		if s.Services = services; !known {
 			s.Problems = append(s.Problems, "starting: not every server has been probed yet, the data plane is as the last daemon left it")
 		}
-		s.Services = control.Services(views, stats)
 		s.Outcomes, s.Tables = stats.Outcomes, stats.Tables
 		s.Upgrade = n.tables.datapath.Upgraded()
 	}
@@ -236,6 +234,9 @@ func printStatus(w io.Writer, s control.Status) error {
 				weight, k.Slots, 100*k.Share, k.Flows, k.Packets, k.Bytes, k.ReplyPackets, k.ReplyBytes, k.NextHop, k.Why)
 		}
 		t.Flush()
+		if v.Table != nil {
+			fmt.Fprintf(&b, "  table: %s\n", v.Table)
+		}
 		if m := v.Moves; m != nil {
 			fmt.Fprintf(&b, "  last change, %s ago: %d slots moved, %d had to\n", age(s.Time, m.At), m.Changed, m.Least)
 		}

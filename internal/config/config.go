@@ -116,6 +116,7 @@ type Instance struct {
 	Password     string // simple password of VRRPv2, up to 8 bytes; "": none
 	Preempt      bool
 	PreemptDelay time.Duration
+	SyncWait     time.Duration // 0: the other nodes' state is not waited for
 	StartTimeout time.Duration
 	// Addresses is never empty and of one family: each the host's address with the
 	// prefix of its network. A link-local one is the first.

@@ -31,6 +31,7 @@ func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config 
 	c.Checks = d.checks(doc.items["checks"])
 	d.resolveHealth(c.Checks)
 	instances := d.instances(doc.items["vrrp"], files, nodes, self)
+	d.syncWaits(doc.set["sync"], instances)
 	for _, i := range instances {
 		c.VRRP = append(c.VRRP, i.Instance)
 	}

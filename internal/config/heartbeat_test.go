@@ -98,6 +98,39 @@ var heartbeatMistakes = []mistakeCase{
 	{"the same key twice", "sync: {key_files: [sync.key, copy.key]}\n", []string{"1:30: key_files: both files hold the same key"}},
 }
 
+// An instance waits for state where the nodes have any in common.
+func TestSyncWait(t *testing.T) {
+	instance := func(keys string) string {
+		return "vrrp:\n- {name: v, interface: e, virtual_router_id: 1, addresses: [192.0.2.100]" + keys + "}\n"
+	}
+	for _, tc := range []struct {
+		name, yaml string
+		want       time.Duration
+	}{
+		{"no sync", instance(""), 0},
+		{"the default", withKey + instance(""), 30 * time.Second},
+		{"another one", withKey + instance(", sync_wait: 5s"), 5 * time.Second},
+		{"none", withKey + instance(", sync_wait: 0s"), 0},
+		{"an owner without sync", instance(", priority: 255"), 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if got := mustLoad(t, tc.yaml).VRRP[0].SyncWait; got != tc.want {
+				t.Errorf("got %v, want %v", got, tc.want)
+			}
+		})
+	}
+	const lasting = `instance "v" has priority 255, which takes over at once, and sync is to have it wait for the other node's state: give it a lower priority, or remove sync`
+	for _, tt := range []mistakeCase{
+		{"no sync", instance(", sync_wait: 5s"), []string{
+			"2:86: sync_wait needs state that the nodes have in common: write sync: {key_file: FILE} at the top"}},
+		{"an owner", withKey + instance(", priority: 255"), []string{"3:85: " + lasting}},
+		{"an owner by nodes", "nodes: [{name: lb1, address: 192.0.2.1, priority: 255}]\n" + withKey + instance(""), []string{"2:7: " + lasting}},
+		{"too long", withKey + instance(", sync_wait: 25h"), []string{"3:86: sync_wait must be from 0s to 24h, not 25h"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) { wantMistakes(t, tt.yaml, tt.want) })
+	}
+}
+
 func TestHeartbeatMistakes(t *testing.T) {
 	for _, tt := range heartbeatMistakes {
 		t.Run(tt.name, func(t *testing.T) { wantMistakes(t, tt.yaml, tt.want) })

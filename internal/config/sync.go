@@ -2,6 +2,7 @@ package config
 
 import (
 	"path/filepath"
+	"time"
 
 	"github.com/sluice-lb/sluice/internal/key"
 )
@@ -19,6 +20,10 @@ type Sync struct {
 	// as well, while keys change. Empty: nothing needs them.
 	Keys []key.Key
 }
+
+// defaultSyncWait is how long an instance waits for the state of the Active node before
+// it preempts it, where the nodes have any in common.
+const defaultSyncWait = 30 * time.Second
 
 var syncSchema = schema{
 	what:  "sync",
@@ -111,4 +116,24 @@ func (d *decoder) keyFile(n *node, what string, files fileSystem) (k key.Key, ok
 	d.errorf(n, "%s: cannot read %s: %s; make a key with `sluice keygen FILE`, and give every node the same", what, path, reason(err))
 	d.errs[len(d.errs)-1].cause = err
 	return k, false
+}
+
+// syncWaits fills in how long instances wait where the nodes have state in common, and
+// finds what cannot be with that, and without it.
+func (d *decoder) syncWaits(sync *node, instances []*instanceDef) {
+	for _, i := range instances {
+		switch {
+		case sync == nil && i.syncWaitAt != nil:
+			d.errorf(i.syncWaitAt, "sync_wait needs state that the nodes have in common: write sync: {key_file: FILE} at the top")
+		case sync == nil:
+		case i.Priority == owner:
+			at := i.priorityAt
+			if at == nil { // it is the node's
+				at = sync
+			}
+			d.errorf(at, "instance %q has priority 255, which takes over at once, and sync is to have it wait for the other node's state: give it a lower priority, or remove sync", i.Name)
+		case i.syncWaitAt == nil:
+			i.SyncWait = defaultSyncWait
+		}
+	}
 }

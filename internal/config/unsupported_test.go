@@ -71,7 +71,7 @@ func TestDesign(t *testing.T) {
 	}
 	want := map[string]bool{}
 	for _, key := range []string{
-		"sync_wait", "http", "dns",
+		"http", "dns",
 	} {
 		want[key] = true
 	}

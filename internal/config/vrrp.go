@@ -18,8 +18,10 @@ type instanceDef struct {
 	routesAt  []*node // parallel to Routes
 	rulesAt   []*node // parallel to Rules
 
-	virtualAt      *node   // the key of VirtualMAC
-	acceptAt       *node   // that of Accept
+	virtualAt              *node // the key of VirtualMAC
+	acceptAt               *node // that of Accept
+	priorityAt, syncWaitAt *node // nil: not set here
+
 	heartbeatAt    *node   // nil: there is none
 	heartbeatPeers []*node // parallel to Heartbeat.Peers; the key heartbeat for each of the roster's
 }
@@ -28,12 +30,9 @@ var instanceSchema = schema{
 	what: "a VRRP instance",
 	keys: []string{
 		"name", "interface", "virtual_router_id", "priority", "version", "advertisement_interval",
-		"authentication", "preempt", "preempt_delay", "start_timeout", "addresses",
+		"authentication", "preempt", "preempt_delay", "sync_wait", "start_timeout", "addresses",
 		"unicast", "unicast_peers", "track", "group", "notify", "routes", "rules", "heartbeat",
 		"virtual_mac", "accept",
-	},
-	later: []string{
-		"sync_wait",
 	},
 	hints: map[string]string{
 		"advert_int":        "keepalived's advert_int is \"advertisement_interval\"",
@@ -119,6 +118,7 @@ func (d *decoder) instance(f fields, files fileSystem, roster []nodeDef, s self)
 		}
 	}
 	if n := f.own["priority"]; n != nil {
+		i.priorityAt = n
 		if p, ok := d.integer(n, "priority", 1, 255); ok {
 			i.Priority = uint8(p)
 		}
@@ -142,6 +142,10 @@ func (d *decoder) instance(f fields, files fileSystem, roster []nodeDef, s self)
 	}
 	if n := f.own["preempt_delay"]; n != nil {
 		i.PreemptDelay, _ = d.duration(n, "preempt_delay", 0, maxDelay)
+	}
+	if n := f.own["sync_wait"]; n != nil {
+		i.SyncWait, _ = d.duration(n, "sync_wait", 0, maxDelay)
+		i.syncWaitAt = n
 	}
 	if n := f.own["start_timeout"]; n != nil {
 		i.StartTimeout, _ = d.duration(n, "start_timeout", 0, maxDelay)

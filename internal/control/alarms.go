@@ -27,6 +27,10 @@ const (
 	AlarmEvents      AlarmKind = "events"      // events are not kept over a restart
 	AlarmMonitoring  AlarmKind = "monitoring"  // admin.listen could not be had
 
+	// Of the tables that the nodes have in common, by service.
+	AlarmTableSync    AlarmKind = "table_sync"    // the other nodes have not adopted this node's in time
+	AlarmTableDiffers AlarmKind = "table_differs" // that of the active node cannot be followed
+
 	// What runs short, by service.
 	AlarmSourcePorts    AlarmKind = "source_ports"
 	AlarmNoPort         AlarmKind = "no_port"

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -40,14 +41,38 @@ type fakeWorld struct {
 	changes  *Overrides
 	stats    loader.Stats // what Stats answers
 	usage    []loader.Usage
-	onApply  func() // called by Apply
+	onApply  func()                // called by Apply
+	previews []lb.TableState       // what Preview answers, until the next Apply
+	states   []lb.TableState       // what TableStates answers
+	adopted  [][]lb.TableState     // what AdoptTables was given
+	misfits  []loader.RefusedTable // what it answers
+	unfit    error                 // the same
+}
+
+func (w *fakeWorld) Preview(lb.Snapshot) ([]lb.TableState, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.previews), nil
+}
+
+func (w *fakeWorld) TableStates() []lb.TableState {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.states)
+}
+
+func (w *fakeWorld) AdoptTables(tables []lb.TableState) ([]loader.RefusedTable, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.adopted = append(w.adopted, tables)
+	return w.misfits, w.unfit
 }
 
 func newFakeWorld() *fakeWorld {
 	return &fakeWorld{
 		changed: make(chan struct{}, 1), ready: make(chan struct{}),
 		verdicts: map[netip.AddrPort]health.Status{}, checks: map[string]health.Verdict{}, hops: map[netip.Addr]lb.NextHop{},
-		changes: &Overrides{all: map[target]Override{}},
+		changes: &Overrides{all: map[target]Override{}, stamps: map[target]stamp{}},
 	}
 }
 
@@ -62,6 +87,7 @@ func (w *fakeWorld) Apply(s lb.Snapshot) error {
 		return w.refused
 	}
 	w.applied = append(w.applied, s)
+	w.previews = nil
 	return nil
 }
 

@@ -29,6 +29,12 @@ type Tables interface {
 	Stats() (loader.Stats, error)
 	// Usage tells how much is used of what is bounded.
 	Usage() ([]loader.Usage, error)
+	// Preview returns the tables that Apply would change, as they would be then.
+	Preview(lb.Snapshot) ([]lb.TableState, error)
+	// TableStates returns those that are in force, from whatever goroutine.
+	TableStates() []lb.TableState
+	// AdoptTables makes another node's tables those that are in force.
+	AdoptTables([]lb.TableState) ([]loader.RefusedTable, error)
 }
 
 // Checker probes servers.
@@ -85,6 +91,7 @@ type Loop struct {
 	reloads chan *reload
 	applied chan struct{} // closed after the first Apply
 	told    func()        // of new views; nil: nobody
+	changed func()        // by an operator; nil: nobody is told
 	record  func(events.Event)
 
 	// What is wrong with the interfaces, the maintenance, the ways of probes and the
@@ -95,7 +102,10 @@ type Loop struct {
 	// What runs short; Run's own.
 	shortages shortages
 	// Services that are about to take the place of the present ones; Run's own.
-	coming *reload
+	coming    *reload
+	addresses []netip.Addr // of servers, whose ways are followed; Run's own
+	// What there is in common with other nodes; nil: nothing.
+	sharing *sharing
 
 	mu      sync.Mutex // of services, too, which Run alone changes
 	views   []View
@@ -148,13 +158,15 @@ func (l *Loop) Views() ([]View, string) {
 func (l *Loop) Alarms() []Alarm {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.Concat(l.wrong, l.alarms)
+	return slices.Concat(l.wrong, l.alarms, l.tableAlarms())
 }
 
 // Run keeps the data plane in line until ctx ends. Until every server has a
 // verdict, but no longer than patience, it writes nothing: what an earlier
 // daemon left forwarding goes on.
 func (l *Loop) Run(ctx context.Context, patience time.Duration) {
+	follows, acks, end := l.channels()
+	defer end()
 	l.follow(addressesOf(l.services), targetsOfAll(l.services))
 	if !l.wait(ctx, patience) {
 		return
@@ -173,10 +185,23 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 	defer step.Stop()
 	patient := time.NewTimer(lookEvery) // with services that come
 	defer patient.Stop()
+	var risen []string // services whose tables other nodes are to get when they are in force
 	for {
+		asked := follows
+		if !ok {
+			asked = nil // until the services are in force
+		}
 		select {
 		case <-ctx.Done():
 			return
+		case f := <-asked:
+			l.takeIn(f)
+			if l.sharing.moved {
+				l.lead()
+			}
+		case a := <-acks:
+			l.acknowledged(a)
+			continue
 		case r := <-l.reloads:
 			l.begin(r)
 			if l.coming != nil {
@@ -191,18 +216,29 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 		case <-maintenance.C:
 			if ok {
 				l.maintain()
+				l.sendAgain(ctx, time.Now())
 			}
 			continue
 		}
 		arrived := l.takeOver()
+		risen = append(risen, l.elect()...)
 		views := l.look()
 		if at := l.slowStarts.next; !at.IsZero() {
 			step.Reset(time.Until(at))
 		}
 		next := snapshot(views)
-		if ok && arrived == nil && sameBackends(last, next) {
+		l.mark(next)
+		if !l.settle() && ok && arrived == nil && sameBackends(last, next) {
 			l.publish(views, "")
+			l.bring(ctx, risen)
+			risen = nil
 			continue
+		}
+		if ok && len(risen) == 0 { // who has just taken over waits for nobody
+			risen = l.announce(ctx, last, next)
+			if l.settle() { // another node's table has come meanwhile
+				l.mark(next)
+			}
 		}
 		err := l.tables.Apply(next)
 		if err != nil && arrived != nil {
@@ -219,6 +255,8 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 		}
 		l.publish(views, "")
 		last = next
+		l.bring(ctx, risen)
+		risen = nil
 		if arrived != nil {
 			arrived.done <- arrived.Finish()
 		}
@@ -387,6 +425,7 @@ func (l *Loop) Change(c Change) (text string, err error) {
 	l.log.Info("changed by an operator", "change", text)
 	l.record(events.Event{Type: events.OperatorChange, To: string(c.Action), Text: text})
 	l.Dirty()
+	l.tellChanges()
 	return text, nil
 }
 

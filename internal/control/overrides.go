@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -35,6 +36,10 @@ type Override struct {
 
 func (o Override) none() bool { return o.State == "" && o.Weight == nil }
 
+func (o Override) valid() bool {
+	return (o.State == "" || o.State == Drain || o.State == Disable) && (o.Weight == nil || *o.Weight >= 0 && *o.Weight <= MaxWeight)
+}
+
 // MaxWeight is the largest weight of a backend.
 const MaxWeight = 65535
 
@@ -48,31 +53,37 @@ type target struct {
 // outlive the daemon. Methods may be called from several goroutines.
 type Overrides struct {
 	path string
+	node string // this one
 
-	mu    sync.Mutex
-	all   map[target]Override
-	alarm string
+	mu     sync.Mutex
+	all    map[target]Override
+	stamps map[target]stamp // of all, and of what was undone
+	alarm  string
 }
 
 // overridesFile is how they are kept.
 type overridesFile struct {
 	Version   int             `json:"version"`
 	Overrides []savedOverride `json:"overrides"`
+	// Undone are those that are not in force any more.
+	Undone []savedOverride `json:"undone,omitempty"`
 }
 
 type savedOverride struct {
 	Scope   string `json:"scope"`
 	Address string `json:"address"`
 	Override
+	stamp
 }
 
 const overridesVersion = 1
 
 // OpenOverrides reads the operator's changes from a file. One that is not there
 // holds none. One that cannot be understood is moved aside, and is an alarm; the
-// daemon starts without changes.
-func OpenOverrides(path string) (*Overrides, error) {
-	o := &Overrides{path: path, all: map[target]Override{}}
+// daemon starts without changes. Node is the name of this node, for changes that are made
+// from now on.
+func OpenOverrides(path, node string) (*Overrides, error) {
+	o := &Overrides{path: path, node: node, all: map[target]Override{}, stamps: map[target]stamp{}}
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return o, nil
@@ -86,6 +97,7 @@ func OpenOverrides(path string) (*Overrides, error) {
 			return nil, fmt.Errorf("read the operator's changes from %s: %w", path, errors.Join(err, moveErr))
 		}
 		clear(o.all)
+		clear(o.stamps)
 		o.alarm = fmt.Sprintf("the operator's changes in %s could not be read (%v): they are in %s, and none is in force", path, err, aside)
 	}
 	return o, nil
@@ -99,25 +111,30 @@ func (o *Overrides) parse(text []byte) error {
 	if f.Version != overridesVersion {
 		return fmt.Errorf("version %d, want %d", f.Version, overridesVersion)
 	}
-	for _, s := range f.Overrides {
-		if s.Scope == "" || s.Address == "" || s.State != "" && s.State != Drain && s.State != Disable ||
-			s.Weight != nil && (*s.Weight < 0 || *s.Weight > MaxWeight) {
+	for _, s := range slices.Concat(f.Undone, f.Overrides) {
+		if s.Scope == "" || s.Address == "" || !s.valid() {
 			return fmt.Errorf("an entry for %q of %q that makes no sense", s.Address, s.Scope)
 		}
-		o.all[target{s.Scope, s.Address}] = s.Override
+		put(o.all, o.stamps, target{s.Scope, s.Address}, s.Override, s.stamp)
 	}
 	return nil
 }
 
 // save writes the file whole or not at all.
-func (o *Overrides) save(all map[target]Override) error {
+func (o *Overrides) save(all map[target]Override, stamps map[target]stamp) error {
 	f := overridesFile{Version: overridesVersion, Overrides: []savedOverride{}}
-	for t, v := range all {
-		f.Overrides = append(f.Overrides, savedOverride{t.scope, t.address, v})
+	for t, s := range stamps {
+		if v, ok := all[t]; ok {
+			f.Overrides = append(f.Overrides, savedOverride{t.scope, t.address, v, s})
+		} else {
+			f.Undone = append(f.Undone, savedOverride{Scope: t.scope, Address: t.address, stamp: s})
+		}
 	}
-	slices.SortFunc(f.Overrides, func(a, b savedOverride) int {
-		return cmp.Or(cmp.Compare(a.Scope, b.Scope), cmp.Compare(a.Address, b.Address))
-	})
+	for _, list := range [][]savedOverride{f.Overrides, f.Undone} {
+		slices.SortFunc(list, func(a, b savedOverride) int {
+			return cmp.Or(cmp.Compare(a.Scope, b.Scope), cmp.Compare(a.Address, b.Address))
+		})
+	}
 	return writeWhole(o.path, f)
 }
 
@@ -176,17 +193,11 @@ func (o *Overrides) Apply(c Change, services []lb.Service) (text string, err err
 	default:
 		return "", fmt.Errorf("%q is no action: want drain, disable, enable, weight or reset", c.Action)
 	}
-	next := make(map[target]Override, len(o.all)+1)
-	for k, old := range o.all {
-		next[k] = old
-	}
-	if next[t] = v; v.none() {
-		delete(next, t)
-	}
-	if err := o.save(next); err != nil {
+	next, stamps := maps.Clone(o.all), maps.Clone(o.stamps)
+	put(next, stamps, t, v, o.now(t))
+	if err := o.keep(next, stamps); err != nil {
 		return "", fmt.Errorf("keep the change in %s: %w: nothing has been changed", o.path, err)
 	}
-	o.all = next
 	return fmt.Sprintf("%s of %s: %s", t.address, t.scope, v), nil
 }
 

@@ -29,7 +29,7 @@ func twoServices() []lb.Service {
 
 func openOverrides(t *testing.T) *Overrides {
 	t.Helper()
-	o, err := OpenOverrides(filepath.Join(t.TempDir(), "state", "overrides.json"))
+	o, err := OpenOverrides(filepath.Join(t.TempDir(), "state", "overrides.json"), "lb1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func TestOverridesApply(t *testing.T) {
 				t.Errorf("got %q, %v; want %q, %q", text, err, tc.text, tc.err)
 			}
 			// The same holds after a restart.
-			again, err := OpenOverrides(o.path)
+			again, err := OpenOverrides(o.path, "lb1")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -103,7 +103,7 @@ func TestOverridesThatCannotBeRead(t *testing.T) {
 			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			o, err := OpenOverrides(path)
+			o, err := OpenOverrides(path, "lb1")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -126,7 +126,7 @@ func TestOverridesThatCannotBeKept(t *testing.T) {
 	if err := os.WriteFile(blocked, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	o := &Overrides{path: filepath.Join(blocked, "overrides.json"), all: map[target]Override{}}
+	o := &Overrides{path: filepath.Join(blocked, "overrides.json"), all: map[target]Override{}, stamps: map[target]stamp{}}
 	services := twoServices()
 	if _, err := o.Apply(Change{Drain, "http", "192.0.2.12", 0}, services); err == nil || !strings.Contains(err.Error(), "nothing has been changed") {
 		t.Errorf("got %v", err)

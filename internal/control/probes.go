@@ -65,7 +65,8 @@ func (l *Loop) decided(checks []string) bool {
 
 // follow has these addresses and targets followed, and no others.
 func (l *Loop) follow(addresses []netip.Addr, targets []health.Target) {
-	l.hops.Set(addresses)
+	l.addresses = addresses
+	l.lead()
 	var paths []lb.ProbePath
 	for _, t := range targets {
 		if t.Path != (lb.ProbePath{}) {

@@ -172,6 +172,6 @@ func Unserved(services []lb.Service) lb.Snapshot {
 // sameBackends tells whether two snapshots of one configuration are equal.
 func sameBackends(a, b lb.Snapshot) bool {
 	return slices.EqualFunc(a.Services, b.Services, func(a, b lb.ServiceState) bool {
-		return a.Name == b.Name && slices.Equal(a.Backends, b.Backends)
+		return a.Name == b.Name && slices.Equal(a.Backends, b.Backends) && a.Followed == b.Followed && slices.Equal(a.Leaving, b.Leaving)
 	})
 }

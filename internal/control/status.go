@@ -126,7 +126,9 @@ type ServiceStatus struct {
 	Quorum   int           `json:"quorum"`
 	Losses   loader.Losses `json:"losses"`
 	// Moves is what the last change of backends has done to slots.
-	Moves    *loader.Moves   `json:"last_change,omitempty"`
+	Moves *loader.Moves `json:"last_change,omitempty"`
+	// Table tells how its table stands between the nodes, where they have it in common.
+	Table    *TableStatus    `json:"table,omitempty"`
 	Backends []BackendStatus `json:"backends"`
 }
 

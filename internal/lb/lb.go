@@ -279,6 +279,14 @@ func (b Backend) String() string { return fmt.Sprintf("%v weight %d", b.Address,
 type ServiceState struct {
 	Service
 	Backends []Backend // sorted by Address, no duplicates
+	// Followed: another node's table is in force, which was adopted: slots stay as they
+	// are, and so does which backends count as failed, whatever Backends says. Without
+	// it again, the change to this node's own table is a planned one.
+	Followed bool
+	// Leaving are backends that the configuration does not have, and their next hops,
+	// for as long as they are there: an adopted table has brought them, or a change of
+	// the configuration has left them.
+	Leaving []Backend
 }
 
 // A Snapshot is the world as it should be. It is immutable: whoever holds one

@@ -1,6 +1,7 @@
 package lb
 
 import (
+	"cmp"
 	"net/netip"
 	"time"
 )
@@ -90,7 +91,7 @@ type Slot struct {
 type TableBackend struct {
 	Address netip.AddrPort
 	Failed  bool // what it served is void
-	Leaving bool // the configuration has it no more, or has drained it
+	Leaving bool // the configuration has it no more; it keeps what it serves
 }
 
 // An Epoch numbers the tables of a service in the order in which they were in force.
@@ -110,4 +111,26 @@ type TableState struct {
 	Epoch    Epoch
 	Backends []TableBackend
 	Slots    []Slot
+}
+
+// An OperatorChange is what an operator has made of a server, as one node tells another
+// of it. Of two changes of one server the later counts, whichever node it was made on.
+type OperatorChange struct {
+	Scope   string // name of a pool or a service
+	Address string // of the server, with a port where two have one address
+	State   string // drain, disable; "": neither
+	Weight  int    // -1: the configured one
+	// Time is when it was made, by the clock of Node, but after what was known of the
+	// server then. At one time the node with the greater name counts.
+	Time time.Time
+	Node string
+}
+
+// None tells whether it undoes all that was changed before.
+func (c OperatorChange) None() bool { return c.State == "" && c.Weight < 0 }
+
+// After tells whether c counts, and not o, where both are about one server. Whoever is
+// asked says the same, also of changes of which nobody knows when they were made.
+func (c OperatorChange) After(o OperatorChange) bool {
+	return cmp.Or(c.Time.Compare(o.Time), cmp.Compare(c.Node, o.Node), cmp.Compare(c.State, o.State), cmp.Compare(c.Weight, o.Weight)) > 0
 }
