@@ -200,6 +200,18 @@ ARRAY_OF(nat_flows, ARRAY_TYPE(struct nat_flow, NAT_PORTS, BPF_MAP_TYPE_ARRAY, B
 /* NAT: a pair's ring of free ports, then that of its handshakes; likewise. */
 ARRAY_OF(nat_rings, ARRAY_TYPE(__u64, NAT_RING, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE));
 
+/* NAT: which of a pair's flows other nodes have not been told of; likewise. */
+ARRAY_OF(nat_news, ARRAY_TYPE(__u64, NAT_NEWS, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE));
+
+/* Which entries of the tables of flows they have not been told of. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} flow_notes SEC(".maps");
+
+/* How many of these have found no room, per CPU. */
+ARRAY(flow_notes_lost, __u64, 1, BPF_MAP_TYPE_PERCPU_ARRAY, 0);
+
 /* NAT: the translation log's records of the packet in hand, per CPU. */
 ARRAY(nat_queues, struct nat_queue, 1, BPF_MAP_TYPE_PERCPU_ARRAY, 0);
 

@@ -78,12 +78,13 @@ static __always_inline int new_flow(struct packet *p, struct service *service, s
 	flow->vip_port = key->vip_port;
 	flow->vip = key->vip;
 	flow->backend = f->number;
-	flow->flags = NAT_QUEUED | (key->udp ? NAT_UDP : 0); /* until it has a state */
+	/* Marked until it has a state. */
+	flow->flags = NAT_QUEUED | (TELLS ? NAT_CLAIMED : 0) | (key->udp ? NAT_UDP : 0);
 	flow->last_seen = now;
 	flow->backend_sequence = 0;
 	flow->generation = f->backend->generation;
 	flow->interface = 0;
-	learn_last_hop(p, flow);
+	learn_last_hop(p, flow, pair << 16 | f->port);
 	if (!link_flow(flow, hash, pair << 16 | f->port, now)) {
 		flow->last_seen = 0; /* the port was not used */
 		unmark(pair, f->port);
@@ -119,7 +120,7 @@ static __always_inline int nat_find(struct packet *p, struct service *service, s
 		TRACE(pair, f.place.number);
 		TRACE(port, f.port);
 		TRACE(backend, f.number);
-		learn_last_hop(p, f.flow);
+		learn_last_hop(p, f.flow, f.place.number << 16 | f.port);
 		track(p, &f.place, f.flow, f.port, NAT_FIN_CLIENT, key.now);
 	} else if (out == PASS_NO_FLOW && (p->opens || key.udp)) {
 		facts->opens = true;

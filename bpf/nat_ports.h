@@ -16,6 +16,10 @@
  * state first, and only who has swapped it goes on. Who has taken a port keeps it
  * marked as queued until its new flow has a state: another CPU that ended the old
  * flow, and comes to queue the port only now, would queue it a second time.
+ *
+ * Where other nodes tell of their flows the daemon writes entries, too. It takes
+ * no port from the ring, but whoever writes an entry has claimed it (NAT_CLAIMED); a
+ * port whose flow came so may stand in the ring, and is passed over when its turn comes.
  */
 #ifndef SLUICE_NAT_PORTS_H
 #define SLUICE_NAT_PORTS_H
@@ -23,6 +27,7 @@
 #include "balance.h"
 #include "clock.h"
 #include "nat_log.h"
+#include "news.h"
 
 /* 60 s: a backend may still hold the old connection in TIME_WAIT. */
 #define REUSE_TICKS 447
@@ -133,9 +138,28 @@ static __always_inline void queue_port(struct nat_place *place, struct nat_flow 
 /* Frees the entry of a flow, unless its state is another by now. */
 static __always_inline bool free_entry(struct nat_flow *flow, __u32 id, __u32 state)
 {
+	bool freed;
+
 	if (NAT_LOGS)
-		return free_and_tell(id, state);
-	return dry || __sync_val_compare_and_swap(&flow->state, state, NAT_FREE) == state;
+		freed = free_and_tell(id, state);
+	else
+		freed = dry || __sync_val_compare_and_swap(&flow->state, state, NAT_FREE) == state;
+	if (freed && TELLS && is_told(state))
+		mark_news(id);
+	return freed;
+}
+
+/* Claims the entry of a port that was taken from the ring; false: the daemon has, or had, a flow for it. */
+static __always_inline bool claim_entry(struct nat_flow *flow)
+{
+	if (!TELLS)
+		return true;
+	if (__sync_fetch_and_or(&flow->flags, NAT_CLAIMED) & NAT_CLAIMED)
+		return false;
+	if (*(volatile __u32 *)&flow->state == NAT_FREE)
+		return true;
+	__sync_fetch_and_and(&flow->flags, ~NAT_CLAIMED);
+	return false;
 }
 
 /* Whether a dry run would have had the port join the ring. */
@@ -145,29 +169,29 @@ static __always_inline bool foreseen(struct nat_place *place, __u32 port)
 }
 
 /*
- * Lets go of a port's mark. Who ended the flow before has seen the mark and relied
+ * Lets go of a port's marks. Who ended the flow before has seen that it was queued and relied
  * on it, so a port without a flow joins the ring again.
  */
-static __always_inline void unmark_port(struct nat_place *place, struct nat_flow *flow, __u32 port)
+static __always_inline void unmark_port(struct nat_place *place, struct nat_flow *flow, __u32 port, __u32 marks)
 {
 	__u32 state;
 
 	if (dry)
 		return;
-	__sync_fetch_and_and(&flow->flags, ~NAT_QUEUED);
+	__sync_fetch_and_and(&flow->flags, ~marks);
 	state = *(volatile __u32 *)&flow->state;
 	if (state == NAT_FREE || state == NAT_CLOSED)
 		queue_port(place, flow, port);
 }
 
-/* The same where there is no stack to spare. */
+/* The same by who has claimed the entry, where there is no stack to spare. */
 SUBPROGRAM int unmark(__u32 pair, __u32 port)
 {
 	struct nat_flow *flow = nat_entry(pair, port);
 	struct nat_place place;
 
 	if (flow && nat_place(&place, pair))
-		unmark_port(&place, flow, port);
+		unmark_port(&place, flow, port, NAT_QUEUED | (TELLS ? NAT_CLAIMED : 0));
 	return 0;
 }
 
@@ -214,8 +238,11 @@ static __always_inline void unlink_flow(struct nat_flow *flow, __u32 id)
 static __always_inline void close_flow(struct nat_place *place, struct nat_flow *flow, __u32 port,
 				       __u32 state)
 {
-	if (!dry && __sync_val_compare_and_swap(&flow->state, state, NAT_CLOSED) == state)
-		queue_port(place, flow, port);
+	if (dry || __sync_val_compare_and_swap(&flow->state, state, NAT_CLOSED) != state)
+		return;
+	if (TELLS && is_told(state))
+		mark_news(place->number << 16 | port);
+	queue_port(place, flow, port);
 }
 
 /* Ends a flow, both ways, unless its state is another by now. */
@@ -326,7 +353,7 @@ SUBPROGRAM int claim_port(__u32 pair, __u32 service, __u32 now)
 			return 0;
 		/* The ring may hold what the share or the services have lost since. */
 		if (!in_share(place.pair, port)) {
-			unmark_port(&place, flow, port); /* the share may have it back by now */
+			unmark_port(&place, flow, port, NAT_QUEUED); /* the share may have it back by now */
 			continue;
 		}
 		if (is_service(place.pair, port)) {
@@ -339,9 +366,12 @@ SUBPROGRAM int claim_port(__u32 pair, __u32 service, __u32 now)
 			state = NAT_FREE;
 		if (state == NAT_CLOSED && free_entry(flow, pair << 16 | port, NAT_CLOSED))
 			state = NAT_FREE;
-		if (state != NAT_FREE) {
-			/* Data came after the close: the flow lives, and queues again when it ends. */
-			unmark_port(&place, flow, port);
+		if (state != NAT_FREE || !claim_entry(flow)) {
+			/*
+			 * Data came after the close, or another node has told of a flow: it lives,
+			 * and queues again when it ends.
+			 */
+			unmark_port(&place, flow, port, NAT_QUEUED);
 			continue;
 		}
 		/* Another CPU may have stamped the flow a tick ahead. */

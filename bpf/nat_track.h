@@ -33,13 +33,15 @@ static __always_inline __u32 advance(struct nat_flow *flow, __u32 from, __u32 to
  * The handshake: the backend's SYN says what the client must acknowledge. It may
  * happen again on a flow that an RST has closed. Returns the state after it.
  */
-static __always_inline __u32 track_handshake(struct tcphdr *tcp, struct nat_flow *flow, __u32 state,
+static __always_inline __u32 track_handshake(struct tcphdr *tcp, struct nat_flow *flow, __u32 id, __u32 state,
 					     __u32 fin)
 {
 	if (fin == NAT_FIN_BACKEND) {
 		if (!tcp->syn || !tcp->ack)
 			return state;
 		flow->backend_sequence = bpf_ntohl(tcp->seq) + 1;
+		if (TELLS && is_told(state))
+			mark_news(id);
 		return state == NAT_SYN_SENT ? advance(flow, state, NAT_SYN_RECEIVED) : state;
 	}
 	if (state == NAT_SYN_SENT || tcp->syn || !tcp->ack ||
@@ -51,11 +53,14 @@ static __always_inline __u32 track_handshake(struct tcphdr *tcp, struct nat_flow
 		__sync_fetch_and_and(&flow->flags, ~NAT_FIN_BOTH);
 	}
 	__sync_fetch_and_or(&flow->flags, NAT_OPENED);
-	return advance(flow, state, NAT_ESTABLISHED);
+	state = advance(flow, state, NAT_ESTABLISHED);
+	if (TELLS)
+		mark_news(id);
+	return state;
 }
 
 /* Data from a side shows that its FIN was none, and that an RST was none. */
-static __always_inline void track_data(struct nat_flow *flow, __u32 state, __u32 fin)
+static __always_inline void track_data(struct nat_flow *flow, __u32 id, __u32 state, __u32 fin)
 {
 	__u32 flags = flow->flags;
 
@@ -66,6 +71,8 @@ static __always_inline void track_data(struct nat_flow *flow, __u32 state, __u32
 		return;
 	flags = __sync_fetch_and_and(&flow->flags, ~fin) & ~fin;
 	advance(flow, state, flags & NAT_FIN_BOTH ? NAT_CLOSING : NAT_ESTABLISHED);
+	if (TELLS)
+		mark_news(id);
 }
 
 /* Follows a packet of the side whose FIN sets the flag. */
@@ -73,7 +80,7 @@ static __always_inline void track(struct packet *p, struct nat_place *place, str
 				  __u32 port, __u32 fin, __u32 now)
 {
 	struct tcphdr *tcp = p->tcp;
-	__u32 state = flow->state, flags;
+	__u32 state = flow->state, flags, before, id = place->number << 16 | port;
 
 	if (dry)
 		return;
@@ -81,8 +88,11 @@ static __always_inline void track(struct packet *p, struct nat_place *place, str
 		flow->last_seen = now;
 	if (p->protocol == IPPROTO_UDP) {
 		/* UDP has no handshake: who answers has taken part. */
-		if (fin == NAT_FIN_BACKEND && state == NAT_SYN_SENT)
+		if (fin == NAT_FIN_BACKEND && state == NAT_SYN_SENT) {
 			advance(flow, state, NAT_UDP_REPLIED);
+			if (TELLS)
+				mark_news(id);
+		}
 		return;
 	}
 	/* Linux 6.1 does not know any more that it is there. */
@@ -94,23 +104,26 @@ static __always_inline void track(struct packet *p, struct nat_place *place, str
 		return;
 	}
 	if (state != NAT_ESTABLISHED && state != NAT_CLOSING)
-		state = track_handshake(tcp, flow, state, fin);
+		state = track_handshake(tcp, flow, id, state, fin);
 	if (tcp->fin) {
-		flags = __sync_fetch_and_or(&flow->flags, fin) | fin;
+		before = __sync_fetch_and_or(&flow->flags, fin);
+		flags = before | fin;
 		if ((flags & NAT_FIN_BOTH) != NAT_FIN_BOTH) {
 			if (state == NAT_ESTABLISHED)
 				advance(flow, state, NAT_CLOSING);
 		} else if (state != NAT_CLOSED && state != NAT_FREE) {
 			close_flow(place, flow, port, state);
 		}
+		if (TELLS && is_told(state) && flags != before)
+			mark_news(id);
 		return;
 	}
 	if (state >= NAT_CLOSING && p->length > p->header_length)
-		track_data(flow, state, fin);
+		track_data(flow, id, state, fin);
 }
 
 /* The way back: replies leave by where the client's packets come from. */
-static __always_inline void learn_last_hop(struct packet *p, struct nat_flow *flow)
+static __always_inline void learn_last_hop(struct packet *p, struct nat_flow *flow, __u32 id)
 {
 	void *source = p->data + ETH_ALEN;
 	__be16 outer = p->vlans > 0 ? p->vlan[0] & bpf_htons(0x0fff) : 0;
@@ -126,6 +139,8 @@ static __always_inline void learn_last_hop(struct packet *p, struct nat_flow *fl
 	flow->vlan[0] = outer;
 	flow->vlan[1] = inner;
 	flow->interface = p->interface;
+	if (TELLS && is_told(flow->state))
+		mark_news(id);
 }
 
 #endif

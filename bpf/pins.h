@@ -11,12 +11,17 @@
  * Three maps, so that a flood of one kind of packet takes no room from what
  * another kind has earned: SYNs fill handshakes alone, only who goes on with the
  * SYN's sequence number makes a pin, and stragglers are rate limited.
+ *
+ * Other nodes are told of pins and stragglers, and of UDP flows that last: when an
+ * entry is made, when FIN, RST or data change how long it may be idle, and then now and
+ * again while it goes on, so that theirs stays, too.
  */
 #ifndef SLUICE_PINS_H
 #define SLUICE_PINS_H
 
 #include "balance.h"
 #include "clock.h"
+#include "news.h"
 #include "parse.h"
 
 /* How far behind its SYN a segment may be and belong to its handshake. */
@@ -45,17 +50,36 @@ static __always_inline void make_pin(struct pin *pin, __u32 number, __u32 sequen
 	pin->seen = ticks();
 	pin->sequence = sequence;
 	pin->ending = 0;
-	pin->pad = 0;
+	pin->held = 0;
+	pin->told = pin->seen;
 }
 
-/* The backend that an entry names; FIN and RST shorten its idle time, and data restores it. */
-static __always_inline __u32 follow(struct pin *pin, struct flow *f)
+/* After how many ticks a flow of a table that goes on is told again. */
+static __always_inline __u32 told_ticks(__u32 table, __u32 ending)
 {
-	__u32 now = ticks(), ending = f->ends ? 1 : f->data ? 0 : pin->ending;
+	if (table == TOLD_UDP)
+		return UDP_TOLD_TICKS;
+	return ending ? ENDING_TOLD_TICKS : PIN_TOLD_TICKS;
+}
 
-	if (!dry && (pin->seen != now || pin->ending != ending)) {
-		pin->seen = now;
-		pin->ending = ending;
+/*
+ * The backend that an entry of a table names (enum told_table); FIN and RST shorten
+ * its idle time, and data restores it.
+ */
+static __always_inline __u32 follow(struct pin *pin, struct flow *f, struct flow_key *key, __u32 table)
+{
+	__u32 now = ticks(), ending = f->ends ? 1 : f->data ? 0 : pin->ending, before = pin->ending;
+
+	if (dry || (pin->seen == now && before == ending))
+		return pin->backend;
+	pin->seen = now;
+	pin->ending = ending;
+	if (TELLS && table) {
+		pin->held = 0;
+		if (before != ending || now - pin->told > told_ticks(table, ending)) {
+			pin->told = now;
+			note_entry(key, table);
+		}
 	}
 	return pin->backend;
 }
@@ -98,7 +122,7 @@ static __always_inline __u32 owner_of_syn(struct flow *f, struct flow_key *key, 
 
 	if (old && pin_holds(old) && old->sequence == f->sequence) {
 		TRACE(found, FOUND_HANDSHAKE);
-		return follow(old, f);
+		return follow(old, f, key, TOLD_NONE);
 	}
 	/* Without a previous owner a miss goes to this one anyway, unless an old pin does. */
 	if (!previous && !bpf_map_lookup_elem(&pins, key) &&
@@ -133,7 +157,9 @@ static __always_inline __u32 owner_of_handshake(struct flow *f, struct flow_key 
 		COUNT_LOSS(backend_at(number)->service, pins_full);
 		return number;
 	}
-	bpf_map_delete_elem(&stragglers, key);
+	note_entry(key, TOLD_PINS);
+	if (!bpf_map_delete_elem(&stragglers, key))
+		note_entry(key, TOLD_STRAGGLERS);
 	bpf_map_delete_elem(&handshakes, key);
 	return number;
 }
@@ -159,27 +185,30 @@ SUBPROGRAM __u32 tracked_owner(struct flow *f, __u64 word)
 	old = bpf_map_lookup_elem(&pins, &key);
 	if (old && pin_holds(old)) {
 		TRACE(found, FOUND_PIN);
-		return follow(old, f);
+		return follow(old, f, &key, TOLD_PINS);
 	}
 	old = bpf_map_lookup_elem(&stragglers, &key);
 	if (old && pin_holds(old)) {
 		TRACE(found, FOUND_STRAGGLER);
-		return follow(old, f);
+		return follow(old, f, &key, TOLD_STRAGGLERS);
 	}
 	if ((word >> SLOT_STATE_SHIFT & SLOT_STATE_MASK) != SLOT_TRACKED || !previous)
 		return owner;
 	TRACE(found, NEW_STRAGGLER);
 	if (!f->ends && may_straggle()) {
 		make_pin(&pin, previous, 0);
-		bpf_map_update_elem(&stragglers, &key, &pin, BPF_ANY);
+		if (!bpf_map_update_elem(&stragglers, &key, &pin, BPF_ANY))
+			note_entry(&key, TOLD_STRAGGLERS);
 	}
 	return previous;
 }
 
-/* Whether an entry of a UDP flow still stands. */
+/* Whether an entry of a UDP flow still stands. What another node tells of may be older than the flow. */
 static __always_inline bool udp_holds(struct pin *pin)
 {
-	return pin_holds(pin) && (int)(ticks() - pin->seen) <= UDP_IDLE_TICKS;
+	int idle = ticks() - pin->seen;
+
+	return pin_holds(pin) && idle <= (pin->held ? UDP_IDLE_TICKS + UDP_TOLD_TICKS : UDP_IDLE_TICKS);
 }
 
 /*
@@ -199,7 +228,7 @@ SUBPROGRAM __u32 udp_owner(struct flow *f, __u64 word)
 	old = bpf_map_lookup_elem(&udp_flows, &key);
 	if (old && udp_holds(old)) {
 		TRACE(found, FOUND_UDP);
-		return follow(old, f);
+		return follow(old, f, &key, TOLD_UDP);
 	}
 	old = bpf_map_lookup_elem(&udp_new, &key);
 	if (old && udp_holds(old)) {
@@ -210,7 +239,9 @@ SUBPROGRAM __u32 udp_owner(struct flow *f, __u64 word)
 		make_pin(&pin, owner, 0);
 		if (bpf_map_update_elem(&udp_flows, &key, &pin, BPF_ANY)) {
 			COUNT_LOSS(backend_at(owner)->service, pins_full);
-			follow(old, f);
+			follow(old, f, &key, TOLD_NONE);
+		} else {
+			note_entry(&key, TOLD_UDP);
 		}
 		return owner;
 	}

@@ -33,6 +33,8 @@ enum limits {
 	NAT_PORTS = 65536,	/* entries of one pair */
 	NAT_EMBRYONIC = 16384,	/* handshakes that one pair remembers, at most */
 	NAT_RING = 81920,	/* NAT_PORTS + NAT_EMBRYONIC words */
+	NAT_NEWS_WORDS = 1024,	/* a bit for each of NAT_PORTS */
+	NAT_NEWS = 1040,	/* the same, and a bit for each of these words */
 	NAT_WAYS = 8,		/* words in a bucket: one cache line */
 	NAT_QUEUE = 512,	/* records of the translation log that one packet causes, at most: some 350 */
 	REPLY_BITS = 16,
@@ -47,6 +49,10 @@ enum limits {
 	MAX_VLANS = 2,
 	STRAGGLERS_PER_TICK = 2048, /* that one CPU may pin */
 	UDP_IDLE_TICKS = 2235,	/* 300 s (RFC 4787, REQ-5) */
+	/* A flow that goes on is told again after a quarter of the time that it may be idle. */
+	PIN_TOLD_TICKS = 13858,	/* 31 min */
+	ENDING_TOLD_TICKS = 111, /* 15 s */
+	UDP_TOLD_TICKS = 558,	/* 75 s */
 	MAX_EXTENSIONS = 8,	/* IPv6 extension headers that are skipped */
 	MAX_PROBES = 16384,	/* VIPs at backends that are probed; probes that are noted */
 	MAX_FENCES = 1024,	/* instances of VRRP; 0 is the daemon itself */
@@ -264,7 +270,8 @@ struct nat_pair {
 	__u64 given_up; /* handshakes that were the oldest when no port was free */
 	__u32 hand; /* where the search for idle flows goes on */
 	__u32 share_hand; /* and that among the ports of this node */
-	__u32 pad2[6];
+	__u64 news; /* a bit for each 4096 ports: flows among them have changed */
+	__u32 pad2[4];
 };
 
 /* NAT: finds a reply's pair. */
@@ -294,6 +301,8 @@ enum nat_flags {
 	NAT_QUEUED = 4, /* its port stands in the ring */
 	NAT_OPENED = 8, /* the client has answered the backend's SYN */
 	NAT_UDP = 16, /* its protocol; else TCP */
+	NAT_CLAIMED = 32, /* somebody writes its entry: nobody else may */
+	NAT_HELD = 64, /* the daemon's: another node has told of it, and no packet of its own has come since */
 };
 
 /* NAT: a translated flow. Its place is its source port. One cache line. */
@@ -421,7 +430,23 @@ struct pin {
 	__u32 generation;
 	__u32 seen; /* ticks */
 	__u32 sequence; /* of a handshake: that of the SYN, host byte order */
-	__u32 ending; /* FIN or RST has been seen, and no data since */
+	__u16 ending; /* FIN or RST has been seen, and no data since */
+	__u16 held; /* another node has told of it, and no packet of its own has come */
+	__u32 told; /* when other nodes were last told of it, ticks */
+};
+
+/* The tables whose entries other nodes are told of. */
+enum told_table {
+	TOLD_NONE = 0,
+	TOLD_PINS,
+	TOLD_STRAGGLERS,
+	TOLD_UDP,
+};
+
+/* An entry of such a table that has changed. */
+struct flow_note {
+	struct flow_key key;
+	__u32 table; /* enum told_table */
 	__u32 pad;
 };
 
@@ -569,7 +594,9 @@ struct exported {
 	enum fragments_way fragments_way;
 	enum fence_held fence_held;
 	enum fence_flags fence_flags;
+	enum told_table told_table;
 	struct nat_flow nat_flow;
+	struct flow_note flow_note;
 };
 
 #endif

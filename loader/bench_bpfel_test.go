@@ -148,7 +148,7 @@ type benchExported struct {
 	FragmentsWay uint32
 	FenceHeld    uint32
 	FenceFlags   uint32
-	_            [4]byte
+	ToldTable    uint32
 	NatFlow      struct {
 		_               structs.HostLayout
 		Client          [2]uint64
@@ -167,6 +167,20 @@ type benchExported struct {
 		Turn            uint8
 		Vlan            [2]uint16
 		Interface       uint32
+	}
+	FlowNote struct {
+		_   structs.HostLayout
+		Key struct {
+			_          structs.HostLayout
+			Client     [2]uint64
+			Vip        uint32
+			ClientPort uint16
+			VipPort    uint16
+			Protocol   uint32
+			Pad        uint32
+		}
+		Table uint32
+		Pad   uint32
 	}
 }
 
@@ -273,7 +287,8 @@ type benchNatPair struct {
 	GivenUp    uint64
 	Hand       uint32
 	ShareHand  uint32
-	Pad2       [6]uint32
+	News       uint64
+	Pad2       [4]uint32
 }
 
 type benchNatQueue struct {
@@ -324,8 +339,9 @@ type benchPin struct {
 	Generation uint32
 	Seen       uint32
 	Sequence   uint32
-	Ending     uint32
-	Pad        uint32
+	Ending     uint16
+	Held       uint16
+	Told       uint32
 }
 
 type benchPortTable struct {
@@ -435,6 +451,8 @@ const (
 	benchMapBenchState         = "bench_state"
 	benchMapFenceAddresses     = "fence_addresses"
 	benchMapFences             = "fences"
+	benchMapFlowNotes          = "flow_notes"
+	benchMapFlowNotesLost      = "flow_notes_lost"
 	benchMapFragmentIds        = "fragment_ids"
 	benchMapFragments          = "fragments"
 	benchMapHandshakes         = "handshakes"
@@ -446,6 +464,7 @@ const (
 	benchMapNatChoices         = "nat_choices"
 	benchMapNatFlows           = "nat_flows"
 	benchMapNatKeys            = "nat_keys"
+	benchMapNatNews            = "nat_news"
 	benchMapNatPairs           = "nat_pairs"
 	benchMapNatQueues          = "nat_queues"
 	benchMapNatRecords         = "nat_records"
@@ -477,6 +496,7 @@ const (
 	benchVarDryInterface       = "dry_interface"
 	benchVarExported           = "exported"
 	benchVarExportedLimits     = "exported_limits"
+	benchVarFlowsTold          = "flows_told"
 	benchVarNatBucketMask      = "nat_bucket_mask"
 	benchVarNatLogged          = "nat_logged"
 	benchVarNatSeed            = "nat_seed"
@@ -554,6 +574,8 @@ type benchMapSpecs struct {
 	BenchState         *ebpf.MapSpec `ebpf:"bench_state"`
 	FenceAddresses     *ebpf.MapSpec `ebpf:"fence_addresses"`
 	Fences             *ebpf.MapSpec `ebpf:"fences"`
+	FlowNotes          *ebpf.MapSpec `ebpf:"flow_notes"`
+	FlowNotesLost      *ebpf.MapSpec `ebpf:"flow_notes_lost"`
 	FragmentIds        *ebpf.MapSpec `ebpf:"fragment_ids"`
 	Fragments          *ebpf.MapSpec `ebpf:"fragments"`
 	Handshakes         *ebpf.MapSpec `ebpf:"handshakes"`
@@ -565,6 +587,7 @@ type benchMapSpecs struct {
 	NatChoices         *ebpf.MapSpec `ebpf:"nat_choices"`
 	NatFlows           *ebpf.MapSpec `ebpf:"nat_flows"`
 	NatKeys            *ebpf.MapSpec `ebpf:"nat_keys"`
+	NatNews            *ebpf.MapSpec `ebpf:"nat_news"`
 	NatPairs           *ebpf.MapSpec `ebpf:"nat_pairs"`
 	NatQueues          *ebpf.MapSpec `ebpf:"nat_queues"`
 	NatRecords         *ebpf.MapSpec `ebpf:"nat_records"`
@@ -596,6 +619,7 @@ type benchVariableSpecs struct {
 	DryInterface   *ebpf.VariableSpec `ebpf:"dry_interface"`
 	Exported       *ebpf.VariableSpec `ebpf:"exported"`
 	ExportedLimits *ebpf.VariableSpec `ebpf:"exported_limits"`
+	FlowsTold      *ebpf.VariableSpec `ebpf:"flows_told"`
 	NatBucketMask  *ebpf.VariableSpec `ebpf:"nat_bucket_mask"`
 	NatLogged      *ebpf.VariableSpec `ebpf:"nat_logged"`
 	NatSeed        *ebpf.VariableSpec `ebpf:"nat_seed"`
@@ -639,6 +663,8 @@ type benchMaps struct {
 	BenchState         *ebpf.Map `ebpf:"bench_state"`
 	FenceAddresses     *ebpf.Map `ebpf:"fence_addresses"`
 	Fences             *ebpf.Map `ebpf:"fences"`
+	FlowNotes          *ebpf.Map `ebpf:"flow_notes"`
+	FlowNotesLost      *ebpf.Map `ebpf:"flow_notes_lost"`
 	FragmentIds        *ebpf.Map `ebpf:"fragment_ids"`
 	Fragments          *ebpf.Map `ebpf:"fragments"`
 	Handshakes         *ebpf.Map `ebpf:"handshakes"`
@@ -650,6 +676,7 @@ type benchMaps struct {
 	NatChoices         *ebpf.Map `ebpf:"nat_choices"`
 	NatFlows           *ebpf.Map `ebpf:"nat_flows"`
 	NatKeys            *ebpf.Map `ebpf:"nat_keys"`
+	NatNews            *ebpf.Map `ebpf:"nat_news"`
 	NatPairs           *ebpf.Map `ebpf:"nat_pairs"`
 	NatQueues          *ebpf.Map `ebpf:"nat_queues"`
 	NatRecords         *ebpf.Map `ebpf:"nat_records"`
@@ -682,6 +709,8 @@ func (m *benchMaps) Close() error {
 		m.BenchState,
 		m.FenceAddresses,
 		m.Fences,
+		m.FlowNotes,
+		m.FlowNotesLost,
 		m.FragmentIds,
 		m.Fragments,
 		m.Handshakes,
@@ -693,6 +722,7 @@ func (m *benchMaps) Close() error {
 		m.NatChoices,
 		m.NatFlows,
 		m.NatKeys,
+		m.NatNews,
 		m.NatPairs,
 		m.NatQueues,
 		m.NatRecords,
@@ -725,6 +755,7 @@ type benchVariables struct {
 	DryInterface   *ebpf.Variable `ebpf:"dry_interface"`
 	Exported       *ebpf.Variable `ebpf:"exported"`
 	ExportedLimits *ebpf.Variable `ebpf:"exported_limits"`
+	FlowsTold      *ebpf.Variable `ebpf:"flows_told"`
 	NatBucketMask  *ebpf.Variable `ebpf:"nat_bucket_mask"`
 	NatLogged      *ebpf.Variable `ebpf:"nat_logged"`
 	NatSeed        *ebpf.Variable `ebpf:"nat_seed"`

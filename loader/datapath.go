@@ -40,6 +40,7 @@ type Options struct {
 	// DefaultProbeAddresses4, DefaultProbeAddresses6.
 	ProbeAddresses4, ProbeAddresses6 netip.Prefix
 	LogTranslations                  bool // the program reports them: see OpenTranslations
+	TellFlows                        bool // other nodes are told of flows: see OpenFlowFeed
 	Log                              *slog.Logger
 
 	reached func(step string) error // of an upgrade: a test's
@@ -60,6 +61,9 @@ type Datapath struct {
 	fresh   bool     // there was none to adopt
 	upgrade *upgrade // until Attach has ended it
 
+	tellsFlows bool
+	timeouts   map[lbNatState]time.Duration // of nat flows
+
 	mu       sync.Mutex
 	state    *State
 	names    map[uint16]string // services, by number, as the last snapshot named them
@@ -69,6 +73,7 @@ type Datapath struct {
 	pressure pressure          // on the memory of connections older than their window
 	idle     idlePorts         // as the last call of Usage counted them
 	upgraded *Upgrade
+	feed     *FlowFeed // nil: nobody asks
 }
 
 // idle times after which a nat flow is void, by its state.
@@ -137,7 +142,7 @@ func open(o Options, timeouts map[lbNatState]time.Duration) (*Datapath, error) {
 		pinDir: o.PinDir, share: o.Ports, log: o.Log, objects: &objects.kernelMaps, program: objects.Sluice,
 		probes: newProbeFilter(objects.SluiceProbe, o),
 		links:  map[string]link.Link{}, names: map[uint16]string{}, moves: map[uint16]Moves{}, cache: &tableCache{},
-		fresh: found.fresh, upgrade: found.upgrade,
+		fresh: found.fresh, upgrade: found.upgrade, tellsFlows: o.TellFlows, timeouts: timeouts,
 	}
 	if err := d.start(spec, found.meta); err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -160,6 +165,9 @@ func (d *Datapath) start(spec *ebpf.CollectionSpec, meta lbMeta) error {
 		}
 	}
 	if d.state, err = d.tables.readState(); err != nil {
+		return err
+	}
+	if err := d.tables.ensureNews(d.state); err != nil {
 		return err
 	}
 	if d.upgrade != nil {
@@ -312,7 +320,7 @@ func setVariables(spec *ebpf.CollectionSpec, o Options, meta lbMeta, timeouts ma
 		"probe_prefix4": uint32(probe4[1] >> 32), "probe_mask4": uint32(probeMask4[1] >> 32),
 		"probe_prefix6": probe6, "probe_mask6": probeMask6,
 		"nat_seed": meta.NatSeed, "nat_bucket_mask": meta.BucketMask, "nat_timeout": ticks,
-		"nat_logged": boolWord(o.LogTranslations),
+		"nat_logged": boolWord(o.LogTranslations), "flows_told": boolWord(o.TellFlows),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return fmt.Errorf("set %s of the program: %w", name, err)

@@ -85,9 +85,9 @@ func (p *Pinned) Flows(f func(Flow) error) error {
 		{p.maps.Handshakes, FlowHandshake, func(*Flow, lbPin) time.Duration { return handshakeIdle }},
 		{p.maps.Pins, FlowPinned, readPinned},
 		{p.maps.Stragglers, FlowStraggler, readPinned},
-		{p.maps.UdpFlows, FlowUDP, func(flow *Flow, _ lbPin) time.Duration {
+		{p.maps.UdpFlows, FlowUDP, func(flow *Flow, pin lbPin) time.Duration {
 			flow.State = "lasting"
-			return udpIdle
+			return pinLife(lb.FlowDatagrams, &pin)
 		}},
 		{p.maps.UdpNew, FlowUDP, func(flow *Flow, _ lbPin) time.Duration {
 			flow.State = "new"
@@ -120,12 +120,11 @@ func (p *Pinned) Flows(f func(Flow) error) error {
 }
 
 func readPinned(flow *Flow, pin lbPin) time.Duration {
+	flow.State = "open"
 	if pin.Ending != 0 {
 		flow.State = "ending"
-		return pinEnding
 	}
-	flow.State = "open"
-	return pinIdle
+	return pinLife(lb.FlowPinned, &pin)
 }
 
 // pairFlows calls f for the nat flows of one pair.

@@ -135,7 +135,7 @@ type lbExported struct {
 	FragmentsWay uint32
 	FenceHeld    uint32
 	FenceFlags   uint32
-	_            [4]byte
+	ToldTable    uint32
 	NatFlow      struct {
 		_               structs.HostLayout
 		Client          [2]uint64
@@ -154,6 +154,20 @@ type lbExported struct {
 		Turn            uint8
 		Vlan            [2]uint16
 		Interface       uint32
+	}
+	FlowNote struct {
+		_   structs.HostLayout
+		Key struct {
+			_          structs.HostLayout
+			Client     [2]uint64
+			Vip        uint32
+			ClientPort uint16
+			VipPort    uint16
+			Protocol   uint32
+			Pad        uint32
+		}
+		Table uint32
+		Pad   uint32
 	}
 }
 
@@ -207,6 +221,13 @@ type lbFlowKey struct {
 	VipPort    uint16
 	Protocol   uint32
 	Pad        uint32
+}
+
+type lbFlowNote struct {
+	_     structs.HostLayout
+	Key   lbFlowKey
+	Table uint32
+	Pad   uint32
 }
 
 type lbForward uint32
@@ -287,6 +308,8 @@ const (
 	lbLimitsNAT_PORTS              lbLimits = 65536
 	lbLimitsNAT_EMBRYONIC          lbLimits = 16384
 	lbLimitsNAT_RING               lbLimits = 81920
+	lbLimitsNAT_NEWS_WORDS         lbLimits = 1024
+	lbLimitsNAT_NEWS               lbLimits = 1040
 	lbLimitsNAT_WAYS               lbLimits = 8
 	lbLimitsNAT_QUEUE              lbLimits = 512
 	lbLimitsREPLY_BITS             lbLimits = 16
@@ -301,6 +324,9 @@ const (
 	lbLimitsMAX_VLANS              lbLimits = 2
 	lbLimitsSTRAGGLERS_PER_TICK    lbLimits = 2048
 	lbLimitsUDP_IDLE_TICKS         lbLimits = 2235
+	lbLimitsPIN_TOLD_TICKS         lbLimits = 13858
+	lbLimitsENDING_TOLD_TICKS      lbLimits = 111
+	lbLimitsUDP_TOLD_TICKS         lbLimits = 558
 	lbLimitsMAX_EXTENSIONS         lbLimits = 8
 	lbLimitsMAX_PROBES             lbLimits = 16384
 	lbLimitsMAX_FENCES             lbLimits = 1024
@@ -341,6 +367,8 @@ const (
 	lbNatFlagsNAT_QUEUED      lbNatFlags = 4
 	lbNatFlagsNAT_OPENED      lbNatFlags = 8
 	lbNatFlagsNAT_UDP         lbNatFlags = 16
+	lbNatFlagsNAT_CLAIMED     lbNatFlags = 32
+	lbNatFlagsNAT_HELD        lbNatFlags = 64
 )
 
 type lbNatFlow struct {
@@ -382,7 +410,8 @@ type lbNatPair struct {
 	GivenUp    uint64
 	Hand       uint32
 	ShareHand  uint32
-	Pad2       [6]uint32
+	News       uint64
+	Pad2       [4]uint32
 }
 
 type lbNatQueue struct {
@@ -497,8 +526,9 @@ type lbPin struct {
 	Generation uint32
 	Seen       uint32
 	Sequence   uint32
-	Ending     uint32
-	Pad        uint32
+	Ending     uint16
+	Held       uint16
+	Told       uint32
 }
 
 type lbPortTable struct {
@@ -627,6 +657,15 @@ type lbSourceKey struct {
 	Service uint64
 }
 
+type lbToldTable uint32
+
+const (
+	lbToldTableTOLD_NONE       lbToldTable = 0
+	lbToldTableTOLD_PINS       lbToldTable = 1
+	lbToldTableTOLD_STRAGGLERS lbToldTable = 2
+	lbToldTableTOLD_UDP        lbToldTable = 3
+)
+
 type lbTrace struct {
 	_              structs.HostLayout
 	Hash           uint64
@@ -690,6 +729,8 @@ const (
 	lbMapAnswerAllowance    = "answer_allowance"
 	lbMapFenceAddresses     = "fence_addresses"
 	lbMapFences             = "fences"
+	lbMapFlowNotes          = "flow_notes"
+	lbMapFlowNotesLost      = "flow_notes_lost"
 	lbMapFragmentIds        = "fragment_ids"
 	lbMapFragments          = "fragments"
 	lbMapHandshakes         = "handshakes"
@@ -701,6 +742,7 @@ const (
 	lbMapNatChoices         = "nat_choices"
 	lbMapNatFlows           = "nat_flows"
 	lbMapNatKeys            = "nat_keys"
+	lbMapNatNews            = "nat_news"
 	lbMapNatPairs           = "nat_pairs"
 	lbMapNatQueues          = "nat_queues"
 	lbMapNatRecords         = "nat_records"
@@ -727,6 +769,7 @@ const (
 	lbVarDry                = "dry"
 	lbVarDryInterface       = "dry_interface"
 	lbVarExported           = "exported"
+	lbVarFlowsTold          = "flows_told"
 	lbVarNatBucketMask      = "nat_bucket_mask"
 	lbVarNatLogged          = "nat_logged"
 	lbVarNatSeed            = "nat_seed"
@@ -797,6 +840,8 @@ type lbMapSpecs struct {
 	AnswerAllowance    *ebpf.MapSpec `ebpf:"answer_allowance"`
 	FenceAddresses     *ebpf.MapSpec `ebpf:"fence_addresses"`
 	Fences             *ebpf.MapSpec `ebpf:"fences"`
+	FlowNotes          *ebpf.MapSpec `ebpf:"flow_notes"`
+	FlowNotesLost      *ebpf.MapSpec `ebpf:"flow_notes_lost"`
 	FragmentIds        *ebpf.MapSpec `ebpf:"fragment_ids"`
 	Fragments          *ebpf.MapSpec `ebpf:"fragments"`
 	Handshakes         *ebpf.MapSpec `ebpf:"handshakes"`
@@ -808,6 +853,7 @@ type lbMapSpecs struct {
 	NatChoices         *ebpf.MapSpec `ebpf:"nat_choices"`
 	NatFlows           *ebpf.MapSpec `ebpf:"nat_flows"`
 	NatKeys            *ebpf.MapSpec `ebpf:"nat_keys"`
+	NatNews            *ebpf.MapSpec `ebpf:"nat_news"`
 	NatPairs           *ebpf.MapSpec `ebpf:"nat_pairs"`
 	NatQueues          *ebpf.MapSpec `ebpf:"nat_queues"`
 	NatRecords         *ebpf.MapSpec `ebpf:"nat_records"`
@@ -838,6 +884,7 @@ type lbVariableSpecs struct {
 	Dry           *ebpf.VariableSpec `ebpf:"dry"`
 	DryInterface  *ebpf.VariableSpec `ebpf:"dry_interface"`
 	Exported      *ebpf.VariableSpec `ebpf:"exported"`
+	FlowsTold     *ebpf.VariableSpec `ebpf:"flows_told"`
 	NatBucketMask *ebpf.VariableSpec `ebpf:"nat_bucket_mask"`
 	NatLogged     *ebpf.VariableSpec `ebpf:"nat_logged"`
 	NatSeed       *ebpf.VariableSpec `ebpf:"nat_seed"`
@@ -878,6 +925,8 @@ type lbMaps struct {
 	AnswerAllowance    *ebpf.Map `ebpf:"answer_allowance"`
 	FenceAddresses     *ebpf.Map `ebpf:"fence_addresses"`
 	Fences             *ebpf.Map `ebpf:"fences"`
+	FlowNotes          *ebpf.Map `ebpf:"flow_notes"`
+	FlowNotesLost      *ebpf.Map `ebpf:"flow_notes_lost"`
 	FragmentIds        *ebpf.Map `ebpf:"fragment_ids"`
 	Fragments          *ebpf.Map `ebpf:"fragments"`
 	Handshakes         *ebpf.Map `ebpf:"handshakes"`
@@ -889,6 +938,7 @@ type lbMaps struct {
 	NatChoices         *ebpf.Map `ebpf:"nat_choices"`
 	NatFlows           *ebpf.Map `ebpf:"nat_flows"`
 	NatKeys            *ebpf.Map `ebpf:"nat_keys"`
+	NatNews            *ebpf.Map `ebpf:"nat_news"`
 	NatPairs           *ebpf.Map `ebpf:"nat_pairs"`
 	NatQueues          *ebpf.Map `ebpf:"nat_queues"`
 	NatRecords         *ebpf.Map `ebpf:"nat_records"`
@@ -918,6 +968,8 @@ func (m *lbMaps) Close() error {
 		m.AnswerAllowance,
 		m.FenceAddresses,
 		m.Fences,
+		m.FlowNotes,
+		m.FlowNotesLost,
 		m.FragmentIds,
 		m.Fragments,
 		m.Handshakes,
@@ -929,6 +981,7 @@ func (m *lbMaps) Close() error {
 		m.NatChoices,
 		m.NatFlows,
 		m.NatKeys,
+		m.NatNews,
 		m.NatPairs,
 		m.NatQueues,
 		m.NatRecords,
@@ -960,6 +1013,7 @@ type lbVariables struct {
 	Dry           *ebpf.Variable `ebpf:"dry"`
 	DryInterface  *ebpf.Variable `ebpf:"dry_interface"`
 	Exported      *ebpf.Variable `ebpf:"exported"`
+	FlowsTold     *ebpf.Variable `ebpf:"flows_told"`
 	NatBucketMask *ebpf.Variable `ebpf:"nat_bucket_mask"`
 	NatLogged     *ebpf.Variable `ebpf:"nat_logged"`
 	NatSeed       *ebpf.Variable `ebpf:"nat_seed"`

@@ -204,47 +204,58 @@ func (d *Datapath) scanFlows(now uint32, used map[uint16]map[uint32]bool) error 
 		b := d.state.Backends[p.Backend]
 		return b.Alive && b.Generation == p.Generation
 	}
-	pinned := func(k lbFlowKey, p lbPin) bool {
-		limit := pinIdle
-		if p.Ending != 0 {
-			limit = pinEnding
+	pinned := func(kind lb.FlowKind) func(k lbFlowKey, p lbPin) fate {
+		return func(k lbFlowKey, p lbPin) fate {
+			service, i, ok := place(k)
+			if !ok || !alive(p) {
+				return fateVoid
+			}
+			if idle(p) > pinLife(kind, &p) {
+				return fateIdle
+			}
+			s := d.state.Slots[service][i]
+			if s.state() == lbSlotStateSLOT_CLEAN || s.state() == lbSlotStateSLOT_SETTLING && s.owner() == p.Backend {
+				return fateVoid
+			}
+			if used[service] == nil {
+				used[service] = map[uint32]bool{}
+			}
+			used[service][i] = true
+			d.scan.pinned[p.Backend]++
+			return fateKept
 		}
-		service, i, ok := place(k)
-		if !ok || !alive(p) || idle(p) > limit {
-			return false
-		}
-		s := d.state.Slots[service][i]
-		if s.state() == lbSlotStateSLOT_CLEAN || s.state() == lbSlotStateSLOT_SETTLING && s.owner() == p.Backend {
-			return false
-		}
-		if used[service] == nil {
-			used[service] = map[uint32]bool{}
-		}
-		used[service][i] = true
-		d.scan.pinned[p.Backend]++
-		return true
 	}
 	for _, t := range []struct {
 		name  string
 		table *ebpf.Map
-		keep  func(lbFlowKey, lbPin) bool
+		kind  lb.FlowKind // 0: other nodes are not told of it
+		look  func(lbFlowKey, lbPin) fate
 	}{
-		{"handshakes", d.objects.Handshakes, func(_ lbFlowKey, p lbPin) bool { return alive(p) && idle(p) <= handshakeIdle }},
-		{"pins", d.objects.Pins, pinned},
-		{"stragglers", d.objects.Stragglers, pinned},
-		{"udp_flows", d.objects.UdpFlows, func(k lbFlowKey, p lbPin) bool {
+		{"handshakes", d.objects.Handshakes, 0, func(_ lbFlowKey, p lbPin) fate {
+			if alive(p) && idle(p) <= handshakeIdle {
+				return fateKept
+			}
+			return fateIdle
+		}},
+		{"pins", d.objects.Pins, lb.FlowPinned, pinned(lb.FlowPinned)},
+		{"stragglers", d.objects.Stragglers, lb.FlowStraggler, pinned(lb.FlowStraggler)},
+		{"udp_flows", d.objects.UdpFlows, lb.FlowDatagrams, func(k lbFlowKey, p lbPin) fate {
 			service, _, ok := place(k)
-			if !ok || !alive(p) || idle(p) > udpIdle || d.state.Services[service].Flags&lbServiceFlagsSERVICE_UDP_FLOWS == 0 {
-				return false
+			if !ok || !alive(p) || d.state.Services[service].Flags&lbServiceFlagsSERVICE_UDP_FLOWS == 0 {
+				return fateVoid
+			}
+			if idle(p) > pinLife(lb.FlowDatagrams, &p) {
+				return fateIdle
 			}
 			d.scan.pinned[p.Backend]++
-			return true
+			return fateKept
 		}},
 	} {
-		var gone []lbFlowKey
+		var gone []goneFlow
 		err := eachFlow(t.table, func(k lbFlowKey, p lbPin) {
-			if !t.keep(k, p) {
-				gone = append(gone, k)
+			is := t.look(k, p)
+			if is != fateKept {
+				gone = append(gone, goneFlow{k, is == fateIdle && p.Held == 0})
 				return
 			}
 			d.scan.used[t.name]++
@@ -252,13 +263,31 @@ func (d *Datapath) scanFlows(now uint32, used map[uint16]map[uint32]bool) error 
 		if err != nil {
 			return err
 		}
-		for _, k := range gone {
-			if err := t.table.Delete(&k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		for _, g := range gone {
+			if err := t.table.Delete(&g.key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 				return fmt.Errorf("drop a flow of %v: %w", t.table, err)
+			}
+			if d.feed != nil && t.kind != 0 {
+				d.feed.dropPin(t.kind, &g.key, g.told)
 			}
 		}
 	}
 	return nil
+}
+
+// A fate is what becomes of an entry of a flow table.
+type fate uint8
+
+const (
+	fateKept fate = iota
+	fateIdle      // its time is over
+	fateVoid      // its backend has failed, or its slot says the same: other nodes find that out by themselves
+)
+
+// A goneFlow is an entry that is to be deleted, and whether other nodes are told.
+type goneFlow struct {
+	key  lbFlowKey
+	told bool
 }
 
 // hash is what the program computes for a flow of the service.

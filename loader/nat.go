@@ -40,19 +40,25 @@ func (t *tables) prepareBatch(pairs []addPair) error {
 			m.Close() // the table of tables holds it
 		}
 	}()
-	var numbers, flows, rings []uint32
+	var numbers, flows, rings, news []uint32
 	for _, p := range pairs {
 		f, r, err := t.makePair(p.Number, p.Pair)
 		if err != nil {
 			return err
 		}
 		made = append(made, f, r)
+		w, err := makeNews()
+		if err != nil {
+			return fmt.Errorf("make the table of news towards %v: %w", p.Pair.Address, err)
+		}
+		made = append(made, w)
 		numbers, flows, rings = append(numbers, p.Number), append(flows, uint32(f.FD())), append(rings, uint32(r.FD()))
+		news = append(news, uint32(w.FD()))
 	}
 	for _, w := range []struct {
 		to  *ebpf.Map
 		fds []uint32
-	}{{t.objects.NatFlows, flows}, {t.objects.NatRings, rings}} {
+	}{{t.objects.NatFlows, flows}, {t.objects.NatRings, rings}, {t.objects.NatNews, news}} {
 		if _, err := w.to.BatchUpdate(numbers, w.fds, nil); err != nil {
 			return fmt.Errorf("write %d entries of %v: %w", len(numbers), w.to, err)
 		}
@@ -108,7 +114,7 @@ func fillRing(flows, ring *ebpf.Map, ports []uint16) error {
 	return nil
 }
 
-type innerSpecs struct{ flows, ring *ebpf.MapSpec }
+type innerSpecs struct{ flows, ring, news *ebpf.MapSpec }
 
 // natSpecs are what the maps of a pair are made of.
 var natSpecs = sync.OnceValues(func() (innerSpecs, error) {
@@ -116,7 +122,7 @@ var natSpecs = sync.OnceValues(func() (innerSpecs, error) {
 	if err != nil {
 		return innerSpecs{}, err
 	}
-	return innerSpecs{spec.Maps["nat_flows"].InnerMap, spec.Maps["nat_rings"].InnerMap}, nil
+	return innerSpecs{spec.Maps["nat_flows"].InnerMap, spec.Maps["nat_rings"].InnerMap, spec.Maps["nat_news"].InnerMap}, nil
 })
 
 // handshakes returns how many handshakes a pair remembers, a power of two: a
@@ -210,6 +216,9 @@ func (t *tables) dropPair(n uint32) error {
 	if err := t.objects.NatFlows.Delete(n); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("remove the flow table of pair %d: %w", n, err)
 	}
+	if err := t.objects.NatNews.Delete(n); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("remove the table of news of pair %d: %w", n, err)
+	}
 	for i := range len(t.buckets.memory) / 8 {
 		if w := t.buckets.load(i); uint32(w)>>16 == n && uint32(w) != 0 {
 			t.buckets.swap(i, w, 0)
@@ -218,6 +227,9 @@ func (t *tables) dropPair(n uint32) error {
 	// Its flows are out of the program's reach by now: that has told what ended before.
 	if q != nil {
 		t.ends(q)
+	}
+	if t.dropped != nil {
+		t.dropped(n)
 	}
 	return put(t.objects.NatPairs, n, &lbNatPair{})
 }

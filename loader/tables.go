@@ -82,6 +82,7 @@ type tables struct {
 	listening map[lb.Protocol]map[uint16]bool // by the node's sockets, as known in one Apply
 	reached   func(step string)               // of the ports of a pair: a test's
 	ends      func(*portQueue)                // told of a pair that is gone, with its flows; nil: nobody asks
+	dropped   func(pair uint32)               // the same, of its number
 }
 
 func openTables(m kernelMaps) (*tables, error) {
