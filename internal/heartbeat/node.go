@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -50,9 +51,12 @@ type Config struct {
 	Local  netip.Addr
 	Roster []netip.Addr
 	Port   uint16
-	Keys   []key.Key // the first is its own, the others count as well
-	Pacer  *pace.Pacer
-	Log    *slog.Logger
+	// Open makes the listener of other nodes' connections, where TCP's port is shared with
+	// something else; nil: a socket at Port.
+	Open  func(context.Context) (net.Listener, error)
+	Keys  []key.Key // the first is its own, the others count as well
+	Pacer *pace.Pacer
+	Log   *slog.Logger
 }
 
 // A Node is this daemon among others. Instances are added before Run.
@@ -60,6 +64,7 @@ type Node struct {
 	cfg       Config
 	log       *slog.Logger
 	listenOn  string
+	open      func(context.Context) (net.Listener, error)
 	instances []*Handle
 	paths     []*way
 
@@ -86,6 +91,9 @@ func New(cfg Config) *Node {
 	n := &Node{cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), listenOn: ":" + strconv.Itoa(int(cfg.Port))}
 	_, _ = rand.Read(n.own.epoch[:]) // never fails (crypto/rand)
 	n.own.name = cfg.Name
+	if n.open = cfg.Open; n.open == nil {
+		n.open = n.listenTCP
+	}
 	for _, k := range cfg.Keys {
 		n.own.keys = append(n.own.keys, newSigner(k))
 	}

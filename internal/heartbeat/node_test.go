@@ -16,6 +16,7 @@ import (
 
 	"github.com/sluice-lb/sluice/internal/key"
 	"github.com/sluice-lb/sluice/internal/pace"
+	"github.com/sluice-lb/sluice/internal/statesync"
 	"github.com/sluice-lb/sluice/internal/testenv"
 	"github.com/sluice-lb/sluice/vrrp"
 )
@@ -93,10 +94,16 @@ func join(t *testing.T, port uint16, at, peer netip.Addr, keys ...key.Key) *memb
 // joinAs is join for a run with an epoch of the test's, unless that is zero.
 func joinAs(t *testing.T, epoch Epoch, port uint16, at, peer netip.Addr, keys ...key.Key) *member {
 	t.Helper()
+	return joinOn(t, nil, epoch, port, at, peer, keys...)
+}
+
+// joinOn is joinAs with a listener of the test's, unless open is nil.
+func joinOn(t *testing.T, open func(context.Context) (net.Listener, error), epoch Epoch, port uint16, at, peer netip.Addr, keys ...key.Key) *member {
+	t.Helper()
 	m := &member{log: &lines{}}
 	log := slog.New(slog.NewTextHandler(m.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	pacer := pace.New(pace.Thread, log)
-	m.Node = New(Config{Name: "n" + at.String(), Local: at, Roster: []netip.Addr{peer}, Port: port, Keys: keys, Pacer: pacer, Log: log})
+	m.Node = New(Config{Name: "n" + at.String(), Local: at, Roster: []netip.Addr{peer}, Port: port, Keys: keys, Pacer: pacer, Log: log, Open: open})
 	if !epoch.isZero() {
 		m.own.epoch = epoch
 	}
@@ -169,6 +176,19 @@ func TestNodesHearEachOther(t *testing.T) {
 	if s := b.Status()[0]; s.Node != "n127.0.0.1" || s.Beats == 0 || s.Forged+s.Malformed > 0 || s.Mistake != "" {
 		t.Errorf("got status %+v", s)
 	}
+}
+
+// Two daemons whose port is another protocol's as well are connected, whichever of them
+// connects.
+func TestNodesOnASharedPort(t *testing.T) {
+	port, k := freePort(t), key.New()
+	shared := func(at netip.Addr) *statesync.Port {
+		return &statesync.Port{Address: netip.AddrPortFrom(at, port).String()}
+	}
+	a := joinOn(t, shared(one).Other, Epoch{1}, port, one, two, k)
+	b := joinOn(t, shared(two).Other, Epoch{2}, port, two, one, k)
+	a.waitConnected(t)
+	b.waitConnected(t)
 }
 
 // end ends a member as SIGKILL does: without a goodbye.
