@@ -54,6 +54,7 @@ type plane struct {
 	broken error                    // of ApplyFlows
 	noSink error                    // of ApplyTables
 	hold   chan struct{}            // not nil: ApplyFlows waits until it is closed
+	stall  chan struct{}            // likewise Snapshot, behind its first states
 }
 
 func newPlane(flows ...lb.FlowState) *plane {
@@ -97,8 +98,11 @@ func (p *plane) Snapshot() iter.Seq2[lb.FlowState, error] {
 					states = append(states, s)
 				}
 			}
-			sick := p.sick
+			sick, stall := p.sick, p.stall
 			p.mu.Unlock()
+			if stall != nil {
+				<-stall
+			}
 			if sick != nil {
 				yield(lb.FlowState{}, sick)
 				return

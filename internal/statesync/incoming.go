@@ -82,6 +82,7 @@ func (n *Node) receive(ctx context.Context, c *incoming) error {
 	defer c.cancel(nil)
 	defer close(c.done)
 	if err := n.takeOver(c); err != nil {
+		n.sayWhy(c, err)
 		c.wire.Close()
 		return err
 	}
@@ -100,6 +101,10 @@ func (n *Node) receive(ctx context.Context, c *incoming) error {
 	n.left(c, err)
 	return err
 }
+
+// takeOverTime is for the end of a connection that another one replaces; the dialler
+// waits for an answer meanwhile.
+const takeOverTime = time.Second
 
 // takeOver makes a connection the peer's. One that is there ends first: it is of
 // before, even if nothing has shown that yet.
@@ -121,7 +126,13 @@ func (n *Node) takeOver(c *incoming) error {
 		}
 		n.mu.Unlock()
 		before.cancel(errReplaced)
-		<-before.done
+		patience := time.NewTimer(takeOverTime)
+		select {
+		case <-before.done:
+		case <-patience.C: // its Sink does not return
+			return errBefore
+		}
+		patience.Stop()
 	}
 }
 

@@ -20,13 +20,15 @@ type outgoing struct {
 	endpoint
 	beat *time.Ticker
 
-	// The writer's own.
+	writing  chan struct{} // has an element while a message is numbered and written
 	sequence uint64
-	buf      []byte
-	changes  flowBatch // the stream's
-	bulk     flowBatch // snapshots' and mends'
-	recent   recent    // sent by the stream while one of these goes on
-	taken    []lb.FlowState
+
+	// The writer's own.
+	buf     []byte
+	changes flowBatch // the stream's
+	bulk    flowBatch // snapshots' and mends'
+	recent  recent    // sent by the stream while one of these goes on
+	taken   []lb.FlowState
 
 	mu        sync.Mutex // guards all below
 	said      uint64     // sequence of the last message
@@ -70,6 +72,7 @@ func (n *Node) send(ctx context.Context, o *outgoing) error {
 	defer stop()
 	var all sync.WaitGroup
 	all.Go(func() { o.cancel(o.listen(ctx)) })
+	all.Go(func() { o.cancel(o.keepAlive(ctx)) })
 	err := o.write(ctx, &all)
 	select {
 	case <-ctx.Done():
@@ -86,6 +89,7 @@ func (n *Node) send(ctx context.Context, o *outgoing) error {
 
 func (o *outgoing) prepare() {
 	o.beat = time.NewTicker(o.node.tuning.ping)
+	o.writing = make(chan struct{}, 1)
 	o.queue.limit = o.node.tuning.pending
 	o.wanted, o.gather = true, true
 	o.tables, o.told = map[string]*publication{}, map[string]lb.Epoch{}
@@ -148,6 +152,8 @@ func (o *outgoing) bye(why error) {
 		text = why.Error()
 	}
 	c := complaint{text: text}
+	o.writing <- struct{}{}
+	defer func() { <-o.writing }()
 	_, _ = o.conn.Write(endMessage(c.append(beginMessage(nil, kindBye, o.sequence+1)), 0))
 }
 
@@ -200,29 +206,38 @@ func (o *outgoing) write(ctx context.Context, all *sync.WaitGroup) error {
 	return context.Cause(ctx)
 }
 
-// rest waits until there may be something to do, and keeps the connection alive.
+// rest waits until there may be something to do.
 func (o *outgoing) rest(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-o.wake:
-		return nil
-	case <-o.beat.C:
-		return o.ping()
+	case <-o.beat.C: // something may be due
+	}
+	return nil
+}
+
+// keepAlive sends something every now and then, however long the Source takes to name
+// the next flow.
+func (o *outgoing) keepAlive(ctx context.Context) error {
+	beat := time.NewTicker(o.node.tuning.ping)
+	defer beat.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-beat.C:
+		}
+		if err := o.transmit(endMessage(beginMessage(nil, kindPing, 0), 0), nil); err != nil {
+			return err
+		}
 	}
 }
 
 // some sends what waits, but no more than one message of changes. More says that
 // others wait.
 func (o *outgoing) some(ctx context.Context) (more bool, err error) {
-	select {
-	case <-o.beat.C:
-		err = o.ping()
-	default:
-	}
-	if err == nil {
-		err = o.sendServices(ctx)
-	}
+	err = o.sendServices(ctx)
 	if err == nil {
 		err = o.sendTables(ctx)
 	}
@@ -243,23 +258,32 @@ func (o *outgoing) say(ctx context.Context, k kind, s sent, body func([]byte) []
 	if err := o.room(ctx); err != nil {
 		return err
 	}
-	b := beginMessage(o.buf[:0], k, o.sequence+1)
+	o.buf = beginMessage(o.buf[:0], k, 0)
 	if body != nil {
-		b = body(b)
+		o.buf = body(o.buf)
 	}
-	o.buf = endMessage(b, 0)
 	if len(o.buf) > maxMessage {
 		return fmt.Errorf("%w: %v of %d bytes", errOversized, k, len(o.buf))
 	}
-	o.sequence++
-	s.sequence, s.bytes = o.sequence, len(o.buf)
-	o.mu.Lock()
-	o.said = o.sequence
-	o.flight.add(s)
-	o.mu.Unlock()
 	o.peer.out.messages.Add(1)
 	o.peer.out.records.Add(uint64(s.records))
-	_, err := o.conn.Write(o.buf)
+	return o.transmit(endMessage(o.buf, 0), &s)
+}
+
+// transmit numbers a message and writes it. One that is to be acknowledged has a sent.
+func (o *outgoing) transmit(message []byte, s *sent) error {
+	o.writing <- struct{}{}
+	defer func() { <-o.writing }()
+	o.sequence++
+	setSequence(message, o.sequence)
+	o.mu.Lock()
+	o.said = o.sequence
+	if s != nil {
+		s.sequence, s.bytes = o.sequence, len(message)
+		o.flight.add(*s)
+	}
+	o.mu.Unlock()
+	_, err := o.conn.Write(message)
 	return err
 }
 
@@ -279,16 +303,6 @@ func (o *outgoing) room(ctx context.Context) error {
 			return err
 		}
 	}
-}
-
-// ping keeps the connection alive. It waits for nothing.
-func (o *outgoing) ping() error {
-	o.sequence++
-	o.mu.Lock()
-	o.said = o.sequence
-	o.mu.Unlock()
-	_, err := o.conn.Write(endMessage(beginMessage(nil, kindPing, o.sequence), 0))
-	return err
 }
 
 // sendChanges sends one message of them.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -230,4 +231,33 @@ func TestConfigurationsThatCannotBe(t *testing.T) {
 			}
 		})
 	}
+}
+
+// While a Sink hangs, a peer that connects anew is told so, and nothing piles up.
+func TestAPeerConnectsWhileTheSinkHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, hold := newNetwork(), make(chan struct{})
+		a, b := newPlane(natFlow), newPlane()
+		b.hold = hold
+		one := w.member(t, a, config("lb1", "lb2"))
+		two := w.member(t, b, config("lb2", "lb1"))
+		defer closed(one, two)
+		later(settled)
+		one.mu.Lock()
+		one.peers[0].sending.cancel(errors.New("a test has ended it"))
+		one.mu.Unlock()
+		later(time.Minute)
+		before := runtime.NumGoroutine()
+		later(10 * time.Minute)
+		if after := runtime.NumGoroutine(); after > before+10 {
+			t.Errorf("%d goroutines, and ten minutes later %d", before, after)
+		}
+		if s := one.peerStatus("lb2"); !strings.Contains(s.Problem, "the connection before it has not ended yet") {
+			t.Errorf("got %+v", s)
+		}
+		b.do(func() { b.hold = nil })
+		close(hold)
+		later(5 * time.Second)
+		mustHave(t, b, "lb1", a)
+	})
 }

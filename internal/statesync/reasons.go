@@ -43,6 +43,7 @@ var (
 	errUnknown  = errors.New("no peer of this name is configured")
 	errTooMany  = errors.New("too many connections at a time")
 	errReplaced = errors.New("a newer connection has replaced it")
+	errBefore   = errors.New("the connection before it has not ended yet: something hangs")
 	errSink     = errors.New("cannot apply what comes")
 	errSilent   = errors.New("nothing was heard")
 	errStopped  = errors.New("this node stops")

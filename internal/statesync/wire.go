@@ -86,6 +86,11 @@ func endMessage(b []byte, start int) []byte {
 	return b
 }
 
+// setSequence numbers a message after all.
+func setSequence(message []byte, sequence uint64) {
+	binary.BigEndian.PutUint64(message[lengthLen+1:], sequence)
+}
+
 // A messageReader reads the messages of one direction.
 type messageReader struct {
 	r    *bufio.Reader
