@@ -67,3 +67,22 @@ func BenchmarkSnapshot(b *testing.B) {
 	}
 	b.ReportMetric(flows*float64(b.N)/b.Elapsed().Seconds(), "flows/s")
 }
+
+// How fast a peer that keeps up hears of changes, each of another flow.
+func BenchmarkStream(b *testing.B) {
+	const flows = 60_000
+	from, to, one, two := tapped(b, flows)
+	testenv.Eventually(b, time.Minute, "the snapshot", func() (bool, error) { return two.Synced("lb1"), nil })
+	before := to.applied.Load()
+	for b.Loop() {
+		from.changes.Store(flows)
+		if err := one.Flush(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	told := to.applied.Load() - before
+	b.ReportMetric(float64(told)/b.Elapsed().Seconds(), "flows/s")
+	if s := one.peerStatus("lb2").Out; told != int64(b.N)*flows || s.Snapshots != 1 {
+		b.Fatalf("%d states were told in %d rounds, status %+v", told, b.N, s)
+	}
+}

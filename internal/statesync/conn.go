@@ -67,7 +67,7 @@ func (w *watchedConn) finish() {
 	if half, ok := w.Conn.(interface{ CloseWrite() error }); ok {
 		_ = half.CloseWrite()
 	}
-	_ = w.Conn.SetDeadline(time.Now().Add(goodbyeTime))
+	_ = w.SetDeadline(time.Now().Add(goodbyeTime))
 	_, _ = io.Copy(io.Discard, io.LimitReader(w.Conn, maxMessage))
 	w.Close()
 }

@@ -5,7 +5,10 @@ package statesync
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -63,8 +66,8 @@ func (n *Node) meet(ctx context.Context, c *incoming, identities []*identity) (*
 	}
 	own, p := n.hello(), n.peer(theirs.name)
 	switch {
-	case theirs.run == own.run || theirs.name == own.name:
-		err = errItself
+	case theirs.name == own.name:
+		err = itself(own, theirs)
 	case p == nil:
 		err = fmt.Errorf("%w: %q", errUnknown, theirs.name)
 	default:
@@ -149,13 +152,22 @@ func (n *Node) left(c *incoming, err error) {
 	synced := c.synced
 	c.mu.Unlock()
 	n.tellSynced(c, synced, false)
-	n.log.Warn("sync: the connection of a peer has ended", "peer", p.Name, "address", from, "error", err)
+	n.logEnd("sync: the connection of a peer has ended", p, from, err)
+}
+
+// logEnd logs the end of a connection: one that this node has meant is no trouble.
+func (n *Node) logEnd(text string, p *peer, address netip.Addr, err error) {
+	level := slog.LevelWarn
+	if errors.Is(err, context.Canceled) {
+		level = slog.LevelInfo
+	}
+	n.log.Log(context.Background(), level, text, "peer", p.Name, "address", address, "error", err)
 }
 
 // countBreach counts who has the key, and sends what no node sends. Node.mu is held.
 func (n *Node) countBreach(err error) {
-	if why := reasonOf(err); why == ReasonMalformed || why == ReasonOversized {
-		n.strangers.count(why)
+	if errors.Is(err, errMalformed) || errors.Is(err, errOversized) {
+		n.strangers.count(reasonOf(err))
 	}
 }
 

@@ -211,7 +211,7 @@ func (n *Node) sayWhy(c *incoming, why error) {
 	}
 	c.wire.leave() // bounds the time
 	w := &speaker{conn: c.conn}
-	r := complaint{text: why.Error()}
+	r := farewell(why)
 	_ = w.say(kindBye, r.append)
 	c.wire.finish()
 }

@@ -5,7 +5,6 @@ package statesync
 import (
 	"encoding/binary"
 	"fmt"
-	"math/bits"
 )
 
 // maxName is how long the name of a node may be.
@@ -171,18 +170,21 @@ func readAck(body []byte) (a ack, err error) {
 // A complaint is why something was not applied, or why a connection ends.
 type complaint struct {
 	sequence uint64
+	reason   Reason
 	text     string
 	tail     []byte
 }
 
 func (r *complaint) append(b []byte) []byte {
-	return append(appendText(binary.BigEndian.AppendUint64(b, r.sequence), r.text), r.tail...)
+	b = appendText(binary.BigEndian.AppendUint64(b, r.sequence), string(r.reason))
+	return append(appendText(b, r.text), r.tail...)
 }
 
 func readComplaint(body []byte) (r complaint, err error) {
 	c := cursor{b: body}
 	r.sequence = c.u64("sequence")
-	r.text = c.text("reason")
+	r.reason = Reason(c.text("reason"))
+	r.text = c.text("text of a reason")
 	r.tail = c.b
 	return r, c.err
 }
@@ -223,12 +225,6 @@ type bitset []byte
 func newBitset(n int) bitset    { return make(bitset, (n+7)/8) }
 func (s bitset) set(i int)      { s[i/8] |= 1 << (i % 8) }
 func (s bitset) has(i int) bool { return s[i/8]&(1<<(i%8)) != 0 }
-func (s bitset) count() (n int) {
-	for _, b := range s {
-		n += bits.OnesCount8(b)
-	}
-	return n
-}
 
 // digests are what a node has, by bucket.
 type digests struct {

@@ -4,7 +4,6 @@ package statesync
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"sync"
@@ -129,7 +128,7 @@ func (n *Node) stopped(o *outgoing, err error) {
 	if n.cfg.Told.Connected != nil {
 		n.cfg.Told.Connected(p.Name, false, err)
 	}
-	n.log.Warn("sync: the connection to a peer has ended", "peer", p.Name, "address", p.Address, "error", err)
+	n.logEnd("sync: the connection to a peer has ended", p, p.Address.Addr(), err)
 }
 
 // giveUp tells who waits for acknowledgements that none will come.
@@ -147,11 +146,7 @@ func (o *outgoing) giveUp() {
 
 // bye tells the peer why, if it listens still.
 func (o *outgoing) bye(why error) {
-	text := errStopped.Error()
-	if why != nil && !errors.Is(why, context.Canceled) {
-		text = why.Error()
-	}
-	c := complaint{text: text}
+	c := farewell(why)
 	o.writing <- struct{}{}
 	defer func() { <-o.writing }()
 	_, _ = o.conn.Write(endMessage(c.append(beginMessage(nil, kindBye, o.sequence+1)), 0))
@@ -165,7 +160,7 @@ func (o *outgoing) put(states []lb.FlowState, lost bool, now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !o.queue.put(states, now) || lost {
-		o.startOver(now)
+		o.startOver()
 	}
 	if o.scan != nil {
 		for i := range states {
@@ -176,7 +171,7 @@ func (o *outgoing) put(states []lb.FlowState, lost bool, now time.Time) {
 }
 
 // startOver makes a snapshot due: at once if there was none for a while.
-func (o *outgoing) startOver(now time.Time) {
+func (o *outgoing) startOver() {
 	if o.wanted {
 		return
 	}

@@ -193,8 +193,8 @@ func (o *outgoing) shake(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return err
-	case theirs.run == own.run || theirs.name == own.name:
-		return errItself
+	case theirs.name == own.name:
+		return itself(own, theirs)
 	case theirs.name != o.peer.Name:
 		return fmt.Errorf("%w: %q answers there", errUnknown, theirs.name)
 	}
@@ -206,6 +206,14 @@ func (o *outgoing) shake(ctx context.Context) error {
 	}
 	o.wire.watch(n.tuning.silence)
 	return nil
+}
+
+// itself is the error for a node that says this node's name.
+func itself(own, theirs hello) error {
+	if theirs.run == own.run {
+		return errItself
+	}
+	return fmt.Errorf("%w, or another one of the same name, %q", errItself, own.name)
 }
 
 // greet sends hello.
@@ -234,10 +242,21 @@ func byeError(body []byte) error {
 	if err != nil {
 		return err
 	}
-	return &endedError{c.text}
+	return &endedError{c.reason, c.text}
 }
 
 // An endedError is the other end's reason to end a connection.
-type endedError struct{ text string }
+type endedError struct {
+	reason Reason
+	text   string
+}
 
 func (e *endedError) Error() string { return "the other end says: " + e.text }
+
+// farewell is what the other end is told of why a connection ends.
+func farewell(why error) complaint {
+	if why == nil || errors.Is(why, context.Canceled) {
+		why = errStopped
+	}
+	return complaint{reason: reasonOf(why), text: why.Error()}
+}

@@ -36,8 +36,8 @@ func TestAPeerComesBack(t *testing.T) {
 		if two.Synced("lb1") || two.peerStatus("lb1").Problem == "" || three.peerStatus("lb1").Out.Connected {
 			t.Errorf("lb2 says %+v", two.peerStatus("lb1"))
 		}
-		if why := two.peerStatus("lb1").In.LastError; !strings.Contains(why, "this node stops") {
-			t.Errorf("lb1 is gone because: %s", why)
+		if in := two.peerStatus("lb1").In; in.LastReason != ReasonStopped || !strings.Contains(in.LastError, "this node stops") {
+			t.Errorf("lb1 is gone because: %s: %s", in.LastReason, in.LastError)
 		}
 		a = newPlane(flows[500:2000]...)
 		one = w.member(t, a, config("lb1", "lb2", "lb3"))
@@ -181,6 +181,17 @@ func TestWrongPeers(t *testing.T) {
 		if s := three.Status(); s.Refused[ReasonUnknown] == 0 {
 			t.Errorf("lb3 has refused %v", s.Refused)
 		}
+		// And lb5 calls itself lb1, too.
+		cfg = config("lb1", "lb2")
+		five := start(t, cfg, newPlane(), w.join(netip.MustParseAddrPort("192.0.2.5:3780")))
+		defer closed(five)
+		three.stop()
+		three = w.member(t, newPlane(), Config{Name: "lb1", Keys: []key.Key{aKey}, Peers: []Peer{{"lb5", netip.MustParseAddrPort("192.0.2.5:3780")}}})
+		defer closed(three)
+		later(settled)
+		if s := three.peerStatus("lb5"); !strings.Contains(s.Problem, `or another one of the same name, "lb1": compare the nodes' names`) {
+			t.Errorf("got %+v", s)
+		}
 	})
 }
 
@@ -260,4 +271,40 @@ func TestAPeerConnectsWhileTheSinkHangs(t *testing.T) {
 		later(5 * time.Second)
 		mustHave(t, b, "lb1", a)
 	})
+}
+
+// Nodes speak the highest version that both know; where there is none, both say so, and
+// what to do.
+func TestNodesOfTwoVersions(t *testing.T) {
+	speaks := func(oldest, newest uint8) func(*Node) {
+		return func(n *Node) { n.tuning.oldest, n.tuning.newest = oldest, newest }
+	}
+	for _, tc := range []struct {
+		name     string
+		one, two func(*Node)
+		want     uint8 // 0: none
+	}{
+		{"one upgraded", speaks(1, 2), speaks(2, 3), 2},
+		{"the other one upgraded", speaks(2, 3), speaks(1, 2), 2},
+		{"both", speaks(2, 3), speaks(2, 3), 3},
+		{"one left out", speaks(1, 2), speaks(3, 4), 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newNetwork()
+				one := w.member(t, newPlane(natFlow), config("lb1", "lb2"), tc.one)
+				two := w.member(t, newPlane(), config("lb2", "lb1"), tc.two)
+				defer closed(one, two)
+				later(settled)
+				for _, s := range []PeerStatus{one.peerStatus("lb2"), two.peerStatus("lb1")} {
+					if s.Out.Version != tc.want || s.In.Version != tc.want || s.Out.InSync != (tc.want != 0) {
+						t.Errorf("got %+v", s)
+					}
+					if tc.want == 0 && (s.Out.LastReason != ReasonVersions || !strings.Contains(s.Problem, "upgrade the older node")) {
+						t.Errorf("the problem is %q", s.Problem)
+					}
+				}
+			})
+		})
+	}
 }

@@ -31,7 +31,8 @@ const (
 	ReasonSilent     Reason = "silent"
 	ReasonReplaced   Reason = "replaced" // by a newer connection of the same peer
 	ReasonSink       Reason = "cannot be applied"
-	ReasonCut        Reason = "cut" // by the other end, or on the way
+	ReasonStopped    Reason = "stopped" // as planned
+	ReasonCut        Reason = "cut"     // by the other end, or on the way
 )
 
 // Errors of the beginning of a connection.
@@ -50,17 +51,22 @@ var (
 	errKeysGone = errors.New("its key is not in force any more")
 )
 
-// reasonOf sorts an error by what it says of the other end.
+// reasons are the errors that have one, in the order in which they are looked for.
+var reasons = []struct {
+	err    error
+	reason Reason
+}{
+	{errWrongKey, ReasonWrongKey}, {errForeign, ReasonForeign}, {errVersions, ReasonVersions}, {errItself, ReasonItself},
+	{errUnknown, ReasonUnknown}, {errTooMany, ReasonTooMany}, {errReplaced, ReasonReplaced}, {errSink, ReasonSink},
+	{errMalformed, ReasonMalformed}, {errOversized, ReasonOversized}, {errSilent, ReasonSilent}, {errStopped, ReasonStopped},
+}
+
+// reasonOf sorts an error by what it says of the other end, or by what that says.
 func reasonOf(err error) Reason {
-	for _, k := range []struct {
-		err    error
-		reason Reason
-	}{
-		{errWrongKey, ReasonWrongKey}, {errForeign, ReasonForeign}, {errVersions, ReasonVersions}, {errItself, ReasonItself},
-		{errUnknown, ReasonUnknown}, {errTooMany, ReasonTooMany}, {errReplaced, ReasonReplaced}, {errSink, ReasonSink},
-		{errMalformed, ReasonMalformed}, {errOversized, ReasonOversized}, {errSilent, ReasonSilent},
-	} {
-		if errors.Is(err, k.err) {
+	var ended *endedError
+	said := errors.As(err, &ended)
+	for _, k := range reasons {
+		if errors.Is(err, k.err) || said && ended.reason == k.reason {
 			return k.reason
 		}
 	}

@@ -229,8 +229,8 @@ func (o *outgoing) makeDigests(ctx context.Context, s *scan) {
 		}
 		flows++
 		f = state
-		if checkFlow(&f) != nil {
-			continue // it was not sent either
+		if checkFlow(&f) != nil || f.Phase == lb.FlowOver {
+			continue // the peer has it not either
 		}
 		id := hashID(s.seed, &f.FlowID)
 		s.sums[s.of(id)] += hashState(id, &f)

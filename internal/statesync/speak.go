@@ -5,7 +5,6 @@ package statesync
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"time"
 )
 
@@ -49,11 +48,7 @@ func (w *speaker) say(k kind, body func([]byte) []byte) error {
 }
 
 func (c *incoming) bye(w *speaker, why error) error {
-	text := errStopped.Error()
-	if !errors.Is(why, context.Canceled) {
-		text = why.Error()
-	}
-	r := complaint{text: text}
+	r := farewell(why)
 	_ = w.say(kindBye, r.append)
 	return why
 }

@@ -168,7 +168,7 @@ func TestASinkFails(t *testing.T) {
 		two := w.member(t, b, config("lb2", "lb1"))
 		defer closed(one, two)
 		later(settled)
-		if s := one.peerStatus("lb2"); !strings.Contains(s.Out.LastError, "cannot apply what comes: no space left") {
+		if s := one.peerStatus("lb2"); s.Out.LastReason != ReasonSink || !strings.Contains(s.Out.LastError, "cannot apply what comes: no space left") {
 			t.Errorf("lb1 says %+v", s)
 		}
 		if s := two.peerStatus("lb1"); s.In.LastReason != ReasonSink || two.Synced("lb1") {
