@@ -78,6 +78,7 @@ lint:
 fuzz:
 	$(GO) test ./vrrp -run '^$$' -fuzz . -fuzztime 60s
 	$(GO) test ./internal/config -run '^$$' -fuzz . -fuzztime 60s
+	$(GO) test ./internal/statesync -run '^$$' -fuzz . -fuzztime 60s
 	$(GO) test ./loader -run '^$$' -fuzz FuzzFrames -fuzztime 60s -parallel 1
 
 # The tests against other implementations.

@@ -196,11 +196,15 @@ func (t *handshake) answer() error {
 	return t.say(kindConfirm, theirs)
 }
 
+func (n *Node) listenTCP(ctx context.Context) (net.Listener, error) {
+	return (&net.ListenConfig{}).Listen(ctx, "tcp", n.listenOn)
+}
+
 // listen accepts connections until ctx ends.
 func (n *Node) listen(ctx context.Context, all *sync.WaitGroup) {
 	var logged time.Time
 	for ctx.Err() == nil {
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", n.listenOn)
+		l, err := n.open(ctx)
 		if err == nil {
 			stop := context.AfterFunc(ctx, func() { l.Close() })
 			err = n.accept(ctx, l, all)

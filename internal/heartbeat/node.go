@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -52,9 +53,12 @@ type Config struct {
 	// at any other address the name of one of them. Empty: any name but this node's.
 	Roster []Peer
 	Port   uint16
-	Keys   []key.Key // the first is its own, the others count as well
-	Pacer  *pace.Pacer
-	Log    *slog.Logger
+	// Open makes the listener of other nodes' connections, where TCP's port is shared with
+	// something else; nil: a socket at Port.
+	Open  func(context.Context) (net.Listener, error)
+	Keys  []key.Key // the first is its own, the others count as well
+	Pacer *pace.Pacer
+	Log   *slog.Logger
 }
 
 // A Peer is another node, as the roster has it.
@@ -68,6 +72,7 @@ type Node struct {
 	cfg       Config
 	log       *slog.Logger
 	listenOn  string
+	open      func(context.Context) (net.Listener, error)
 	instances []*Handle
 	paths     []*way
 
@@ -94,6 +99,9 @@ func New(cfg Config) *Node {
 	n := &Node{cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), listenOn: ":" + strconv.Itoa(int(cfg.Port))}
 	_, _ = rand.Read(n.own.epoch[:]) // never fails (crypto/rand)
 	n.own.name = inShort(cfg.Name)
+	if n.open = cfg.Open; n.open == nil {
+		n.open = n.listenTCP
+	}
 	for _, k := range cfg.Keys {
 		n.own.keys = append(n.own.keys, newSigner(k))
 	}

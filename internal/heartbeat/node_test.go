@@ -19,6 +19,7 @@ import (
 
 	"github.com/sluice-lb/sluice/internal/key"
 	"github.com/sluice-lb/sluice/internal/pace"
+	"github.com/sluice-lb/sluice/internal/statesync"
 	"github.com/sluice-lb/sluice/internal/testenv"
 	"github.com/sluice-lb/sluice/vrrp"
 )
@@ -99,21 +100,22 @@ func join(t *testing.T, port uint16, at, peer netip.Addr, keys ...key.Key) *memb
 // joinAs is join for a run with an epoch of the test's, unless that is zero.
 func joinAs(t *testing.T, epoch Epoch, port uint16, at, peer netip.Addr, keys ...key.Key) *member {
 	t.Helper()
-	return joinWith(t, nameAt(at), epoch, port, at, peer, keys...)
+	return joinWith(t, nil, nameAt(at), epoch, port, at, peer, keys...)
 }
 
 // joinFrom is join for a node of another name.
 func joinFrom(t *testing.T, name string, port uint16, at, peer netip.Addr, keys ...key.Key) *member {
 	t.Helper()
-	return joinWith(t, name, Epoch{}, port, at, peer, keys...)
+	return joinWith(t, nil, name, Epoch{}, port, at, peer, keys...)
 }
 
-func joinWith(t *testing.T, name string, epoch Epoch, port uint16, at, peer netip.Addr, keys ...key.Key) *member {
+// joinWith has a listener of the test's, unless open is nil.
+func joinWith(t *testing.T, open func(context.Context) (net.Listener, error), name string, epoch Epoch, port uint16, at, peer netip.Addr, keys ...key.Key) *member {
 	t.Helper()
 	m := &member{log: &lines{}}
 	log := slog.New(slog.NewTextHandler(m.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	pacer := pace.New(pace.Thread, log)
-	m.Node = New(Config{Name: name, Local: at, Roster: []Peer{{nameAt(peer), peer}}, Port: port, Keys: keys, Pacer: pacer, Log: log})
+	m.Node = New(Config{Name: name, Local: at, Roster: []Peer{{nameAt(peer), peer}}, Port: port, Keys: keys, Pacer: pacer, Log: log, Open: open})
 	if !epoch.isZero() {
 		m.own.epoch = epoch
 	}
@@ -186,6 +188,19 @@ func TestNodesHearEachOther(t *testing.T) {
 	if s := b.Status()[0]; s.Node != "n127.0.0.1" || s.Beats == 0 || s.Forged+s.Malformed > 0 || s.Mistake != "" {
 		t.Errorf("got status %+v", s)
 	}
+}
+
+// Two daemons whose port is another protocol's as well are connected, whichever of them
+// connects.
+func TestNodesOnASharedPort(t *testing.T) {
+	port, k := freePort(t), key.New()
+	shared := func(at netip.Addr) *statesync.Port {
+		return &statesync.Port{Address: netip.AddrPortFrom(at, port).String()}
+	}
+	a := joinWith(t, shared(one).Other, nameAt(one), Epoch{1}, port, one, two, k)
+	b := joinWith(t, shared(two).Other, nameAt(two), Epoch{2}, port, two, one, k)
+	a.waitConnected(t)
+	b.waitConnected(t)
 }
 
 // end ends a member as SIGKILL does: its heartbeats, and its connections without a
