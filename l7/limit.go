@@ -46,12 +46,14 @@ func (l *limiter) allows(key string, now time.Time) bool {
 	if !known {
 		moment = l.older[id]
 	}
-	if moment = max(moment, at); moment-at > l.burst {
-		return false
+	moment = max(moment, at)
+	allowed := moment-at <= l.burst
+	if allowed {
+		moment += l.interval
 	}
 	if len(l.young) >= l.most && !known {
 		l.young, l.older = map[uint64]time.Duration{}, l.young
 	}
-	l.young[id] = moment + l.interval
-	return true
+	l.young[id] = moment
+	return allowed
 }

@@ -26,6 +26,9 @@ func (w *response) WriteHeader(status int) {
 			// GOAWAY.
 			w.Header().Set("Connection", "close")
 		}
+		if h := w.Header(); h["Content-Type"] == nil {
+			h["Content-Type"] = nil // net/http would guess one
+		}
 	}
 	w.ResponseWriter.WriteHeader(status)
 }

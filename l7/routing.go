@@ -101,8 +101,8 @@ type location struct {
 type locations struct {
 	exact    map[string]*location
 	slashed  map[string]bool // paths to which a slash is to be added
-	prefixes []*location // longest first
-	regexes  []*location // in the order of the file
+	prefixes []*location     // longest first
+	regexes  []*location     // in the order of the file
 }
 
 func newLocations(all []*location) locations {

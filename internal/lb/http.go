@@ -14,7 +14,7 @@ type HTTP struct {
 	// speak for: X-Forwarded-For and its like, and the PROXY protocol.
 	TrustedProxies []netip.Prefix
 	AccessLog      AccessLog
-	Client ClientLimits
+	Client         ClientLimits
 	// RequestID is the header that names a request; "": none does.
 	RequestID string
 }
