@@ -34,6 +34,7 @@ func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config 
 	}
 	d.resolveTracked(instances, c.Checks, services, len(services) == len(doc.items["services"]))
 	c.Sync = d.sync(doc.set["sync"], files)
+	c.HTTP = d.http(doc.set["http"], files, pools, def).HTTP
 	d.crossCheck(c, services, instances, doc.set["sync"])
 
 	c.Admin = d.admin(doc.set["admin"])

@@ -69,7 +69,7 @@ func TestUnsupportedValues(t *testing.T) {
 // TestDesign loads a configuration with everything in it: each key is either
 // supported or refused as not supported yet, none is unknown.
 func TestDesign(t *testing.T) {
-	_, err := load(memFiles{"f": design, "/etc/sluice/sync.key": testKey}, "f", Options{})
+	_, err := load(memFiles{"f": design, "/etc/sluice/sync.key": testKey, "cert.pem": testPair()[0], "cert.key": testPair()[1]}, "f", Options{})
 	var all Errors
 	if !errors.As(err, &all) {
 		t.Fatalf("error %v", err)
@@ -85,7 +85,7 @@ func TestDesign(t *testing.T) {
 	}
 	want := map[string]bool{}
 	for _, key := range []string{
-		"sync_wait", "virtual_mac", "http", "dns",
+		"sync_wait", "virtual_mac", "dns",
 	} {
 		want[key] = true
 	}
