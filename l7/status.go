@@ -171,3 +171,9 @@ func (b *statsBook) of(name string) *serverStats {
 	}
 	return s
 }
+
+// Serves tells whether the server may be given requests, as far as is known: one that
+// rests after failures is asked where no other is there.
+func (b *BackendOfProxy) Serves() bool {
+	return b.Weight > 0 && b.State != StateDown && b.State != StateDrained
+}

@@ -26,6 +26,7 @@ const (
 	AlarmNATLog      AlarmKind = "nat_log"     // the translation log is not complete
 	AlarmEvents      AlarmKind = "events"      // events are not kept over a restart
 	AlarmMonitoring  AlarmKind = "monitoring"  // admin.listen could not be had
+	AlarmHTTP        AlarmKind = "http"        // an access log is not written, or a certificate not renewed
 
 	// What runs short, by service.
 	AlarmSourcePorts    AlarmKind = "source_ports"
