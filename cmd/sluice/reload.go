@@ -123,9 +123,12 @@ func (n *node) tryReload(dry bool) ([]string, error) {
 	if err != nil {
 		return diff.Changes, err
 	}
+	if err := n.reloadHTTP(next); err != nil {
+		return diff.Changes, err
+	}
 	if n.loop != nil {
 		if err := n.reloadServices(before, next); err != nil {
-			return diff.Changes, err
+			return diff.Changes, errors.Join(err, n.reloadHTTP(before))
 		}
 	}
 	n.reloadVRRP(next, routers)

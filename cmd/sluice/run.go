@@ -76,7 +76,8 @@ type node struct {
 	alarms  control.AlarmBook
 	ready   <-chan struct{} // closed when the tables were written first
 	web     *web.Server     // nil where monitoring is not wanted
-	checker *health.Checker // nil with tables
+	checker *health.Checker
+	http    httpFront
 
 	transitions transitions
 
@@ -158,6 +159,10 @@ func (n *node) run(ctx context.Context) (err error) {
 
 	ready := make(chan struct{})
 	n.ready = ready
+	// Before the data plane, which keeps nat off the ports that the node listens on.
+	if err := n.openHTTP(); err != nil {
+		return err
+	}
 	if len(n.cfg.Services) > 0 {
 		if err := n.startDatapath(inside, &goroutines); err != nil {
 			return n.undo(err)
@@ -173,8 +178,10 @@ func (n *node) run(ctx context.Context) (err error) {
 		if err := n.dropDatapath(); err != nil {
 			return err
 		}
+		n.makeChecker(nil)
 		close(ready)
 	}
+	n.probeHTTP(inside, &goroutines)
 	if err := n.makeRouters(inside, &goroutines); err != nil {
 		return n.undo(err)
 	}
@@ -326,8 +333,7 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 		return err
 	}
 	n.closers = append(n.closers, n.probes.Close)
-	n.checker = health.NewChecker(n.log, n.probes)
-	n.closers = append(n.closers, func() error { n.checker.Close(); return nil })
+	n.makeChecker(n.probes)
 	changes, err := control.OpenOverrides(filepath.Join(n.stateDir, "overrides.json"))
 	if err != nil {
 		return err
@@ -335,7 +341,7 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	if alarm := changes.Alarm(); alarm != "" {
 		n.log.Error(alarm)
 	}
-	n.loop = control.NewLoop(n.cfg.Services, n.tables, n.checker, n.hops, n.probes, changes, n.log)
+	n.loop = control.NewLoop(n.cfg.Services, n.tables, n.checker.Share(), n.hops, n.probes, changes, n.log)
 	n.loop.Record(n.events.Record)
 	goroutines.Go(func() {
 		for {
@@ -348,6 +354,12 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 		}
 	})
 	return nil
+}
+
+// makeChecker makes who probes servers.
+func (n *node) makeChecker(paths health.Paths) {
+	n.checker = health.NewChecker(n.log, paths)
+	n.closers = append(n.closers, func() error { n.checker.Close(); return nil })
 }
 
 // vips are the addresses that move between nodes.

@@ -56,6 +56,7 @@ func (n *node) status() control.Status {
 		s.Outcomes, s.Tables = stats.Outcomes, stats.Tables
 		s.Upgrade = n.tables.datapath.Upgraded()
 	}
+	s.HTTP = n.httpStatus()
 	for _, a := range n.ownAlarms() {
 		s.Problems = append(s.Problems, a.Text)
 	}
@@ -251,6 +252,7 @@ func printStatus(w io.Writer, s control.Status) error {
 			}
 		}
 	}
+	printHTTP(&b, s)
 	var dropped []string
 	for _, o := range s.Outcomes {
 		if o.Dropped && o.Packets > 0 {
