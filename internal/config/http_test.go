@@ -232,6 +232,43 @@ var httpMistakes = []mistakeCase{
 	}},
 }
 
+var proxiedMistakes = []mistakeCase{
+	{"an address of layer 4", "datapath: {interfaces: [e]}\nservices:\n- {name: s, address: \"192.0.2.100:80-90\", backends: [{address: \"192.0.2.1:80\"}]}\n" +
+		"http: {servers: [{listen: \"192.0.2.100:85\", locations: [{path: /, return: {status: 200}}]}]}\n", []string{
+		`4:27: listen 192.0.2.100:85 is an address of service "s", whose packets never come here: the first one is on line 3; write forward: proxy there, or leave one of them out`,
+	}},
+	{"what says nothing", "services:\n- {name: s, address: [\"192.0.2.100:80\", \"192.0.2.100:81-82\"], forward: proxy, pool: web, protocol: udp}\n" +
+		"vrrp: [{name: v, interface: e, virtual_router_id: 1, addresses: [192.0.2.100], track: [{service: s, weight: -1}]}]\n", []string{
+		`2:23: nothing in http listens on 192.0.2.100:80: write a server with listen: "192.0.2.100:80"`,
+		`2:41: forward: proxy is for single ports, not 192.0.2.100:81-82`,
+		`2:79: pool goes with no forward: proxy: what is done with requests is said in http`,
+		`2:100: forward: proxy is for protocol: tcp`,
+		`3:98: service "s" has forward: proxy, and no backends that could fail: track a check, such as {type: http, port: 80, path: /}`,
+	}},
+	{"a service of the same address", "datapath: {interfaces: [e]}\nservices:\n- {name: s, address: \"192.0.2.100:80\", backends: [{address: 192.0.2.1}]}\n" +
+		"- {name: t, address: \"192.0.2.100:80\", forward: proxy}\nhttp: {servers: [{listen: \":80\", locations: [{path: /, return: {status: 200}}]}]}\n", []string{
+		`4:22: address 192.0.2.100:80 belongs to service "s" already: the first one is on line 3`,
+	}},
+	{"a default", "defaults: {service: {forward: proxy}}\n", []string{"1:31: forward: proxy is no default: each such service says it itself"}},
+}
+
+func TestProxiedMistakes(t *testing.T) {
+	for _, tt := range proxiedMistakes {
+		t.Run(tt.name, func(t *testing.T) { wantMistakes(t, tt.yaml, tt.want) })
+	}
+}
+
+// A service of forward: proxy is nothing to the data plane.
+func TestProxiedService(t *testing.T) {
+	for _, listen := range []string{`"192.0.2.100:80"`, `":80"`} {
+		c := mustLoad(t, "services: [{name: s, address: \"192.0.2.100:80\", forward: proxy}]\n"+
+			"http: {servers: [{listen: "+listen+", locations: [{path: /, return: {status: 200}}]}]}\n")
+		if len(c.Services) != 0 || len(c.HTTP.Servers) != 1 {
+			t.Errorf("%d services, %d servers", len(c.Services), len(c.HTTP.Servers))
+		}
+	}
+}
+
 func TestHTTPMistakes(t *testing.T) {
 	for _, tt := range httpMistakes {
 		t.Run(tt.name, func(t *testing.T) { wantMistakes(t, tt.yaml, tt.want) })

@@ -43,12 +43,7 @@ func TestUnsupportedKeys(t *testing.T) {
 }
 
 func TestUnsupportedValues(t *testing.T) {
-	service := func(line string) string {
-		return "datapath: {interfaces: [e]}\nservices:\n- name: s\n  backends: [{address: 192.0.2.1}]\n" + line
-	}
-	const address = "  address: \"192.0.2.100:80\"\n"
 	for _, tt := range []mistakeCase{
-		{"proxy", service(address + "  forward: proxy\n"), []string{"6:12: forward: proxy is not supported yet"}},
 		{"probes", "pools:\n" +
 			"- {name: a, servers: [{address: 192.0.2.1}], health: {type: https}}\n" +
 			"- {name: b, servers: [{address: 192.0.2.1}], health: {type: exec}}\n" +
