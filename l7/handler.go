@@ -39,7 +39,11 @@ func (x *exchange) locate() int {
 	if r.Method == http.MethodConnect {
 		return http.StatusMethodNotAllowed
 	}
-	path, ok := normalize(r.URL.Path)
+	asked := r.URL.Path
+	if asked == "" && r.URL.Host != "" {
+		asked = "/" // http://host is http://host/
+	}
+	path, ok := normalize(asked)
 	if !ok {
 		return http.StatusBadRequest
 	}

@@ -74,7 +74,7 @@ func (x *exchange) fail(status int) {
 			}
 		}
 	}
-	if status == http.StatusBadRequest || status == http.StatusRequestTimeout || status == http.StatusRequestEntityTooLarge {
+	if x.request.ProtoMajor == 1 && (status == http.StatusBadRequest || status == http.StatusRequestTimeout || status == http.StatusRequestEntityTooLarge) {
 		h.Set("Connection", "close") // where the next request would begin is not known
 	}
 	x.say(as, kind, body)

@@ -265,6 +265,8 @@ func TestOddRequestsArriveClean(t *testing.T) {
 			"GET / HTTP/1.1\r\nHost: a\r\n" + told + "\r\n"},
 		{"absolute target and another host", "GET http://a/x?y HTTP/1.1\r\nHost: b\r\n\r\n",
 			"GET /x?y HTTP/1.1\r\nHost: a\r\n" + told + "\r\n"},
+		{"absolute target without a path", "GET http://a HTTP/1.1\r\nHost: b\r\n\r\n",
+			"GET / HTTP/1.1\r\nHost: a\r\n" + told + "\r\n"},
 		{"chunks become a length", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;ext=1\r\nabc\r\n0\r\nX-Real-IP: 192.0.2.1\r\n\r\n",
 			"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n" + told + "\r\nabc"},
 		{"trailers", "POST / HTTP/1.1\r\nHost: a\r\nTrailer: X-Sum, X-Real-IP, X_Sum\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-Sum: 1\r\nX-Real-IP: 192.0.2.1\r\nX-Other: 2\r\nX_Sum: 3\r\n\r\n",
