@@ -234,8 +234,39 @@ func TestAllHaveFailed(t *testing.T) {
 	if s := u.pick(g, choice{}, time.Now()); s == nil {
 		t.Error("nobody is asked")
 	}
-	u.learn(g, func(*lb.Pool, lb.Server, netip.AddrPort) (State, string) { return StateDown, "" }, time.Now())
+	u.learn(g, func(_ *lb.Upstream, s lb.Server) Standing { return Standing{StateDown, "", s.Weight} }, time.Now())
 	if s := u.pick(g, choice{}, time.Now()); s != nil {
 		t.Errorf("%s is asked, which health says is down", letter(s))
+	}
+}
+
+// An operator's weight counts, over reloads of the same configuration too, and a server
+// that is drained gets nothing new.
+func TestOperatorsWeights(t *testing.T) {
+	u, g := weighted(t, func(c *lb.Upstream) { c.Policy = lb.Hash }, 1, 1, 1)
+	stands := map[string]Standing{"a": {StateUp, "", 1}, "b": {StateUp, "", 5}, "c": {StateDrained, "by an operator", 1}}
+	learn := func() []Event {
+		return u.learn(u.now.Load(), func(_ *lb.Upstream, s lb.Server) Standing {
+			return stands[string(rune('a'+s.Address.As4()[3]-1))]
+		}, time.Now())
+	}
+	want := []Event{{"u", "192.0.2.3:80", StateUnknown, StateDrained, "by an operator"}}
+	if diff := cmp.Diff(want, learn()); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
+	}
+	again, err := u.prepare(g.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.commit(again)
+	learn()
+	counts := map[string]int{}
+	for i := range 3000 {
+		s := u.pick(u.now.Load(), choice{key: fmt.Sprint(i)}, time.Now())
+		counts[letter(s)]++
+		u.release(s)
+	}
+	if counts["c"] > 0 || counts["b"] < 3*counts["a"] {
+		t.Errorf("requests by server: %v", counts)
 	}
 }

@@ -329,21 +329,31 @@ func (p *Proxy) refresh() {
 
 // learn has what is known of an upstream's servers count.
 func (u *upstream) learn(g *generation, health Health, now time.Time) (changed []Event) {
+	reweighed := false
 	for _, s := range slices.Concat(g.primaries, g.backups) {
-		state, why := health(&g.config.Pool, s.config, s.address)
+		known := health(g.config, s.config)
 		u.mu.Lock()
 		before := s.state
-		s.why = why
-		if before != state {
-			s.state, s.since = state, now
+		s.why = known.Why
+		if before != known.State {
+			s.state, s.since = known.State, now
 			if before == StateDown { // what requests have shown of it is of before
 				s.fails, s.effective, s.current = 0, s.weight, 0
 			}
 		}
-		u.mu.Unlock()
-		if before != state && (before != StateUnknown || state != StateUp) {
-			changed = append(changed, Event{u.name, s.text, before, state, why})
+		if s.weight != known.Weight {
+			s.reweigh(known.Weight)
+			reweighed = true
 		}
+		u.mu.Unlock()
+		if before != known.State && (before != StateUnknown || known.State != StateUp) {
+			changed = append(changed, Event{u.name, s.text, before, known.State, known.Why})
+		}
+	}
+	if reweighed && g.config.Policy == lb.Hash {
+		next := *g
+		next.circle = newCircle(g.primaries) // weights change under applying alone
+		u.now.Store(&next)
 	}
 	return changed
 }

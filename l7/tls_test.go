@@ -294,7 +294,7 @@ func TestProxyProtocolToServers(t *testing.T) {
 		}
 		s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.RemoteAddr) }))
 		s.Listener.Close()
-		s.Listener = &proxyproto.Listener{Listener: l, Policy: func(net.Addr) (proxyproto.Policy, error) { return proxyproto.REQUIRE, nil }}
+		s.Listener = &proxyproto.Listener{Listener: l, ConnPolicy: func(proxyproto.ConnPolicyOptions) (proxyproto.Policy, error) { return proxyproto.REQUIRE, nil }}
 		s.Start()
 		t.Cleanup(s.Close)
 		u := upstreamOf("u", netip.MustParseAddrPort(l.Addr().String()))

@@ -22,8 +22,15 @@ const (
 	StateFailing State = "failing" // requests have failed: it gets no other for a while
 )
 
-// Health tells what is known of a server of a pool, and why. It is asked in Refresh.
-type Health func(pool *lb.Pool, server lb.Server, at netip.AddrPort) (State, string)
+// Health tells what is known of a server of an upstream. It is asked in Refresh.
+type Health func(*lb.Upstream, lb.Server) Standing
+
+// A Standing is what is known of a server.
+type Standing struct {
+	State  State
+	Why    string
+	Weight int // as operators want it
+}
 
 // A server is one of an upstream. It outlives reloads: what it has learnt stays.
 type server struct {
@@ -58,6 +65,9 @@ func (s *server) advance() int {
 	}
 	return grown
 }
+
+// reweigh gives the server another weight.
+func (s *server) reweigh(weight int) { s.weight, s.effective, s.current = weight, weight, 0 }
 
 // resting tells whether requests have failed so often that no more go there now.
 func (s *server) resting(u *lb.Upstream, now time.Time) bool {
@@ -133,10 +143,10 @@ func (u *upstream) commit(g *generation) {
 		at := g.config.Endpoint(c)
 		i := slices.IndexFunc(all, func(s *server) bool { return s.address == at })
 		s := all[i]
-		s.config = c
-		if s.weight != c.Weight {
-			s.weight, s.effective, s.current = c.Weight, c.Weight, 0
+		if s.config.Weight != c.Weight {
+			s.reweigh(c.Weight)
 		}
+		s.config = c
 		u.servers[at] = s
 	}
 	if g.config.Policy == lb.Hash {

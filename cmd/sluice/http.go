@@ -2,8 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 	"sync"
 	"text/tabwriter"
@@ -86,22 +86,66 @@ func httpTargets(h *lb.HTTP) (all []health.Target) {
 	return all
 }
 
-// upstreamHealth tells what probes have found out.
-func (n *node) upstreamHealth(pool *lb.Pool, _ lb.Server, at netip.AddrPort) (l7.State, string) {
+// upstreamHealth tells what probes have found out, and what operators want.
+func (n *node) upstreamHealth(u *lb.Upstream, s lb.Server) l7.Standing {
+	known := l7.Standing{State: l7.StateUnknown, Weight: s.Weight}
+	o := n.overrides.Of(asService(u), s)
+	if o.Weight != nil {
+		known.Weight = *o.Weight
+	}
 	n.mu.RLock()
 	share := n.http.share
 	n.mu.RUnlock()
-	if pool.Probe == nil || share == nil {
-		return l7.StateUnknown, ""
+	if u.Pool.Probe != nil && share != nil {
+		known.Why = "not probed yet"
+		v, _ := share.Status(health.Target{Address: u.Endpoint(s), Probe: *u.Pool.Probe})
+		switch v.Verdict {
+		case health.Up:
+			known.State, known.Why = l7.StateUp, ""
+		case health.Down:
+			known.State, known.Why = l7.StateDown, v.LastError
+		}
 	}
-	s, _ := share.Status(health.Target{Address: at, Probe: *pool.Probe})
-	switch s.Verdict {
-	case health.Up:
-		return l7.StateUp, ""
-	case health.Down:
-		return l7.StateDown, s.LastError
+	switch {
+	case o.State == control.Disable:
+		known.State, known.Why = l7.StateDown, "disabled by an operator"
+	case o.State == control.Drain && known.State != l7.StateDown:
+		known.State, known.Why = l7.StateDrained, "drained by an operator"
 	}
-	return l7.StateUnknown, "not probed yet"
+	return known
+}
+
+// asService is an upstream as operators' changes know it: by its name, or its pool's.
+func asService(u *lb.Upstream) lb.Service {
+	s := lb.Service{Name: u.Name, Pool: u.Pool, Addresses: []lb.Frontend{{Ports: lb.PortRange{First: u.Port, Last: u.Port}}}}
+	if s.Pool.Name == "" {
+		s.Pool.Name = u.Name
+	}
+	return s
+}
+
+// Change makes an operator's change to servers of services and upstreams.
+func (d daemonOf) Change(c control.Change) (text string, err error) {
+	cfg := d.config()
+	var upstreams []lb.Service
+	for i := range cfg.HTTP.Upstreams {
+		upstreams = append(upstreams, asService(&cfg.HTTP.Upstreams[i]))
+	}
+	switch {
+	case d.loop != nil:
+		text, err = d.loop.Change(c, upstreams...)
+	case len(upstreams) == 0:
+		return "", errors.New("there is no service and no upstream, so there is no backend to change")
+	default:
+		if text, err = d.overrides.Apply(c, upstreams); err == nil {
+			d.log.Info("changed by an operator", "change", text)
+			d.events.Record(events.Event{Type: events.OperatorChange, To: string(c.Action), Text: text})
+		}
+	}
+	if err == nil {
+		d.http.proxy.Refresh()
+	}
+	return text, err
 }
 
 func (n *node) recordUpstream(e l7.Event) {

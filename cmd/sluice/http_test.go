@@ -128,6 +128,18 @@ func TestHTTP(t *testing.T) {
 		r.waitMetric("lb1", 1, "sluice_upstream_server_state", "opslinux", "192.0.2.13:80", "up")
 	})
 	t.Run("reload under load", func(t *testing.T) { r.reloadHTTPUnderLoad(file) })
+	t.Run("an operator drains a server", func(t *testing.T) {
+		r.wantRun(0, "lb1", "backend", "drain", "web", "192.0.2.12", "--wait", "--timeout", "10s")
+		for range 6 {
+			if got := r.curl("client", "http://192.0.2.100/"); got != "b1" && got != "b3" {
+				t.Errorf("got %q", got)
+			}
+		}
+		if text := r.wantRun(0, "lb1", "status").stdout; !strings.Contains(text, "drained by an operator") {
+			t.Errorf("status says\n%s", text)
+		}
+		r.wantRun(0, "lb1", "backend", "reset", "web", "192.0.2.12")
+	})
 	t.Run("a server fails", func(t *testing.T) {
 		if err := r.host("b1").LinkDown("eth0"); err != nil {
 			t.Fatal(err)

@@ -77,7 +77,9 @@ type node struct {
 	ready   <-chan struct{} // closed when the tables were written first
 	web     *web.Server     // nil where monitoring is not wanted
 	checker *health.Checker
-	http    httpFront
+	// Operators' changes to servers.
+	overrides *control.Overrides
+	http      httpFront
 
 	transitions transitions
 
@@ -159,6 +161,9 @@ func (n *node) run(ctx context.Context) (err error) {
 
 	ready := make(chan struct{})
 	n.ready = ready
+	if err := n.openOverrides(); err != nil {
+		return err
+	}
 	// Before the data plane, which keeps nat off the ports that the node listens on.
 	if err := n.openHTTP(); err != nil {
 		return err
@@ -234,13 +239,6 @@ type daemonOf struct {
 }
 
 func (d daemonOf) Status() control.Status { return d.status() }
-
-func (d daemonOf) Change(c control.Change) (string, error) {
-	if d.loop == nil {
-		return "", errors.New("there is no service, so there is no backend to change")
-	}
-	return d.loop.Change(c)
-}
 
 func (d daemonOf) HandOver(o control.HandoverOrder) ([]control.HandoverResult, error) {
 	moves := d.handoversNow()
@@ -334,14 +332,7 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	}
 	n.closers = append(n.closers, n.probes.Close)
 	n.makeChecker(n.probes)
-	changes, err := control.OpenOverrides(filepath.Join(n.stateDir, "overrides.json"))
-	if err != nil {
-		return err
-	}
-	if alarm := changes.Alarm(); alarm != "" {
-		n.log.Error(alarm)
-	}
-	n.loop = control.NewLoop(n.cfg.Services, n.tables, n.checker.Share(), n.hops, n.probes, changes, n.log)
+	n.loop = control.NewLoop(n.cfg.Services, n.tables, n.checker.Share(), n.hops, n.probes, n.overrides, n.log)
 	n.loop.Record(n.events.Record)
 	goroutines.Go(func() {
 		for {
@@ -353,6 +344,18 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 			}
 		}
 	})
+	return nil
+}
+
+// openOverrides reads what operators have changed.
+func (n *node) openOverrides() (err error) {
+	n.overrides, err = control.OpenOverrides(filepath.Join(n.stateDir, "overrides.json"))
+	if err != nil {
+		return err
+	}
+	if alarm := n.overrides.Alarm(); alarm != "" {
+		n.log.Error(alarm)
+	}
 	return nil
 }
 

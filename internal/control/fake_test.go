@@ -147,7 +147,7 @@ func (w *fakeWorld) status(t health.Target) (health.Status, bool) {
 }
 
 func (w *fakeWorld) override(service lb.Service, s lb.Server) Override {
-	return w.changes.of(service, s)
+	return w.changes.Of(service, s)
 }
 
 func (w *fakeWorld) nextHop(a netip.Addr) (lb.NextHop, error) {

@@ -211,10 +211,10 @@ type Location struct {
 
 // String is the location as the configuration has it.
 func (l *Location) String() string {
-	switch {
-	case l.Kind == LocationRegex:
+	switch l.Kind {
+	case LocationRegex:
 		return "regex: " + l.Regex.String()
-	case l.Kind == LocationExact:
+	case LocationExact:
 		return "exact: " + l.Path
 	}
 	return "path: " + l.Path
