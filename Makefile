@@ -70,7 +70,8 @@ lint:
 fuzz:
 	$(GO) test ./vrrp -run '^$$' -fuzz . -fuzztime 60s
 	$(GO) test ./internal/config -run '^$$' -fuzz . -fuzztime 60s
-	$(GO) test ./l7 -run '^$$' -fuzz . -fuzztime 60s
+	$(GO) test ./l7 -run '^$$' -fuzz FuzzFraming -fuzztime 60s
+	$(GO) test ./l7 -run '^$$' -fuzz FuzzSameRequests -fuzztime 60s
 	$(GO) test ./loader -run '^$$' -fuzz FuzzFrames -fuzztime 60s -parallel 1
 
 # The tests against other implementations.

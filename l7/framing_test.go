@@ -1,10 +1,12 @@
 package l7
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -127,4 +129,53 @@ func (p *pieces) Read(b []byte) (int, error) {
 	n := copy(b, p.left[:min(p.size, len(p.left))])
 	p.left = p.left[n:]
 	return n, nil
+}
+
+// FuzzSameRequests demands that net/http finds the same requests in what passes as the
+// scanner: it must end each where the scanner does, or refuse it.
+func FuzzSameRequests(f *testing.F) {
+	for _, in := range wellFramed {
+		f.Add([]byte(in))
+	}
+	for _, p := range smuggling {
+		f.Add([]byte("GET /good HTTP/1.1\r\nHost: a\r\n\r\n" + p.request))
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		s := scanner{maxHead: 4096}
+		var ends []int // where requests end
+		for i := range in {
+			if _, wrong := s.scan(in[i : i+1]); wrong || s.tooLong {
+				break
+			}
+			if s.at == beforeRequest {
+				ends = append(ends, i+1)
+			}
+		}
+		r := &countingReader{r: bytes.NewReader(in)}
+		b := bufio.NewReaderSize(r, 16)
+		for _, end := range ends {
+			req, err := http.ReadRequest(b)
+			if err != nil {
+				return // refused, for a reason of its own
+			}
+			if _, err := io.Copy(io.Discard, req.Body); err != nil {
+				return
+			}
+			if got := r.n - b.Buffered(); got != end {
+				t.Fatalf("%q: a request ends at %d for net/http, at %d for the scanner", in, got, end)
+			}
+		}
+	})
+}
+
+// A countingReader counts what is read.
+type countingReader struct {
+	r io.Reader
+	n int
+}
+
+func (c *countingReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += n
+	return n, err
 }

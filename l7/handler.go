@@ -36,6 +36,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // is neither.
 func (x *exchange) locate() int {
 	r := x.request
+	if !wellNamed(r) {
+		return http.StatusBadRequest
+	}
 	if r.Method == http.MethodConnect {
 		return http.StatusMethodNotAllowed
 	}
@@ -54,6 +57,24 @@ func (x *exchange) locate() int {
 	}
 	x.location = found
 	return 0
+}
+
+// wellNamed tells whether method, host and length are words that mean the same to
+// everybody. Of HTTP/1 that is known already; in HTTP/2 a method may have spaces.
+func wellNamed(r *http.Request) bool {
+	for i := range len(r.Method) {
+		if !isToken(r.Method[i]) {
+			return false
+		}
+	}
+	if r.ProtoMajor == 1 {
+		return true
+	}
+	// A length that is no number is 0 for net/http, until the body comes.
+	if l := r.Header["Content-Length"]; l != nil && (len(l) != 1 || strings.Trim(l[0], "0123456789") != "" || l[0] == "") {
+		return false
+	}
+	return r.Host != "" && !strings.ContainsAny(r.Host, hostRubbish)
 }
 
 // absolute is where the client finds a path of this server.
