@@ -259,3 +259,48 @@ func (r *rig) reloadHTTPUnderLoad(file string) {
 		r.Error("nothing was asked meanwhile")
 	}
 }
+
+// Layers 4 and 7 share a VIP, a pool and its probes: packets for ports that no service
+// has are the kernel's, also under the XDP program.
+func TestHTTPBesideServices(t *testing.T) {
+	testenv.RequireProgram(t, "curl")
+	r := webRig(t, 2)
+	const front = `
+http:
+  upstreams: [{name: app, pool: web}]
+  servers: [{listen: "192.0.2.100:8080", locations: [{path: /, upstream: app}]}]
+`
+	pool := strings.Replace(webPool, "      - {address: 192.0.2.13, weight: 1}\n", "", 1)
+	proxied := `{name: app, address: "192.0.2.100:8080", forward: proxy}`
+	file := r.file("sluice.yaml", roster, pool, services(dsr, nat, proxied), vrrps(pair), front)
+	daemon := r.start("lb1", file)
+	r.waitReady("lb1")
+	r.waitStatus("lb1", soon, "servers of the upstream", func(s control.Status) error { return allUp(s.HTTP, "app") })
+	r.wantServing(dsrService, "b1", "b2")
+	r.wantServing(natService, "b1", "b2")
+	got := map[string]int{}
+	for range 6 {
+		got[r.curl("client", "http://192.0.2.100:8080/")]++
+	}
+	if diff := cmp.Diff(map[string]int{"b1": 2, "b2": 4}, got); diff != "" {
+		t.Errorf("answers (-want +got):\n%s", diff)
+	}
+	// Two servers, probed for nat and http alike, and through their VIP for dsr.
+	_, text, err := r.fetch("lb1", "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(text, "\nsluice_probe_runs_total{"); n != 4 {
+		t.Errorf("%d probes, want 4", n)
+	}
+	// One change for both layers.
+	r.wantRun(0, "lb1", "backend", "disable", "web", "192.0.2.11")
+	r.waitServers("lb1", "nat", soon, control.ServerDisabled, control.ServerUp)
+	r.wantServing(natService, "b2")
+	for range 3 {
+		if got := r.curl("client", "http://192.0.2.100:8080/"); got != "b2" {
+			t.Errorf("got %q", got)
+		}
+	}
+	r.stop(daemon)
+}
