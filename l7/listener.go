@@ -1,14 +1,17 @@
 package l7
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"io"
+	stdlog "log"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -73,7 +76,7 @@ func newServers(at netip.AddrPort, config *lb.HTTP, handler http.Handler, log *s
 			ReadHeaderTimeout: limits.HeaderTimeout,
 			IdleTimeout:       limits.KeepaliveTimeout,
 			MaxHeaderBytes:    limits.MaxHeader,
-			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+			ErrorLog:          stdlog.New(serverLog{log}, "", 0),
 			Protocols:         &http.Protocols{},
 			ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 				return context.WithValue(ctx, connectionKey{}, connectionFor(c))
@@ -100,6 +103,19 @@ func newServers(at netip.AddrPort, config *lb.HTTP, handler http.Handler, log *s
 		s.done.Go(func() { _ = each.server.Serve(each.feed) }) // it ends with the feed
 	}
 	return s
+}
+
+// A serverLog takes what net/http has to say: of a mistake of ours, which is an error,
+// and of what clients do, which is for whoever looks closely.
+type serverLog struct{ log *slog.Logger }
+
+func (l serverLog) Write(p []byte) (int, error) {
+	level := slog.LevelDebug
+	if bytes.Contains(p, []byte("panic")) {
+		level = slog.LevelError
+	}
+	l.log.Log(context.Background(), level, "http: "+strings.TrimSpace(string(p)))
+	return len(p), nil
 }
 
 // fits tells whether the servers are what a configuration needs.

@@ -47,11 +47,11 @@ type UpstreamStatus struct {
 	Policy   string           `json:"policy"`
 	Requests uint64           `json:"requests"`
 	Failures uint64           `json:"failures"` // requests that no server has answered
-	Servers  []BackendOfProxy `json:"servers"`
+	Servers  []UpstreamServer `json:"servers"`
 }
 
-// A BackendOfProxy is how a server of an upstream is.
-type BackendOfProxy struct {
+// An UpstreamServer is how a server of an upstream is.
+type UpstreamServer struct {
 	Address  netip.AddrPort `json:"address"`
 	State    State          `json:"state"`
 	Why      string         `json:"why,omitempty"`
@@ -124,7 +124,7 @@ func (u *upstream) status(now time.Time) UpstreamStatus {
 		if (state == StateUp || state == StateUnknown) && b.resting(g.config, now) {
 			state, why = StateFailing, "requests have failed"
 		}
-		s.Servers = append(s.Servers, BackendOfProxy{
+		s.Servers = append(s.Servers, UpstreamServer{
 			Address: b.address, State: state, Why: why, Since: b.since, Weight: b.weight, Backup: c.Backup,
 			InFlight: b.active, Requests: b.requests.Load(), Failures: b.failures.Load(), Bytes: b.bytes.Load(),
 		})
@@ -174,6 +174,6 @@ func (b *statsBook) of(name string) *serverStats {
 
 // Serves tells whether the server may be given requests, as far as is known: one that
 // rests after failures is asked where no other is there.
-func (b *BackendOfProxy) Serves() bool {
+func (b *UpstreamServer) Serves() bool {
 	return b.Weight > 0 && b.State != StateDown && b.State != StateDrained
 }

@@ -190,7 +190,7 @@ func remaining(s control.Status, change control.Change) (bool, string) {
 }
 
 // proxied are the servers of upstreams that a change is for.
-func proxied(s control.Status, change control.Change) (all []l7.BackendOfProxy) {
+func proxied(s control.Status, change control.Change) (all []l7.UpstreamServer) {
 	if s.HTTP == nil {
 		return nil
 	}

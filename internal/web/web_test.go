@@ -67,7 +67,7 @@ func fullStatus() control.Status {
 			}},
 			Upstreams: []l7.UpstreamStatus{{
 				Name: "app", Pool: "pool", Policy: "least_conn", Requests: 4, Failures: 1,
-				Servers: []l7.BackendOfProxy{{Address: netip.MustParseAddrPort("192.0.2.11:8080"), State: l7.StateFailing, Why: "requests have failed", Since: run, Weight: 1, Requests: 4, Failures: 2}},
+				Servers: []l7.UpstreamServer{{Address: netip.MustParseAddrPort("192.0.2.11:8080"), State: l7.StateFailing, Why: "requests have failed", Since: run, Weight: 1, Requests: 4, Failures: 2}},
 			}},
 			LogDropped: 3,
 		},
