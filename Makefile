@@ -79,6 +79,8 @@ fuzz:
 	$(GO) test ./vrrp -run '^$$' -fuzz . -fuzztime 60s
 	$(GO) test ./internal/config -run '^$$' -fuzz . -fuzztime 60s
 	$(GO) test ./internal/statesync -run '^$$' -fuzz . -fuzztime 60s
+	$(GO) test ./l7 -run '^$$' -fuzz FuzzFraming -fuzztime 60s
+	$(GO) test ./l7 -run '^$$' -fuzz FuzzSameRequests -fuzztime 60s
 	$(GO) test ./loader -run '^$$' -fuzz FuzzFrames -fuzztime 60s -parallel 1
 
 # The tests against other implementations.

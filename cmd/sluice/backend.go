@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/l7"
 )
 
 // waitPoll is how often --wait asks.
@@ -167,6 +168,10 @@ func remaining(s control.Status, change control.Change) (bool, string) {
 			counted = counted && b.Pinned >= 0
 		}
 	}
+	requests := 0
+	for _, b := range proxied(s, change) {
+		requests += b.InFlight
+	}
 	switch {
 	case slots > 0:
 		return true, fmt.Sprintf("it serves: %d slots", slots)
@@ -174,8 +179,30 @@ func remaining(s control.Status, change control.Change) (bool, string) {
 		return true, "counting its connections"
 	case previous > 0:
 		return true, fmt.Sprintf("known so far: %s; others are found while the window of %d slots is open", count(pinned, "connection"), previous)
+	case pinned > 0 && requests > 0:
+		return true, count(pinned, "connection") + " and " + count(requests, "request") + " left"
 	case pinned > 0:
 		return true, count(pinned, "connection") + " left"
+	case requests > 0:
+		return true, count(requests, "request") + " left"
 	}
 	return false, "nothing is left"
+}
+
+// proxied are the servers of upstreams that a change is for.
+func proxied(s control.Status, change control.Change) (all []l7.UpstreamServer) {
+	if s.HTTP == nil {
+		return nil
+	}
+	for _, u := range s.HTTP.Upstreams {
+		if u.Name != change.Scope && u.Pool != change.Scope {
+			continue
+		}
+		for _, b := range u.Servers {
+			if b.Address.String() == change.Address || b.Address.Addr().String() == change.Address {
+				all = append(all, b)
+			}
+		}
+	}
+	return all
 }

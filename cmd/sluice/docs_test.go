@@ -52,11 +52,16 @@ func TestDocumentedConfigurations(t *testing.T) {
 	}
 }
 
-// withKey writes a configuration beside a key, and returns its path.
+// withKey writes a configuration beside a key and certificates, and returns its path.
 func withKey(t *testing.T, yaml []byte) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := key.Write(filepath.Join(dir, "sync.key"), key.New()); err != nil {
+		t.Fatal(err)
+	}
+	writeCertificate(t, filepath.Join(dir, "www.pem"), filepath.Join(dir, "www.key"))
+	writeCertificate(t, filepath.Join(dir, "ca.pem"), filepath.Join(dir, "ca.key"))
+	if err := os.WriteFile(filepath.Join(dir, "sorry.html"), []byte("<p>sorry"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(dir, "sluice.yaml")

@@ -145,7 +145,7 @@ func TestEventTypesAreDocumented(t *testing.T) {
 	for line := range strings.Lines(text) {
 		name, _, ok := strings.Cut(strings.TrimPrefix(line, "| `"), "` |")
 		kind, _, dotted := strings.Cut(name, ".")
-		if ok && dotted && strings.Contains(" daemon vrrp service server check alarm operator ", " "+kind+" ") && !strings.Contains(string(known), `"`+name+`"`) {
+		if ok && dotted && strings.Contains(" daemon vrrp service server upstream check alarm operator ", " "+kind+" ") && !strings.Contains(string(known), `"`+name+`"`) {
 			t.Errorf("docs/operations.md has a row for %s, which is no event", name)
 		}
 	}

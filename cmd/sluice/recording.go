@@ -46,8 +46,11 @@ func (n *node) recordStop(err error) {
 }
 
 func (n *node) recordReady(cfg *config.Config) {
-	n.events.Record(events.Event{Type: events.DaemonReady, Text: fmt.Sprintf("%s, %s",
-		count(len(cfg.Services), "service"), count(len(cfg.VRRP), "VRRP instance"))})
+	text := fmt.Sprintf("%s, %s", count(len(cfg.Services), "service"), count(len(cfg.VRRP), "VRRP instance"))
+	if k := len(cfg.HTTP.Servers); k > 0 {
+		text += ", " + count(k, "HTTP server")
+	}
+	n.events.Record(events.Event{Type: events.DaemonReady, Text: text})
 }
 
 // recordDatapath records what the data plane was made of.
@@ -150,6 +153,9 @@ func (n *node) ownAlarms() []control.Alarm {
 		if problems := n.natLog.Problems(); len(problems) > 0 {
 			all = append(all, control.Alarm{Kind: control.AlarmNATLog, Text: strings.Join(problems, "; ")})
 		}
+	}
+	if h := n.httpStatus(); h != nil && len(h.Problems) > 0 {
+		all = append(all, control.Alarm{Kind: control.AlarmHTTP, Text: strings.Join(h.Problems, "; ")})
 	}
 	if p := n.holds.Alarm(); p != "" {
 		all = append(all, control.Alarm{Kind: control.AlarmHolds, Text: p})

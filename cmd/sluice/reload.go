@@ -124,13 +124,16 @@ func (n *node) tryReload(dry bool) ([]string, error) {
 		n.forget(before)
 		return diff.Changes, err
 	}
+	if err := n.reloadHTTP(next); err != nil {
+		return diff.Changes, err
+	}
 	if n.loop != nil {
 		// New services may be as healthy as a new check; it is run before they serve.
 		n.tracker.Set(checksOfBoth(before, next), trackedBy(before, n.routers))
 		if err := n.reloadServices(before, next); err != nil {
 			n.forget(before)
 			n.tracker.Set(before.Checks, trackedBy(before, n.routers))
-			return diff.Changes, err
+			return diff.Changes, errors.Join(err, n.reloadHTTP(before))
 		}
 	}
 	n.reloadVRRP(next, routers)

@@ -76,7 +76,10 @@ type node struct {
 	alarms  control.AlarmBook
 	ready   <-chan struct{} // closed when the tables were written first
 	web     *web.Server     // nil where monitoring is not wanted
-	checker *health.Checker // nil with tables
+	checker *health.Checker
+	// Operators' changes to servers.
+	overrides *control.Overrides
+	http      httpFront
 
 	transitions transitions
 
@@ -159,6 +162,13 @@ func (n *node) run(ctx context.Context) (err error) {
 
 	ready := make(chan struct{})
 	n.ready = ready
+	if err := n.openOverrides(); err != nil {
+		return err
+	}
+	// Before the data plane, which keeps nat off the ports that the node listens on.
+	if err := n.openHTTP(); err != nil {
+		return err
+	}
 	if len(n.cfg.Services) > 0 {
 		if err := n.startDatapath(inside, &goroutines); err != nil {
 			return n.undo(err)
@@ -174,8 +184,10 @@ func (n *node) run(ctx context.Context) (err error) {
 		if err := n.dropDatapath(); err != nil {
 			return err
 		}
+		n.makeChecker(nil)
 		close(ready)
 	}
+	n.probeHTTP(inside, &goroutines)
 	if err := n.makeRouters(inside, &goroutines); err != nil {
 		return n.undo(err)
 	}
@@ -228,13 +240,6 @@ type daemonOf struct {
 }
 
 func (d daemonOf) Status() control.Status { return d.status() }
-
-func (d daemonOf) Change(c control.Change) (string, error) {
-	if d.loop == nil {
-		return "", errors.New("there is no service, so there is no backend to change")
-	}
-	return d.loop.Change(c)
-}
 
 func (d daemonOf) HandOver(o control.HandoverOrder) ([]control.HandoverResult, error) {
 	moves := d.handoversNow()
@@ -327,16 +332,8 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 		return err
 	}
 	n.closers = append(n.closers, n.probes.Close)
-	n.checker = health.NewChecker(n.log, n.probes)
-	n.closers = append(n.closers, func() error { n.checker.Close(); return nil })
-	changes, err := control.OpenOverrides(filepath.Join(n.stateDir, "overrides.json"), n.cfg.Node)
-	if err != nil {
-		return err
-	}
-	if alarm := changes.Alarm(); alarm != "" {
-		n.log.Error(alarm)
-	}
-	n.loop = control.NewLoop(n.cfg.Services, n.tables, n.checker, n.hops, n.probes, changes, n.log)
+	n.makeChecker(n.probes)
+	n.loop = control.NewLoop(n.cfg.Services, n.tables, n.checker.Share(), n.hops, n.probes, n.overrides, n.log)
 	n.loop.Record(n.events.Record)
 	goroutines.Go(func() {
 		for {
@@ -349,6 +346,24 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 		}
 	})
 	return nil
+}
+
+// openOverrides reads what operators have changed.
+func (n *node) openOverrides() (err error) {
+	n.overrides, err = control.OpenOverrides(filepath.Join(n.stateDir, "overrides.json"), n.cfg.Node)
+	if err != nil {
+		return err
+	}
+	if alarm := n.overrides.Alarm(); alarm != "" {
+		n.log.Error(alarm)
+	}
+	return nil
+}
+
+// makeChecker makes who probes servers.
+func (n *node) makeChecker(paths health.Paths) {
+	n.checker = health.NewChecker(n.log, paths)
+	n.closers = append(n.closers, func() error { n.checker.Close(); return nil })
 }
 
 // vips are the addresses that move between nodes.

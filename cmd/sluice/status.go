@@ -54,6 +54,7 @@ func (n *node) status() control.Status {
 		s.Outcomes, s.Tables = stats.Outcomes, stats.Tables
 		s.Upgrade = n.tables.datapath.Upgraded()
 	}
+	s.HTTP = n.httpStatus()
 	for _, a := range n.ownAlarms() {
 		s.Problems = append(s.Problems, a.Text)
 	}
@@ -258,6 +259,7 @@ func printStatus(w io.Writer, s control.Status) error {
 			}
 		}
 	}
+	printHTTP(&b, s)
 	var dropped []string
 	for _, o := range s.Outcomes {
 		if o.Dropped && o.Packets > 0 {

@@ -10,12 +10,16 @@ import (
 )
 
 // stopWait is how long the daemon may take to stop: the wait for a peer, the hooks
-// of the last changes, one instance after the other, and what else there is to do.
+// of the last changes, one instance after the other, requests that are under way, and
+// what else there is to do.
 func (n *node) stopWait() time.Duration {
 	const rest = 10 * time.Second
 	var longest time.Duration
 	for _, r := range n.instances() {
 		longest = max(longest, r.ReleaseWait())
+	}
+	if len(n.config().HTTP.Servers) > 0 {
+		longest += drainHTTP
 	}
 	return longest + time.Duration(len(n.instances()))*track.LastHooks + rest
 }

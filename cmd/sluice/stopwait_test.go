@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/vrrp"
 )
 
@@ -47,7 +48,7 @@ func TestStopTimeoutExceedsTheWait(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			n := &node{routers: []*vrrp.Router{r}}
+			n := &node{cfg: &config.Config{}, routers: []*vrrp.Router{r}}
 			if got := n.stopWait(); got <= tt.least {
 				t.Errorf("the daemon asks for %v, and waits %v for a peer", got, tt.least)
 			} else if enough := time.Duration(seconds)*time.Second > got; enough != tt.unit {

@@ -70,6 +70,8 @@ type Config struct {
 
 	Sync Sync
 
+	HTTP lb.HTTP // no servers: nothing is served
+
 	Admin Admin
 }
 

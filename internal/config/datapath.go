@@ -2,6 +2,7 @@ package config
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -77,7 +78,7 @@ func (d *decoder) datapath(doc *document, nodes []nodeDef, s self) Datapath {
 			d.probeAddresses(n, &dp)
 		}
 	}
-	if !interfacesSet && len(doc.items["services"]) > 0 {
+	if !interfacesSet && slices.ContainsFunc(doc.items["services"], func(n *node) bool { return !n.saysProxy() }) {
 		d.needInterfaces(doc, nodes)
 	}
 	if s.def != nil && s.def.Interfaces != nil {

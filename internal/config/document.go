@@ -24,7 +24,7 @@ func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config 
 	for _, p := range pools {
 		c.Pools = append(c.Pools, p.Pool)
 	}
-	services := d.services(doc.items["services"], pools, def)
+	services, proxied := d.services(doc.items["services"], pools, def)
 	for _, s := range services {
 		c.Services = append(c.Services, s.Service)
 	}
@@ -35,9 +35,12 @@ func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config 
 	for _, i := range instances {
 		c.VRRP = append(c.VRRP, i.Instance)
 	}
-	d.resolveTracked(instances, c.Checks, services, len(services) == len(doc.items["services"]))
+	d.resolveTracked(instances, c.Checks, services, len(services)+len(proxied) == len(doc.items["services"]), proxied)
 	c.Sync = d.sync(doc.set["sync"], files)
-	d.crossCheck(c, services, instances, doc.set["sync"])
+	h := d.http(doc.set["http"], files, pools, def)
+	c.HTTP = h.HTTP
+	held := d.crossCheck(c, services, instances, doc.set["sync"])
+	d.checkProxied(h, proxied, instances, held)
 
 	c.Admin = d.admin(doc.set["admin"])
 	if opts.Fits != nil && len(d.errs) == 0 {

@@ -22,7 +22,7 @@ services:
     address: [2001:db8::100]:80
     pool: wbe
     track_window: 5m
-    forward: proxy
+    affinity: client
 `
 	const want = `/etc/sluice/sluice.yaml:4:5: unknown key "helth" in a pool; did you mean "health"?
     4 |     helth: {type: http}
@@ -36,9 +36,9 @@ services:
 /etc/sluice/sluice.yaml:10:11: there is no pool "wbe"; did you mean "web"?
    10 |     pool: wbe
       |           ^^^
-/etc/sluice/sluice.yaml:12:14: forward: proxy is not supported yet
-   12 |     forward: proxy
-      |              ^^^^^`
+/etc/sluice/sluice.yaml:12:15: affinity must be one of none, flow, not "client"
+   12 |     affinity: client
+      |               ^^^^^^`
 	_, err := load(memFiles{"/etc/sluice/sluice.yaml": yaml}, "/etc/sluice/sluice.yaml", Options{})
 	if err == nil {
 		t.Fatal("no mistake found")

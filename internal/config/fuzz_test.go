@@ -26,7 +26,7 @@ func FuzzLoad(f *testing.F) {
 	for _, c := range syntaxMistakes {
 		f.Add(c.yaml, "")
 	}
-	for _, c := range slices.Concat(frontendMistakes, forwardingMistakes, accessMistakes, checkMistakes, heartbeatMistakes) {
+	for _, c := range slices.Concat(frontendMistakes, forwardingMistakes, accessMistakes, checkMistakes, heartbeatMistakes, httpMistakes, proxiedMistakes) {
 		f.Add(c.yaml, "")
 	}
 	f.Fuzz(func(t *testing.T, main, other string) {

@@ -1,14 +1,22 @@
 package config
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/big"
 	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -71,8 +79,29 @@ func withKeys(yaml string) memFiles {
 	return memFiles{
 		"sluice.yaml": yaml, "sync.key": testKey, "other.key": otherKey, "copy.key": testKey,
 		"sync.key.open": testKey, "empty.key": "",
+		"cert.pem": testPair()[0], "cert.key": testPair()[1], "sorry.html": "<p>sorry",
 	}
 }
+
+// testPair are a certificate and its key, made once.
+var testPair = sync.OnceValue(func() [2]string {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"www.example.com"}, NotAfter: time.Now().Add(time.Hour)}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		panic(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		panic(err)
+	}
+	return [2]string{
+		string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})),
+	}
+})
 
 // mustLoad loads a configuration that has no mistakes.
 func mustLoad(t *testing.T, yaml string) *Config {

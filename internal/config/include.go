@@ -9,13 +9,14 @@ import (
 // topLevel is what a file may hold. x- keys are left out before it is asked.
 var topLevel = schema{
 	what:  "a configuration",
-	keys:  []string{"nodes", "node", "datapath", "pools", "services", "checks", "vrrp", "sync", "admin", "include", "defaults"},
-	later: []string{"http", "dns"},
+	keys:  []string{"nodes", "node", "datapath", "pools", "services", "checks", "vrrp", "sync", "http", "admin", "include", "defaults"},
+	later: []string{"dns"},
 	hints: map[string]string{
 		"vrrp_instance":  "instances are a list under \"vrrp\"",
 		"vrrp_script":    "scripts are checks of type exec, a list under \"checks\"",
 		"virtual_server": "layer-4 services are a list under \"services\"",
-		"upstream":       "servers are listed under \"pools\"",
+		"upstream":       "upstreams are a list in \"http\"",
+		"server":         "virtual hosts are a list in http, under \"servers\"",
 		"global_defs":    "sluice has no such section",
 	},
 }

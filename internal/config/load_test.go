@@ -141,6 +141,11 @@ func TestReference(t *testing.T) {
 	if err := key.Write(filepath.Join(filepath.Dir(path), "sync.key"), key.New()); err != nil {
 		t.Fatal(err)
 	}
+	for name, text := range map[string]string{"ca.pem": testPair()[0], "www.pem": testPair()[0], "www.key": testPair()[1], "sorry.html": "<p>sorry"} {
+		if err := os.WriteFile(filepath.Join(filepath.Dir(path), name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	c, err := Load(path, Options{})
 	if err != nil {
 		t.Fatalf("load the reference configuration:\n%v", err)
@@ -162,7 +167,8 @@ func TestReference(t *testing.T) {
 var supported = []*schema{
 	&topLevel, &defaultsSchema, &serviceDefaultsSchema, &nodeSchema, &datapathSchema, &natSchema, &tunnelSchema, &poolSchema, &tlsSchema, &querySchema,
 	&serverSchema, &healthSchema, &serviceSchema, &sourceLimitSchema, &instanceSchema, &authenticationSchema, &checkSchema, &recoverSchema, &trackSchema, &notifySchema, &routeSchema, &ruleSchema, &adminSchema,
-	&heartbeatSchema, &syncSchema,
+	&heartbeatSchema, &syncSchema, &httpSchema, &accessLogSchema, &upstreamSchema, &upstreamTLSSchema, &httpServerSchema, &listenSchema, &serverTLSSchema,
+	&locationSchema, &returnSchema, &redirectSchema, &rewriteSchema, &headersSchema, &rateLimitSchema, &errorPageSchema, &gzipSchema,
 }
 
 func TestLoadMissingFile(t *testing.T) {

@@ -108,7 +108,7 @@ services:
 	}},
 	{"words", withInterface + "services:\n- {name: a, address: \"192.0.2.100:80\", protocol: TCP, forward: natt, scheduler: rr, backends: [{address: 192.0.2.1}]}\n", []string{
 		`3:50: protocol must be one of tcp, udp, not "TCP"; did you mean "tcp"?`,
-		`3:64: forward must be one of nat, dsr, tunnel, not "natt"; did you mean "nat"?`,
+		`3:64: forward must be one of nat, dsr, tunnel, proxy, not "natt"; did you mean "nat"?`,
 		`3:81: scheduler must be one of maglev, source_hash, not "rr"`,
 	}},
 
@@ -147,7 +147,7 @@ services:
 		`4:33: timeout 2s is longer than the interval 1s`,
 	}},
 	{"defaults that nothing uses", "defaults:\n  service: {forward: x, protocol: sctp, address: y, quorum: -1}\n  health: {interval: 1, rise: x, via: lo}\n  pools: {}\n", []string{
-		`2:22: forward must be one of nat, dsr, tunnel, not "x"`,
+		`2:22: forward must be one of nat, dsr, tunnel, proxy, not "x"`,
 		`2:35: protocol must be one of tcp, udp, not "sctp"`,
 		`2:41: unknown key "address" in the defaults of services; each service has its own`,
 		`2:61: quorum must be a whole number from 0 to 65535, not -1`,

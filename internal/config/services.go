@@ -97,16 +97,31 @@ var serviceDefaultsSchema = schema{
 }
 
 // services decodes the section and resolves the pools.
-func (d *decoder) services(items []*node, pools []*poolDef, def defaults) []*serviceDef {
+// Those of forward: proxy are told apart.
+func (d *decoder) services(items []*node, pools []*poolDef, def defaults) (all []*serviceDef, proxied []*proxiedDef) {
 	byName := map[string]*poolDef{}
 	for _, p := range pools {
 		byName[p.Name] = p
 	}
-	var all []*serviceDef
 	names := map[string]*node{}
 	for _, item := range items {
 		f, ok := d.fields(item, &serviceSchema)
 		if !ok {
+			continue
+		}
+		if item.saysProxy() {
+			p := d.proxied(f)
+			if n := f.need("name"); n != nil {
+				if name, ok := d.name(n, "service name"); ok {
+					p.name = name
+					if first, dup := names[name]; dup {
+						d.duplicate(n, item, first, "service")
+					} else {
+						names[name] = n
+					}
+				}
+			}
+			proxied = append(proxied, p)
 			continue
 		}
 		f.defaults = def.service
@@ -133,7 +148,7 @@ func (d *decoder) services(items []*node, pools []*poolDef, def defaults) []*ser
 		}
 		all = append(all, s)
 	}
-	return all
+	return all, proxied
 }
 
 func (d *decoder) service(f fields, pools map[string]*poolDef, def defaults) *serviceDef {

@@ -65,7 +65,10 @@ func (d *decoder) serviceSettings(f fields, s *lb.Service) (sources []*node) {
 func (d *decoder) forward(f fields) lb.Forward {
 	mode := lb.NAT
 	if n := f.get("forward"); n != nil {
-		w, _ := d.oneOf(n, "forward", []string{"nat", "dsr", "tunnel"}, []string{"proxy"})
+		w, _ := d.oneOf(n, "forward", []string{"nat", "dsr", "tunnel", "proxy"}, nil)
+		if w == "proxy" { // a service of its own has been seen before
+			d.errorf(n, "forward: proxy is no default: each such service says it itself")
+		}
 		mode = map[string]lb.Forward{"nat": lb.NAT, "dsr": lb.DSR, "tunnel": lb.Tunnel}[w]
 	}
 	n := f.get("source_nat")

@@ -116,7 +116,7 @@ func (d *decoder) trackWeight(f fields, i *instanceDef, t *lb.Tracked) bool {
 }
 
 // resolveTracked finds tracked checks and services that are not there.
-func (d *decoder) resolveTracked(instances []*instanceDef, checks []lb.Check, services []*serviceDef, whole bool) {
+func (d *decoder) resolveTracked(instances []*instanceDef, checks []lb.Check, services []*serviceDef, whole bool, proxied []*proxiedDef) {
 	known := map[lb.TrackKind]map[string]bool{lb.TrackCheck: {}, lb.TrackService: {}}
 	for _, c := range checks {
 		known[lb.TrackCheck][c.Name] = true
@@ -124,6 +124,9 @@ func (d *decoder) resolveTracked(instances []*instanceDef, checks []lb.Check, se
 	for _, s := range services {
 		known[lb.TrackService][s.Name] = true
 		whole = whole && s.Name != ""
+	}
+	for _, p := range proxied {
+		known[lb.TrackService][p.name] = true // what is wrong with that is said elsewhere
 	}
 	for _, i := range instances {
 		for k, t := range i.Track {

@@ -40,22 +40,10 @@ func TestUnsupportedKeys(t *testing.T) {
 	}
 }
 
-func TestUnsupportedValues(t *testing.T) {
-	service := func(line string) string {
-		return "datapath: {interfaces: [e]}\nservices:\n- name: s\n  backends: [{address: 192.0.2.1}]\n" + line
-	}
-	const address = "  address: \"192.0.2.100:80\"\n"
-	for _, tt := range []mistakeCase{
-		{"proxy", service(address + "  forward: proxy\n"), []string{"6:12: forward: proxy is not supported yet"}},
-	} {
-		t.Run(tt.name, func(t *testing.T) { wantMistakes(t, tt.yaml, tt.want) })
-	}
-}
-
 // TestDesign loads a configuration with everything in it: each key is either
 // supported or refused as not supported yet, none is unknown.
 func TestDesign(t *testing.T) {
-	_, err := load(memFiles{"f": design, "/etc/sluice/sync.key": testKey}, "f", Options{})
+	_, err := load(memFiles{"f": design, "/etc/sluice/sync.key": testKey, "cert.pem": testPair()[0], "cert.key": testPair()[1]}, "f", Options{})
 	var all Errors
 	if !errors.As(err, &all) {
 		t.Fatalf("error %v", err)
@@ -71,7 +59,7 @@ func TestDesign(t *testing.T) {
 	}
 	want := map[string]bool{}
 	for _, key := range []string{
-		"http", "dns",
+		"dns",
 	} {
 		want[key] = true
 	}

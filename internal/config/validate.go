@@ -44,8 +44,9 @@ func (d *decoder) checkBackends(s *serviceDef) {
 	}
 }
 
-// crossCheck looks for what is wrong between services and VRRP instances.
-func (d *decoder) crossCheck(c *Config, services []*serviceDef, instances []*instanceDef, sync *node) {
+// crossCheck looks for what is wrong between services and VRRP instances. It returns the
+// ports that services hold.
+func (d *decoder) crossCheck(c *Config, services []*serviceDef, instances []*instanceDef, sync *node) map[listening][]holding {
 	vips := map[netip.Addr]string{} // what each VIP is, for a message
 	held := d.checkFrontends(services, vips)
 	d.checkInstances(instances, vips, sync)
@@ -73,6 +74,7 @@ func (d *decoder) crossCheck(c *Config, services []*serviceDef, instances []*ins
 			}
 		}
 	}
+	return held
 }
 
 // A listing is what a VIP must be the only one of.

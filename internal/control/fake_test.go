@@ -190,7 +190,7 @@ func (w *fakeWorld) decide(name string, v health.Verdict) {
 }
 
 func (w *fakeWorld) override(service lb.Service, s lb.Server) Override {
-	return w.changes.of(service, s)
+	return w.changes.Of(service, s)
 }
 
 func (w *fakeWorld) nextHop(a netip.Addr) (lb.NextHop, error) {

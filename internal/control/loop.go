@@ -413,11 +413,11 @@ func addressesOf(services []lb.Service) []netip.Addr {
 	return slices.Compact(as)
 }
 
-// Change makes an operator's change and has it applied. Text says what has become
-// of it.
-func (l *Loop) Change(c Change) (text string, err error) {
+// Change makes an operator's change and has it applied. Others are services beside the
+// loop's, which it may be for as well. Text says what has become of it.
+func (l *Loop) Change(c Change, others ...lb.Service) (text string, err error) {
 	l.mu.Lock()
-	services := l.services
+	services := slices.Concat(l.services, others)
 	l.mu.Unlock()
 	if text, err = l.changes.Apply(c, services); err != nil {
 		return "", err
@@ -429,7 +429,7 @@ func (l *Loop) Change(c Change) (text string, err error) {
 	return text, nil
 }
 
-func (l *Loop) override(service lb.Service, s lb.Server) Override { return l.changes.of(service, s) }
+func (l *Loop) override(service lb.Service, s lb.Server) Override { return l.changes.Of(service, s) }
 
 func (l *Loop) check(name string) (health.Verdict, string) {
 	if l.checks == nil {

@@ -145,9 +145,9 @@ func (o *Overrides) Alarm() string {
 	return o.alarm
 }
 
-// of returns what is in force for a server of a service. What was said of the
+// Of returns what is in force for a server of a service. What was said of the
 // service counts before what was said of its pool.
-func (o *Overrides) of(service lb.Service, s lb.Server) Override {
+func (o *Overrides) Of(service lb.Service, s lb.Server) Override {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, scope := range []string{service.Name, service.Pool.Name} {

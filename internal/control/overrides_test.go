@@ -83,7 +83,7 @@ func TestOverridesApply(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, o := range []*Overrides{o, again} {
-				got := []Override{o.of(services[0], services[0].Pool.Servers[0]), o.of(services[1], services[1].Pool.Servers[0])}
+				got := []Override{o.Of(services[0], services[0].Pool.Servers[0]), o.Of(services[1], services[1].Pool.Servers[0])}
 				if diff := cmp.Diff([]Override{tc.http, tc.https}, got); diff != "" {
 					t.Errorf("overrides (-want +got):\n%s", diff)
 				}
@@ -131,7 +131,7 @@ func TestOverridesThatCannotBeKept(t *testing.T) {
 	if _, err := o.Apply(Change{Drain, "http", "192.0.2.12", 0}, services); err == nil || !strings.Contains(err.Error(), "nothing has been changed") {
 		t.Errorf("got %v", err)
 	}
-	if got := o.of(services[0], services[0].Pool.Servers[0]); !got.none() {
+	if got := o.Of(services[0], services[0].Pool.Servers[0]); !got.none() {
 		t.Errorf("it is in force: %v", got)
 	}
 }

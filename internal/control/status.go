@@ -10,6 +10,7 @@ import (
 
 	"github.com/sluice-lb/sluice/internal/health"
 	"github.com/sluice-lb/sluice/internal/lb"
+	"github.com/sluice-lb/sluice/l7"
 	"github.com/sluice-lb/sluice/loader"
 	"github.com/sluice-lb/sluice/vrrp"
 )
@@ -36,6 +37,8 @@ type Status struct {
 	// Heartbeats are the paths to other nodes, where there are any.
 	Heartbeats []HeartbeatPath `json:"heartbeats,omitempty"`
 	Services   []ServiceStatus `json:"services"`
+	// HTTP is layer 7, where anything is served there.
+	HTTP *l7.Status `json:"http,omitempty"`
 	// Outcomes counts packets that were not forwarded.
 	Outcomes []loader.Outcome `json:"outcomes"`
 	// Tables are those of single flows.
@@ -330,6 +333,9 @@ func (s *Status) FindProblems() {
 		case c.Verdict == health.Down.String():
 			s.Problems = append(s.Problems, fmt.Sprintf("check %s fails: %s", c.Name, c.Why))
 		}
+	}
+	if s.HTTP != nil {
+		s.Problems = append(s.Problems, httpProblems(s.HTTP)...)
 	}
 	for _, v := range s.Services {
 		switch v.State {

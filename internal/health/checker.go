@@ -20,7 +20,9 @@ type Checker struct {
 	wg      sync.WaitGroup
 	changed chan struct{}
 
+	sharing sync.Mutex // held while a share changes its targets; before mu
 	mu      sync.Mutex
+	shares  []*Share // changed under both
 	closed  bool
 	runners map[string]*runner // by identity of the target
 	ending  []*runner          // removed, but perhaps in a last run
@@ -177,8 +179,15 @@ func (c *Checker) record(r *runner, began time.Time, err error) {
 		c.unknown--
 		c.markReady()
 	}
+	signal(c.changed)
+	for _, s := range c.shares {
+		signal(s.changed)
+	}
+}
+
+func signal(changed chan<- struct{}) {
 	select {
-	case c.changed <- struct{}{}:
+	case changed <- struct{}{}:
 	default: // a signal is pending, and whoever takes it will see this change too
 	}
 }

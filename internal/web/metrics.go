@@ -71,6 +71,7 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 	s.checks(r.Status.Checks)
 	s.instances(r)
 	s.services(r.Status)
+	s.http(r.Status.HTTP)
 	s.probes(r.Probes)
 }
 

@@ -30,6 +30,7 @@ import (
 	"github.com/sluice-lb/sluice/internal/health"
 	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/internal/testenv"
+	"github.com/sluice-lb/sluice/l7"
 	"github.com/sluice-lb/sluice/loader"
 )
 
@@ -59,6 +60,17 @@ func fullStatus() control.Status {
 			Name: "ok", Type: "http", Verdict: "down", Since: &run, Why: "refused", Recovering: true, Attempts: 2, Exhausted: true,
 			LastRun: &run, Took: 1500 * time.Millisecond, LastError: "refused",
 		}},
+		HTTP: &l7.Status{
+			Listeners: []l7.ListenerStatus{{Address: netip.MustParseAddrPort("192.0.2.100:80"), Accepted: 7, Refused: 1}},
+			Servers: []l7.ServerStatus{{
+				Name: "a.example", Listen: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.100:80")}, InFlight: 1, Requests: 5, Answers: map[string]uint64{"1xx": 0, "2xx": 3, "3xx": 0, "4xx": 1, "5xx": 0}, Received: 10, Sent: 2000,
+			}},
+			Upstreams: []l7.UpstreamStatus{{
+				Name: "app", Pool: "pool", Policy: "least_conn", Requests: 4, Failures: 1,
+				Servers: []l7.UpstreamServer{{Address: netip.MustParseAddrPort("192.0.2.11:8080"), State: l7.StateFailing, Why: "requests have failed", Since: run, Weight: 1, Requests: 4, Failures: 2}},
+			}},
+			LogDropped: 3,
+		},
 		Services: []control.ServiceStatus{{
 			Name: "web", Addresses: []lb.Frontend{lb.FrontendOf(netip.MustParseAddrPort("192.0.2.100:80"))}, Pool: "pool", Protocol: "tcp",
 			Forward: "nat", State: control.ServiceQuorum, Healthy: 1, Quorum: 2,
@@ -146,6 +158,8 @@ func TestMetricValues(t *testing.T) {
 		`sluice_vrrp_state{instance="VI_1",state="backup"} 0`,
 		`sluice_vrrp_transitions_total{instance="VI_1",to="active"} 2`,
 		`sluice_vrrp_transitions_total{instance="VI_1",to="fault"} 0`,
+		`sluice_http_answers_total{class="2xx",server="a.example"} 3`,
+		`sluice_upstream_server_state{server="192.0.2.11:8080",state="failing",upstream="app"} 1`,
 		`sluice_alarm{instance="VI_1",interface="eth0",kind="no_port",peer="192.0.2.2",server="192.0.2.11:80",service="web"} 1`,
 	} {
 		if !strings.Contains(text, want+"\n") {
@@ -162,6 +176,7 @@ var notInMetrics = []string{
 	"vrrp.tracking.items.why", "vrrp.tracking.items.faults",
 	"checks.type", "checks.since", "checks.why", "checks.last_error",
 	"services.backends.why", "services.backends.slow_start.ends", "upgrade.from_layout", "upgrade.to_layout", "upgrade.not_kept",
+	"http.upstreams.servers.why",
 }
 
 // Everything else that a status tells is in the metrics: they change with it.

@@ -1,0 +1,246 @@
+package config
+
+import (
+	"crypto/tls"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+var httpServerSchema = schema{
+	what: "a server of http",
+	keys: append([]string{"listen", "names", "default", "locations"}, inheritedKeys...),
+	hints: map[string]string{
+		"server_name":         "nginx's server_name is \"names\", a list",
+		"name":                "write names: [...]",
+		"location":            "locations are a list under \"locations\"",
+		"ssl_certificate":     "write it with the listen: {address: \"192.0.2.100:443\", tls: {certificate: FILE, key: FILE}}",
+		"ssl_certificate_key": "write it with the listen: {address: \"192.0.2.100:443\", tls: {certificate: FILE, key: FILE}}",
+		"return":              "it stands in a location: locations: [{path: /, return: {status: 200}}]",
+	},
+}
+
+var listenSchema = schema{
+	what: "a listen",
+	keys: []string{"address", "tls", "proxy_protocol"},
+	hints: map[string]string{
+		"ssl":     "write tls: {certificate: FILE, key: FILE}",
+		"port":    "write it with the address: \"192.0.2.100:80\", or \":80\" for all addresses",
+		"default": "default: true stands beside the listen",
+	},
+}
+
+var serverTLSSchema = schema{
+	what: "tls of a listen",
+	keys: []string{"certificate", "key", "http2"},
+}
+
+// A listenDef is where a server listens, with its place.
+type listenDef struct {
+	lb.HTTPListen
+	at        *node
+	server    int // its place in the list
+	isDefault bool
+}
+
+// httpServers decodes the virtual hosts.
+func (d *decoder) httpServers(n *node, h *httpDef, files fileSystem, base inherited, upstream func(*node) string) {
+	items, ok := d.mappings(n, "servers")
+	if !ok {
+		return
+	}
+	if len(items) == 0 {
+		d.errorf(n, "servers is empty: without one nothing is served")
+	}
+	for _, item := range items {
+		f, ok := d.fields(item, &httpServerSchema)
+		if !ok {
+			continue
+		}
+		s := lb.HTTPServer{}
+		if n := f.own["default"]; n != nil {
+			s.Default, _ = d.boolean(n, "default")
+		}
+		if n := f.need("listen"); n != nil {
+			for _, l := range d.listens(n, files) {
+				s.Listen = append(s.Listen, l.HTTPListen)
+				l.server, l.isDefault = len(h.Servers), s.Default
+				h.listens = append(h.listens, l)
+			}
+		}
+		if n := f.own["names"]; n != nil {
+			s.Names = d.serverNames(n)
+		}
+		settings := d.inherited(f, base, files)
+		if n := f.need("locations"); n != nil {
+			s.Locations = d.locations(n, settings, files, upstream)
+		}
+		h.Servers = append(h.Servers, s)
+	}
+}
+
+// listens decodes one address, or a list.
+func (d *decoder) listens(n *node, files fileSystem) (all []listenDef) {
+	items := []*node{n}
+	if n.kind == list {
+		if items = n.items; len(items) == 0 {
+			d.errorf(n, "listen is empty: a server needs one address at least")
+		}
+	}
+	for _, item := range items {
+		l, at := lb.HTTPListen{}, item
+		if item.kind == mapping {
+			f, ok := d.fields(item, &listenSchema)
+			if !ok {
+				continue
+			}
+			if n := f.own["tls"]; n != nil {
+				l.TLS = d.serverTLS(n, files)
+			}
+			if n := f.own["proxy_protocol"]; n != nil {
+				l.ProxyProtocol, _ = d.boolean(n, "proxy_protocol")
+			}
+			if at = f.need("address"); at == nil {
+				continue
+			}
+		}
+		for _, a := range d.listenAddresses(at) {
+			l.Address = a
+			all = append(all, listenDef{HTTPListen: l, at: at})
+		}
+	}
+	return all
+}
+
+// listenAddresses decodes "ip:port", or ":port" for all addresses of both families.
+func (d *decoder) listenAddresses(n *node) []netip.AddrPort {
+	s, ok := d.addressText(n, "listen", "\"192.0.2.100:80\"")
+	if !ok {
+		return nil
+	}
+	if port, all := strings.CutPrefix(s, ":"); all && isPort(port) {
+		p, _ := strconv.ParseUint(port, 10, 16)
+		return []netip.AddrPort{netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(p)), netip.AddrPortFrom(netip.IPv6Unspecified(), uint16(p))}
+	}
+	a, err := netip.ParseAddrPort(s)
+	switch {
+	case err != nil || a.Port() == 0:
+		hint := ""
+		if isPort(s) {
+			hint = ": write \":" + s + "\" for all addresses"
+		}
+		d.errorf(n, "listen must be an address with a port, such as \"192.0.2.100:80\" or \"[2001:db8::100]:80\", or \":80\" for all addresses, not %q%s", s, hint)
+		return nil
+	case a.Addr().Zone() != "" || a.Addr().Is4In6() || a.Addr().IsMulticast():
+		d.errorf(n, "listen: %v is no address to listen on", a.Addr())
+		return nil
+	}
+	return []netip.AddrPort{a}
+}
+
+// serverTLS decodes a certificate and its key, which must fit together.
+func (d *decoder) serverTLS(n *node, files fileSystem) *lb.ServerTLS {
+	t := &lb.ServerTLS{HTTP2: true}
+	f, ok := d.fields(n, &serverTLSSchema)
+	if !ok {
+		return t
+	}
+	if n := f.own["http2"]; n != nil {
+		t.HTTP2, _ = d.boolean(n, "http2")
+	}
+	certificate, key := f.need("certificate"), f.need("key")
+	if certificate == nil || key == nil {
+		return t
+	}
+	certText, ok1 := d.file(certificate, "certificate", files)
+	keyText, ok2 := d.file(key, "key", files)
+	if !ok1 || !ok2 {
+		return t
+	}
+	if _, err := tls.X509KeyPair(certText, keyText); err != nil {
+		d.errorf(certificate, "certificate and key do not fit together: %s", strings.TrimPrefix(err.Error(), "tls: "))
+	}
+	t.Certificate, _ = d.path(certificate, "certificate")
+	t.Key, _ = d.path(key, "key")
+	for _, p := range []*string{&t.Certificate, &t.Key} {
+		if abs, err := filepath.Abs(*p); err == nil {
+			*p = abs
+		}
+	}
+	return t
+}
+
+var serverName = regexp.MustCompile(`^(\*\.)?[\pL\pN_]([\pL\pN_-]*[\pL\pN_])?(\.[\pL\pN_]([\pL\pN_-]*[\pL\pN_])?)*$|^[0-9a-f:.\[\]]+$`)
+
+// serverNames decodes names of hosts, in lower case, or "*." and a name.
+func (d *decoder) serverNames(n *node) (names []string) {
+	items, ok := d.list(n, "names")
+	if !ok {
+		return nil
+	}
+	for _, item := range items {
+		s, ok := d.text(item, "name")
+		if !ok {
+			continue
+		}
+		s = strings.TrimSuffix(strings.ToLower(s), ".")
+		switch {
+		case strings.HasPrefix(s, "."):
+			d.errorf(item, "name %q: write both, %q and %q", s, s[1:], "*"+s)
+		case s == "_" || s == "*":
+			d.errorf(item, "name %q: for all names leave names out, and set default: true", s)
+		case !serverName.MatchString(s):
+			d.errorf(item, "name %q must be the name of a host, or *. and one", s)
+		case slices.Contains(names, s):
+			d.errorf(item, "name %q is there twice", s)
+		default:
+			names = append(names, s)
+		}
+	}
+	return names
+}
+
+// checkListens finds what does not go together between the servers of one listen.
+func (d *decoder) checkListens(h *httpDef) {
+	first := map[netip.AddrPort]listenDef{}
+	byDefault := map[netip.AddrPort]listenDef{}
+	names := map[netip.AddrPort]map[string]*node{}
+	for _, l := range h.listens {
+		f, again := first[l.Address]
+		switch {
+		case !again:
+			first[l.Address] = l
+			names[l.Address] = map[string]*node{}
+		case f.server == l.server:
+			d.errorf(l.at, "listen %v is there twice: %s", l.Address, f.at.elsewhere(l.at))
+			continue
+		case (f.TLS == nil) != (l.TLS == nil):
+			d.errorf(l.at, "listen %v has tls in one server and none in another: %s", l.Address, f.at.elsewhere(l.at))
+		case f.TLS != nil && f.TLS.HTTP2 != l.TLS.HTTP2:
+			d.errorf(l.at, "listen %v has http2 in one server and not in another: %s", l.Address, f.at.elsewhere(l.at))
+		case f.ProxyProtocol != l.ProxyProtocol:
+			d.errorf(l.at, "listen %v has proxy_protocol in one server and not in another: %s", l.Address, f.at.elsewhere(l.at))
+		}
+		if l.isDefault {
+			if other, dup := byDefault[l.Address]; dup {
+				d.errorf(l.at, "listen %v has two servers with default: true: %s", l.Address, other.at.elsewhere(l.at))
+			}
+			byDefault[l.Address] = l
+		}
+		if l.ProxyProtocol && len(h.TrustedProxies) == 0 {
+			d.errorf(l.at, "listen %v has proxy_protocol, and nobody is trusted: name the proxies in trusted_proxies", l.Address)
+		}
+		for _, name := range h.Servers[l.server].Names {
+			if other := names[l.Address][name]; other != nil {
+				d.errorf(l.at, "name %q is that of two servers of listen %v: %s", name, l.Address, other.elsewhere(l.at))
+				continue
+			}
+			names[l.Address][name] = l.at
+		}
+	}
+}

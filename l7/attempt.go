@@ -1,0 +1,244 @@
+package l7
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// What keeps a request from an answer.
+var (
+	errNoServer = errors.New("no server of the upstream may have the request")
+	errTimeout  = errors.New("the server takes too long")
+)
+
+// RoundTrip sends a request to a server of the upstream and, where that does not
+// work and the request may be repeated, to others: none of them has it twice.
+func (u *upstream) RoundTrip(out *http.Request) (*http.Response, error) {
+	x := exchangeOf(out.Context())
+	g := u.now.Load()
+	u.requests.Add(1)
+	c := choice{client: x.client.Addr()}
+	if g.config.Policy == lb.Hash {
+		c.key = x.key(g.config.Key)
+	}
+	most := g.config.Next.Tries
+	if most == 0 {
+		most = g.count()
+	}
+	s := u.pick(g, c, time.Now())
+	if s == nil {
+		u.failures.Add(1)
+		return nil, errNoServer
+	}
+	for {
+		a := &attempt{upstream: u, generation: g, server: s}
+		x.attempts = append(x.attempts, a)
+		a.send(out, x)
+		if !a.failed() {
+			u.judge(g, s, false, time.Now())
+			return a.response, nil
+		}
+		if a.err != nil && (out.Context().Err() != nil || x.bodyFailure() != nil) {
+			a.end() // it is the client's doing
+			return nil, a.err
+		}
+		u.judge(g, s, true, time.Now())
+		c.tried = append(c.tried, s)
+		s = nil
+		if len(c.tried) < most && a.repeatable(x) {
+			s = u.pick(g, c, time.Now())
+		}
+		switch {
+		case s != nil:
+			a.drop()
+		case a.err != nil:
+			a.end()
+			u.failures.Add(1)
+			return nil, a.err
+		default:
+			return a.response, nil // the last word of the last server
+		}
+	}
+}
+
+// An attempt is a request that one server has.
+type attempt struct {
+	upstream   *upstream
+	generation *generation
+	server     *server
+
+	began  time.Time
+	took   time.Duration // until the head of the answer, or the failure
+	status int           // 0: none
+
+	sent     atomic.Bool // something of the request has been
+	response *http.Response
+	err      error
+	cancel   context.CancelFunc
+	over     sync.Once
+}
+
+// send sends the request and waits for the head of the answer.
+func (a *attempt) send(out *http.Request, x *exchange) {
+	config := a.generation.config
+	a.began = time.Now()
+	ctx, cancel := context.WithCancel(out.Context())
+	a.cancel = cancel
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { a.sent.Store(true) }})
+	r := out.WithContext(ctx)
+	url := *out.URL
+	url.Scheme, url.Host = scheme(config), a.server.text
+	r.URL = &url
+	switch config.Host {
+	case lb.HostClient:
+	case lb.HostUpstream:
+		r.Host = a.server.text
+	default:
+		r.Host = config.Host
+	}
+	x.giveBody(r)
+	a.response, a.err = a.generation.transport.RoundTrip(r)
+	a.took = time.Since(a.began)
+	if a.err != nil {
+		return
+	}
+	a.status = a.response.StatusCode
+	a.response.Body = a.watch(a.response)
+}
+
+// failed tells whether another server should have the request.
+func (a *attempt) failed() bool {
+	next := &a.generation.config.Next
+	return a.err != nil || slices.Contains(next.Status, a.status)
+}
+
+// repeatable tells whether another server may have it: nothing was sent, or it does no
+// harm twice; and there is all of its body.
+func (a *attempt) repeatable(x *exchange) bool {
+	next := &a.generation.config.Next
+	switch {
+	case a.err != nil && timedOut(a.err) && !next.Timeout, a.err != nil && !timedOut(a.err) && !next.Error:
+		return false
+	case !x.body.repeatable():
+		return false
+	}
+	return !a.sent.Load() || idempotent(x.request.Method) || next.NonIdempotent
+}
+
+// idempotent tells whether a request does the same once or twice (RFC 9110, section
+// 9.2.2).
+func idempotent(method string) bool {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPut, http.MethodDelete, http.MethodOptions, http.MethodTrace:
+		return true
+	}
+	return false
+}
+
+func timedOut(err error) bool {
+	if errors.Is(err, errTimeout) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return true
+	}
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
+}
+
+// drop gives up what there is of an answer.
+func (a *attempt) drop() {
+	if a.response != nil {
+		a.response.Body.Close()
+		return
+	}
+	a.end()
+}
+
+// end lets go of the server.
+func (a *attempt) end() {
+	a.over.Do(func() {
+		a.cancel()
+		a.upstream.release(a.server)
+	})
+}
+
+// watch returns the answer's body, which ends the attempt when it is closed.
+func (a *attempt) watch(r *http.Response) io.ReadCloser {
+	if rw, ok := r.Body.(io.ReadWriteCloser); ok && r.StatusCode == http.StatusSwitchingProtocols {
+		return &upgraded{rw, a}
+	}
+	b := &answerBody{ReadCloser: r.Body, attempt: a, timeout: a.generation.config.ReadTimeout}
+	b.timer = time.AfterFunc(b.timeout, func() {
+		b.late.Store(true)
+		a.cancel()
+	})
+	return b
+}
+
+// An answerBody is the body of an answer. A server that says nothing for the
+// upstream's ReadTimeout is given up.
+type answerBody struct {
+	io.ReadCloser
+	attempt *attempt
+	timeout time.Duration
+	timer   *time.Timer
+	late    atomic.Bool
+	judged  bool
+	once    sync.Once
+}
+
+func (b *answerBody) Read(p []byte) (int, error) {
+	b.timer.Reset(b.timeout)
+	n, err := b.ReadCloser.Read(p)
+	b.timer.Stop() // how long the client takes is not the server's fault
+	b.attempt.server.bytes.Add(uint64(n))
+	if err != nil && err != io.EOF && !b.judged {
+		b.judged = true
+		if b.late.Load() {
+			err = errTimeout
+		}
+		if b.late.Load() || !errors.Is(err, context.Canceled) {
+			b.attempt.upstream.judge(b.attempt.generation, b.attempt.server, true, time.Now())
+		}
+	}
+	return n, err
+}
+
+func (b *answerBody) Close() error {
+	var err error
+	b.once.Do(func() {
+		b.timer.Stop()
+		err = b.ReadCloser.Close()
+		b.attempt.end()
+	})
+	return err
+}
+
+// An upgraded is a connection that is no HTTP any more.
+type upgraded struct {
+	io.ReadWriteCloser
+	attempt *attempt
+}
+
+func (u *upgraded) Close() error {
+	err := u.ReadWriteCloser.Close()
+	u.attempt.end()
+	return err
+}
+
+// CloseWrite ends one direction.
+func (u *upgraded) CloseWrite() error {
+	if w, ok := u.ReadWriteCloser.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}

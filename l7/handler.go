@@ -1,0 +1,208 @@
+package l7
+
+import (
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// ServeHTTP serves a request of one of the listeners.
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	conn := connectionOf(r.Context())
+	x := &exchange{
+		proxy: p, world: p.now.Load(), request: r, conn: conn, writer: &response{ResponseWriter: w, conn: conn},
+		began: time.Now(), peer: conn.peer, local: conn.local, uri: r.RequestURI,
+	}
+	x.host = conn.listener.routes.Load().find(r.Host)
+	x.host.stats.begin()
+	defer x.finish()
+	x.findClient(x.world.config.TrustedProxies)
+	x.nameRequest(x.world.config.RequestID)
+	if status := x.locate(); status != 0 {
+		x.fail(status)
+		return
+	}
+	if x.location == nil {
+		x.redirect(http.StatusMovedPermanently, x.absolute(r.URL.EscapedPath()+"/"))
+		return
+	}
+	x.serve()
+}
+
+// locate finds the location; what is wrong is a status. Where a slash is missing there
+// is neither.
+func (x *exchange) locate() int {
+	r := x.request
+	if !wellNamed(r) {
+		return http.StatusBadRequest
+	}
+	if r.Method == http.MethodConnect {
+		return http.StatusMethodNotAllowed
+	}
+	asked := r.URL.Path
+	if asked == "" && r.URL.Host != "" {
+		asked = "/" // http://host is http://host/
+	}
+	path, ok := normalize(asked)
+	if !ok {
+		return http.StatusBadRequest
+	}
+	x.path = path
+	found, slash := x.host.locations.find(path)
+	if found == nil && !slash {
+		return http.StatusNotFound
+	}
+	x.location = found
+	return 0
+}
+
+// wellNamed tells whether method, host and length are words that mean the same to
+// everybody. Of HTTP/1 that is known already; in HTTP/2 a method may have spaces.
+func wellNamed(r *http.Request) bool {
+	for i := range len(r.Method) {
+		if !isToken(r.Method[i]) {
+			return false
+		}
+	}
+	if r.ProtoMajor == 1 {
+		return true
+	}
+	// A length that is no number is 0 for net/http, until the body comes.
+	if l := r.Header["Content-Length"]; l != nil && (len(l) != 1 || strings.Trim(l[0], "0123456789") != "" || l[0] == "") {
+		return false
+	}
+	return r.Host != "" && !strings.ContainsAny(r.Host, hostRubbish)
+}
+
+// absolute is where the client finds a path of this server.
+func (x *exchange) absolute(path string) string {
+	to := x.scheme() + "://" + x.request.Host + path
+	if q := x.request.URL.RawQuery; q != "" {
+		to += "?" + q
+	}
+	return to
+}
+
+// serve does what the location says.
+func (x *exchange) serve() {
+	l := x.location
+	if !l.access.allows(x.client.Addr()) {
+		x.fail(http.StatusForbidden)
+		return
+	}
+	if l.limit != nil && !l.limit.allows(x.limitKey(l.config.RateLimit.Key), x.began) {
+		x.fail(l.config.RateLimit.Status)
+		return
+	}
+	if z := newGzip(l.config.Gzip, x.request, x.writer.ResponseWriter); z != nil {
+		x.writer.ResponseWriter = z
+		x.answer()
+		z.close() // not after a panic: what was cut off must not end as a whole answer
+		return
+	}
+	x.answer()
+}
+
+// answer answers, or has a server answer.
+func (x *exchange) answer() {
+	l := x.location
+	switch c := l.config; {
+	case c.Return != nil:
+		x.giveBack(c.Return)
+	case c.Redirect != nil && c.Redirect.Upstream == "":
+		x.redirect(c.Redirect.Status, newText(c.Redirect.To).expand(x))
+	case c.Redirect != nil:
+		x.redirectToServer(c.Redirect)
+	default:
+		x.forward()
+	}
+}
+
+// redirectToServer sends the client to a server of the upstream itself.
+func (x *exchange) redirectToServer(r *lb.Redirect) {
+	u := x.location.upstream
+	g := u.now.Load()
+	c := choice{client: x.client.Addr()}
+	if g.config.Policy == lb.Hash {
+		c.key = x.key(g.config.Key)
+	}
+	u.requests.Add(1)
+	s := u.pick(g, c, time.Now())
+	if s == nil {
+		u.failures.Add(1)
+		x.err = errNoServer
+		x.fail(http.StatusBadGateway)
+		return
+	}
+	u.release(s) // what the client does there is not known here
+	to := target(x.location.config, x.request.URL, x.path)
+	x.redirect(r.Status, scheme(g.config)+"://"+authority(s.address, scheme(g.config))+to.RequestURI())
+}
+
+// authority is an address as it stands in a URL: without the port that goes without
+// saying.
+func authority(a netip.AddrPort, scheme string) string {
+	if scheme == "http" && a.Port() == 80 || scheme == "https" && a.Port() == 443 {
+		if a.Addr().Is6() {
+			return "[" + a.Addr().String() + "]"
+		}
+		return a.Addr().String()
+	}
+	return a.String()
+}
+
+// forward sends the request to the upstream.
+func (x *exchange) forward() {
+	c, r := x.location.config, x.request
+	if c.MaxBody > 0 && r.ContentLength > c.MaxBody {
+		x.err = errTooLarge
+		x.fail(http.StatusRequestEntityTooLarge)
+		return
+	}
+	limit := 0
+	if c.RequestBuffering && !isGRPC(r) {
+		limit = c.RequestBuffer
+	}
+	if r.ContentLength != 0 {
+		x.incoming = &clientBody{ReadCloser: r.Body, limits: &x.world.config.Client, most: c.MaxBody, began: x.began}
+		if !isGRPC(r) {
+			x.incoming.deadline = http.NewResponseController(x.writer.ResponseWriter).SetReadDeadline
+		}
+	}
+	x.trailers = announcedTrailers(r)
+	var err error
+	if x.body, err = readAhead(x.incoming, r.ContentLength, limit); err != nil {
+		x.err = err
+		x.fail(statusOf(err))
+		return
+	}
+	defer x.body.close()
+	r = onlyWebSocket(r)
+	x.location.proxy.ServeHTTP(x.writer, r.WithContext(withExchange(r.Context(), x)))
+}
+
+// isGRPC tells whether a request is a stream of messages in both directions, perhaps
+// with hours between them.
+func isGRPC(r *http.Request) bool {
+	return r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")
+}
+
+// finish counts the request and has it logged. It goes on with a panic.
+func (x *exchange) finish() {
+	took := time.Since(x.began)
+	status := x.writer.status
+	if status == 0 {
+		status = http.StatusOK // net/http writes it
+	}
+	x.host.stats.end(status, x.incoming.received(), x.writer.bytes)
+	log := x.host.log
+	if x.location != nil {
+		log = x.location.log
+	}
+	if log != nil {
+		log.put(x, status, took)
+	}
+}

@@ -1,0 +1,343 @@
+package l7
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	stdlog "log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// maxStreams is how many requests an HTTP/2 connection may have at a time.
+const maxStreams = 128
+
+// A connection is what a request's connection is to it.
+type connection struct {
+	listener    *listener
+	servers     *servers
+	framed      *framedConn // nil: HTTP/2
+	tls         bool
+	peer, local netip.AddrPort
+}
+
+type connectionKey struct{}
+
+func connectionOf(ctx context.Context) *connection {
+	c, _ := ctx.Value(connectionKey{}).(*connection)
+	return c
+}
+
+// A listener accepts the connections of one address. It outlives reloads: routes and
+// certificates change under it.
+type listener struct {
+	at     netip.AddrPort
+	socket net.Listener
+	log    *slog.Logger
+	routes atomic.Pointer[routes]
+	now    atomic.Pointer[servers] // who serves what is accepted
+
+	accepted, refused atomic.Uint64
+	goroutines        sync.WaitGroup
+	mu                sync.Mutex
+	beginning         map[net.Conn]bool // connections that are not served yet
+	closed            bool
+}
+
+// Servers are net/http's for connections of one listener that were accepted under one
+// set of limits. HTTP/1 and HTTP/2 have one each: what HTTP/1 reads is looked at before.
+type servers struct {
+	limits       lb.ClientLimits
+	trusted      []netip.Prefix
+	http1, http2 *http.Server
+	feed1, feed2 *feed
+	draining     atomic.Bool // connections end after their next answer
+	drained      time.Time   // since when
+	conns        atomic.Int64
+	done         sync.WaitGroup
+}
+
+func newServers(at netip.AddrPort, config *lb.HTTP, handler http.Handler, log *slog.Logger) *servers {
+	limits := config.Client
+	s := &servers{limits: limits, trusted: config.TrustedProxies, feed1: newFeed(at), feed2: newFeed(at)}
+	server := func() *http.Server {
+		return &http.Server{
+			Handler:           handler,
+			ReadHeaderTimeout: limits.HeaderTimeout,
+			IdleTimeout:       limits.KeepaliveTimeout,
+			MaxHeaderBytes:    limits.MaxHeader,
+			ErrorLog:          stdlog.New(serverLog{log}, "", 0),
+			Protocols:         &http.Protocols{},
+			ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+				return context.WithValue(ctx, connectionKey{}, connectionFor(c))
+			},
+			ConnState: func(_ net.Conn, state http.ConnState) {
+				switch state {
+				case http.StateNew:
+					s.conns.Add(1)
+				case http.StateClosed, http.StateHijacked:
+					s.conns.Add(-1)
+				}
+			},
+		}
+	}
+	s.http1, s.http2 = server(), server()
+	s.http1.Protocols.SetHTTP1(true)
+	s.http2.Protocols.SetHTTP2(true)
+	s.http2.TLSConfig = &tls.Config{NextProtos: []string{"h2"}}
+	s.http2.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: maxStreams, WriteByteTimeout: limits.SendTimeout}
+	for _, each := range []struct {
+		server *http.Server
+		feed   *feed
+	}{{s.http1, s.feed1}, {s.http2, s.feed2}} {
+		s.done.Go(func() { _ = each.server.Serve(each.feed) }) // it ends with the feed
+	}
+	return s
+}
+
+// A serverLog takes what net/http has to say: of a mistake of ours, which is an error,
+// and of what clients do, which is for whoever looks closely.
+type serverLog struct{ log *slog.Logger }
+
+func (l serverLog) Write(p []byte) (int, error) {
+	level := slog.LevelDebug
+	if bytes.Contains(p, []byte("panic")) {
+		level = slog.LevelError
+	}
+	l.log.Log(context.Background(), level, "http: "+strings.TrimSpace(string(p)))
+	return len(p), nil
+}
+
+// fits tells whether the servers are what a configuration needs.
+func (s *servers) fits(config *lb.HTTP) bool {
+	return s.limits == config.Client && samePrefixes(s.trusted, config.TrustedProxies)
+}
+
+func samePrefixes(a, b []netip.Prefix) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// drain has connections end after their next answer.
+func (s *servers) drain() {
+	s.drained = time.Now()
+	s.draining.Store(true)
+}
+
+// idle tells whether servers that drain have no connection, and get none that was
+// accepted before.
+func (s *servers) idle(now time.Time) bool {
+	return s.conns.Load() == 0 && now.Sub(s.drained) > 2*s.limits.HeaderTimeout
+}
+
+// shutdown waits for the requests under way as long as ctx lasts, and breaks off the
+// others.
+func (s *servers) shutdown(ctx context.Context) {
+	s.drain()
+	var all sync.WaitGroup
+	for _, h := range []*http.Server{s.http1, s.http2} {
+		all.Go(func() {
+			if h.Shutdown(ctx) != nil {
+				_ = h.Close() // their time is over
+			}
+		})
+	}
+	all.Wait()
+	s.feed1.Close()
+	s.feed2.Close()
+	s.done.Wait()
+}
+
+// A carried is a connection that knows what it is to its requests.
+type carried struct {
+	*socket
+	connection *connection
+}
+
+// connectionFor finds what a connection is to its requests.
+func connectionFor(c net.Conn) *connection {
+	for {
+		switch t := c.(type) {
+		case *framedConn:
+			c = t.Conn
+		case *tls.Conn:
+			c = t.NetConn()
+		case *carried:
+			return t.connection
+		default:
+			return nil
+		}
+	}
+}
+
+func listen(at netip.AddrPort, log *slog.Logger) (*listener, error) {
+	socket, err := bind(at)
+	if err != nil {
+		return nil, err
+	}
+	return &listener{at: at, socket: socket, log: log, beginning: map[net.Conn]bool{}}, nil
+}
+
+// accept serves connections until the socket is closed.
+func (l *listener) accept() {
+	l.goroutines.Go(func() {
+		wait := time.Millisecond
+		for {
+			c, err := l.socket.Accept()
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err != nil { // there are too many open files, most likely
+				l.log.Error("cannot accept connections", "listen", l.at, "error", err, "retry", wait)
+				time.Sleep(wait)
+				wait = min(2*wait, time.Second)
+				continue
+			}
+			wait = time.Millisecond
+			l.accepted.Add(1)
+			l.goroutines.Go(func() { l.begin(c) })
+		}
+	})
+}
+
+// begin has a connection served: after the PROXY protocol and TLS, where they are due.
+func (l *listener) begin(c net.Conn) {
+	if !l.track(c) {
+		c.Close()
+		return
+	}
+	defer l.untrack(c)
+	routes, servers := l.routes.Load(), l.now.Load()
+	s := newSocket(c)
+	if routes.proxied && contains(servers.trusted, s.peer.Addr()) {
+		if err := s.readProxyHeader(servers.limits.HeaderTimeout); err != nil {
+			l.refuse(c, err)
+			return
+		}
+	}
+	conn := &connection{listener: l, servers: servers, tls: routes.tls != nil, peer: s.peer, local: s.local}
+	var nc net.Conn = &carried{s, conn}
+	if routes.tls != nil {
+		t := tls.Server(nc, routes.tls.config)
+		ctx, cancel := context.WithTimeout(context.Background(), servers.limits.HeaderTimeout)
+		err := t.HandshakeContext(ctx)
+		cancel()
+		if err != nil {
+			sayNoTLS(err)
+			l.refuse(c, err)
+			return
+		}
+		if t.ConnectionState().NegotiatedProtocol == "h2" {
+			servers.feed2.put(t)
+			return
+		}
+		nc = t
+	}
+	// Beyond what net/http reads of a head it answers with 431 by itself.
+	conn.framed = newFramedConn(nc, servers.limits.MaxHeader+8<<10, servers.limits.SendTimeout)
+	servers.feed1.put(conn.framed)
+}
+
+// sayNoTLS tells a client that speaks plain HTTP where TLS is spoken.
+func sayNoTLS(err error) {
+	var re tls.RecordHeaderError
+	if !errors.As(err, &re) || re.Conn == nil {
+		return
+	}
+	switch string(re.RecordHeader[:]) {
+	case "GET /", "HEAD ", "POST ", "PUT /", "OPTIO", "DELET", "PATCH":
+		_ = re.Conn.SetWriteDeadline(time.Now().Add(time.Second))
+		_, _ = io.WriteString(re.Conn, "HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nThis port speaks HTTPS.\n")
+	}
+}
+
+func (l *listener) refuse(c net.Conn, err error) {
+	l.refused.Add(1)
+	l.log.Debug("connection refused", "listen", l.at, "peer", c.RemoteAddr(), "error", err)
+	c.Close()
+}
+
+// track remembers a connection that is not served yet; false: the listener is closed.
+func (l *listener) track(c net.Conn) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return false
+	}
+	l.beginning[c] = true
+	return true
+}
+
+func (l *listener) untrack(c net.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.beginning, c)
+}
+
+// close accepts nothing more. Connections that are served go on.
+func (l *listener) close() {
+	l.socket.Close()
+	l.mu.Lock()
+	l.closed = true
+	for c := range l.beginning {
+		c.Close()
+	}
+	l.mu.Unlock()
+	l.goroutines.Wait()
+}
+
+// A feed is a net.Listener that is given its connections.
+type feed struct {
+	at    netip.AddrPort
+	conns chan net.Conn
+	quit  chan struct{}
+	once  sync.Once
+}
+
+func newFeed(at netip.AddrPort) *feed {
+	return &feed{at: at, conns: make(chan net.Conn), quit: make(chan struct{})}
+}
+
+func (f *feed) put(c net.Conn) {
+	select {
+	case f.conns <- c:
+	case <-f.quit:
+		c.Close()
+	}
+}
+
+// Accept returns the next connection.
+func (f *feed) Accept() (net.Conn, error) {
+	select {
+	case c := <-f.conns:
+		return c, nil
+	case <-f.quit:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close ends Accept.
+func (f *feed) Close() error {
+	f.once.Do(func() { close(f.quit) })
+	return nil
+}
+
+// Addr is where the connections come in.
+func (f *feed) Addr() net.Addr { return net.TCPAddrFromAddrPort(f.at) }

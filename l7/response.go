@@ -1,0 +1,112 @@
+package l7
+
+import (
+	"bufio"
+	"net"
+	"net/http"
+	"strconv"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// A response counts what a client is sent.
+type response struct {
+	http.ResponseWriter
+	conn   *connection
+	status int // 0: nothing yet
+	bytes  int64
+}
+
+// WriteHeader also has interim answers pass.
+func (w *response) WriteHeader(status int) {
+	if w.status == 0 && (status >= 200 || status == http.StatusSwitchingProtocols) {
+		w.status = status
+		if w.conn.servers.draining.Load() {
+			// Of HTTP/1 it closes the connection behind the answer; of HTTP/2 it is a
+			// GOAWAY.
+			w.Header().Set("Connection", "close")
+		}
+		if h := w.Header(); h["Content-Type"] == nil {
+			h["Content-Type"] = nil // net/http would guess one
+		}
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *response) Write(p []byte) (int, error) {
+	if w.status == 0 {
+		w.WriteHeader(http.StatusOK)
+	}
+	n, err := w.ResponseWriter.Write(p)
+	w.bytes += int64(n)
+	return n, err
+}
+
+// Unwrap is for http.ResponseController.
+func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// Hijack hands over the connection of an upgrade.
+func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	if w.conn.framed != nil {
+		w.conn.framed.release()
+	}
+	w.status = http.StatusSwitchingProtocols
+	return http.NewResponseController(w.ResponseWriter).Hijack()
+}
+
+// fail answers with an error, in the words of the location's page for it.
+func (x *exchange) fail(status int) {
+	if x.writer.status != 0 {
+		panic(http.ErrAbortHandler) // what has begun as an answer must not end as a whole one
+	}
+	if status == statusClientGone {
+		x.writer.status = status
+		panic(http.ErrAbortHandler)
+	}
+	h := x.writer.Header()
+	clear(h)
+	body, kind, as := strconv.Itoa(status)+" "+http.StatusText(status)+"\n", "text/plain; charset=utf-8", status
+	if x.location != nil {
+		if p := errorPage(x.location.config.ErrorPages, status); p != nil {
+			body, kind = string(p.Body), p.ContentType
+			if p.As != 0 {
+				as = p.As
+			}
+		}
+	}
+	if x.request.ProtoMajor == 1 && (status == http.StatusBadRequest || status == http.StatusRequestTimeout || status == http.StatusRequestEntityTooLarge) {
+		h.Set("Connection", "close") // where the next request would begin is not known
+	}
+	x.say(as, kind, body)
+}
+
+// say answers with a text.
+func (x *exchange) say(status int, contentType, body string) {
+	h := x.writer.Header()
+	if body != "" {
+		h.Set("Content-Type", contentType)
+	}
+	if status != http.StatusNoContent && status != http.StatusNotModified {
+		h.Set("Content-Length", strconv.Itoa(len(body)))
+	}
+	x.writer.WriteHeader(status)
+	if x.request.Method != http.MethodHead && status != http.StatusNoContent && status != http.StatusNotModified {
+		_, _ = x.writer.Write([]byte(body))
+	}
+}
+
+// giveBack answers as a location says.
+func (x *exchange) giveBack(r *lb.Return) {
+	newChanges(x.location.config.ResponseHeaders).apply(x.writer.Header(), x)
+	x.say(r.Status, r.ContentType, newText(r.Body).expand(x))
+}
+
+// redirect sends the client elsewhere.
+func (x *exchange) redirect(status int, to string) {
+	h := x.writer.Header()
+	if x.location != nil {
+		newChanges(x.location.config.ResponseHeaders).apply(h, x)
+	}
+	h.Set("Location", to)
+	x.say(status, "text/plain; charset=utf-8", http.StatusText(status)+"\n")
+}
