@@ -205,6 +205,21 @@ func TestReloadWithAFileThatDoesNotTellTheSocket(t *testing.T) {
 	}
 }
 
+// On a host that the roster does not have, who names a file has to name the node, and is
+// told so.
+func TestStatusOfAHostThatIsNotInTheRoster(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "sluice.yaml")
+	if err := os.WriteFile(file, []byte("nodes: [{name: lb1, address: 192.0.2.1}]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr bytes.Buffer
+	code := run(t.Context(), []string{"sluice", "--run-dir", dir, "--pin-dir", dir, "status", "-c", file}, &stdout, &stderr)
+	if want := "is not listed in nodes: say with --node"; code != exitFailed || !strings.Contains(stderr.String(), want) {
+		t.Errorf("code %d, stderr %q, want %q", code, stderr.String(), want)
+	}
+}
+
 // Instances that change begin anew, alone, and their VIPs stay meanwhile; those
 // that come and go do so with their VIPs; the priority and what is tracked change on
 // the way.

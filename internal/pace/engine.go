@@ -51,16 +51,23 @@ type work struct {
 	socket  int
 	due     time.Duration
 	expires time.Duration
-	mails   [maxHands][]mail // each hand has its own
+	hands   [maxHands]share
 	number  uint64
-	sending int       // how many hands are at it
-	gone    bool      // nothing more is to be sent
-	asked   bool      // the word that it is gone is waited for
-	mac     hash.Hash // nil: no stamp
-	sum     [tagLen]byte
+	sending int  // how many hands are at it
+	gone    bool // nothing more is to be sent
+	asked   bool // the word that it is gone is waited for
 
 	said     report // what there is to say since the last one
 	reported time.Duration
+}
+
+// A share is what a hand has of a job, its own: what it makes and sends of it takes no
+// lock.
+type share struct {
+	mails  []mail
+	number uint64    // before that of its first message
+	mac    hash.Hash // nil: no stamp
+	sum    [tagLen]byte
 }
 
 // mail is a parcel, as sendmsg takes it.
@@ -281,11 +288,12 @@ func (e *engine) begin(r request, socket int, before *work) *work {
 			w.due = min(w.due, before.due)
 		}
 	}
-	if s := r.job.Stamp; s != nil {
-		w.mac = hmac.New(sha256.New, s.Key[:])
-	}
-	for hand := range w.mails {
-		w.mails[hand] = mailsOf(r.job.Parcels)
+	for hand := range w.hands {
+		h := &w.hands[hand]
+		h.mails = mailsOf(r.job.Parcels)
+		if s := r.job.Stamp; s != nil {
+			h.mac = hmac.New(sha256.New, s.Key[:])
+		}
 	}
 	return w
 }
@@ -332,7 +340,9 @@ func (e *engine) work(hand int) {
 	}
 }
 
-// take makes a job that is due a hand's own, and its messages ready; nil: none is due.
+// take makes what is due of a job a hand's own; nil: none is due. It is all that the lock
+// is held for, and takes no longer than it must: a hand that the kernel holds up just then
+// holds up all of them.
 func (e *engine) take(hand int) *work {
 	now := e.now()
 	if int64(now) < e.next.Load() {
@@ -350,11 +360,8 @@ func (e *engine) take(hand int) *work {
 		if w.due += w.job.Interval; w.due <= now {
 			w.due = now + w.job.Interval
 		}
-		for i := range w.mails[hand] {
-			if w.mac != nil {
-				w.stamp(w.mails[hand][i].payload)
-			}
-		}
+		w.hands[hand].number = w.number
+		w.number += uint64(len(w.job.Parcels))
 		w.sending++
 		e.plan()
 		return w
@@ -378,8 +385,12 @@ func (e *engine) sent(w *work, count, errno uint32) {
 
 // send sends a hand's messages. It returns how many could not be sent, and why.
 func (w *work) send(hand int) (failed, why uint32) {
-	for i := range w.mails[hand] {
-		m := &w.mails[hand][i]
+	h := &w.hands[hand]
+	for i := range h.mails {
+		m := &h.mails[i]
+		if h.mac != nil {
+			h.stamp(m.payload, w.job.Stamp.At)
+		}
 		errno := w.sendmsg(m)
 		if errno != 0 && errno != unix.EAGAIN {
 			// A connected socket tells, in the place of sending, what ICMP has told of an
@@ -399,13 +410,14 @@ func (w *work) sendmsg(m *mail) unix.Errno {
 	return errno
 }
 
-func (w *work) stamp(payload []byte) {
-	w.number++
-	binary.BigEndian.PutUint64(payload[w.job.Stamp.At:], w.number)
+// stamp gives a message the hand's next number, and signs it.
+func (h *share) stamp(payload []byte, at int) {
+	h.number++
+	binary.BigEndian.PutUint64(payload[at:], h.number)
 	signed := payload[:len(payload)-tagLen]
-	w.mac.Reset()
-	w.mac.Write(signed)
-	copy(payload[len(signed):], w.mac.Sum(w.sum[:0]))
+	h.mac.Reset()
+	h.mac.Write(signed)
+	copy(payload[len(signed):], h.mac.Sum(h.sum[:0]))
 }
 
 // tell reports what has gone wrong. If nobody reads, it is told next time.
