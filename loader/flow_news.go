@@ -58,7 +58,8 @@ func (f *FlowFeed) readPort(into []lb.FlowState, p *toldPair, port uint16, now u
 	}
 	// Of a flow that is held, time is no end that counts: who told of it knows better. Where another
 	// flow has the port it may have been more than time.
-	if known != nil && !(known.held && same && known.seen == e.LastSeen && known.state != uint8(lbNatStateNAT_CLOSED)) {
+	timeOnly := same && known.held && known.seen == e.LastSeen && known.state != uint8(lbNatStateNAT_CLOSED)
+	if known != nil && !timeOnly {
 		if same {
 			known.seen = e.LastSeen
 		}

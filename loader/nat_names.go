@@ -83,7 +83,8 @@ func (f *FlowFeed) link(e *lbNatFlow, hash uint64, id uint32, now uint32) bool {
 	for _, makeRoom := range []bool{false, true} {
 		for _, b := range f.names.buckets(hash) {
 			for i := int(b) * natWays; i < (int(b)+1)*natWays; i++ {
-				if f.names.words.load(i) != 0 && !(makeRoom && f.endName(i, now)) {
+				empty := f.names.words.load(i) == 0 || makeRoom && f.endName(i, now)
+				if !empty {
 					continue
 				}
 				atomic.StoreUint32(&e.Bucket, uint32(i))

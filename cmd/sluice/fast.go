@@ -102,7 +102,7 @@ func (n *node) startPacemaker(socket int) (func() error, error) {
 func paced(i config.Instance) bool { return i.Interval < pacedBelow }
 
 func (n *node) heartbeatConfig(pacer *pace.Pacer) heartbeat.Config {
-	c := heartbeat.Config{Name: n.cfg.Node, Port: n.cfg.Sync.Port, Keys: n.cfg.Sync.Keys, Pacer: pacer, Log: n.log}
+	c := heartbeat.Config{Name: n.cfg.Node, Port: n.cfg.Sync.Port, Open: n.sharedPort().Other, Keys: n.cfg.Sync.Keys, Pacer: pacer, Log: n.log}
 	for _, other := range n.cfg.Nodes {
 		if other.Name == n.cfg.Node {
 			c.Local = other.Address

@@ -32,7 +32,8 @@ func (n *node) handovers(cfg *config.Config, routers []*vrrp.Router) *control.Ha
 		r := routers[k]
 		all = append(all, control.Movable{
 			Name: i.Name, Group: i.Group, Router: r, Others: len(i.Peers) > 0 || len(cfg.Nodes) > 1,
-			Own: func() bool { return i.Priority == vrrp.PriorityOwner && len(r.Status().Addresses) < len(i.Addresses) },
+			Lacks: n.lacks,
+			Own:   func() bool { return i.Priority == vrrp.PriorityOwner && len(r.Status().Addresses) < len(i.Addresses) },
 		})
 	}
 	return control.NewHandovers(n.holds, all, n.log)
@@ -46,7 +47,7 @@ func handoverCommand() *cli.Command {
 		Flags: append(configFlags(),
 			&cli.BoolFlag{Name: "hold", Usage: "stay backup until --release, also if the peer fails or this daemon restarts"},
 			&cli.BoolFlag{Name: "release", Usage: "take part in the election again"},
-			&cli.BoolFlag{Name: "force", Usage: "try it also where no peer is known"},
+			&cli.BoolFlag{Name: "force", Usage: "try it also where no peer is known, or none has the state of connections"},
 			&cli.BoolFlag{Name: "json", Usage: "print JSON"}),
 		Action: handOver,
 	}

@@ -46,6 +46,16 @@ func (m forwardMode) service(name string, on netip.Addr, pool string) string {
 // them, and lb1 has those of IPv6.
 func newModeRig(t *testing.T, m forwardMode, spec testenv.Spec) *rig {
 	t.Helper()
+	r := newElectingModeRig(t, m, spec)
+	if spec.IPv6 {
+		r.addDeprecated("lb1", m.v6)
+	}
+	return r
+}
+
+// newElectingModeRig is the same without VIPs on nodes.
+func newElectingModeRig(t *testing.T, m forwardMode, spec testenv.Spec) *rig {
+	t.Helper()
 	for i := range spec.Hosts {
 		// Decapsulation is pinned.
 		h := &spec.Hosts[i]
@@ -58,7 +68,6 @@ func newModeRig(t *testing.T, m forwardMode, spec testenv.Spec) *rig {
 	vips := []netip.Addr{m.vip}
 	if spec.IPv6 {
 		vips = append(vips, m.v6)
-		r.addDeprecated("lb1", m.v6)
 	}
 	for _, h := range r.lab.Hosts() {
 		if !strings.HasPrefix(h.Name, "b") || !m.hasLocal {

@@ -74,6 +74,10 @@ func (n *node) recordDatapath() {
 func (n *node) changes(hooks *track.Notifier) func(vrrp.Change) {
 	return func(c vrrp.Change) {
 		n.transitions.add(c)
+		n.activity.change(c)
+		if n.loop != nil {
+			n.loop.Dirty()
+		}
 		n.events.Record(events.Event{
 			Type: events.VRRPState, Time: c.At, Instance: c.Instance, From: c.From.String(), To: c.To.String(), Text: c.Reason,
 		})

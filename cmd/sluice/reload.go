@@ -256,6 +256,12 @@ func (n *node) reloadVRRP(next *config.Config, routers []*vrrp.Router) {
 	n.cfg, n.routers, n.moves = next, routers, n.handovers(next, routers)
 	n.tracker.Set(next.Checks, trackedBy(next, routers))
 	n.mu.Unlock()
+	n.activity.follow(next.VRRP)
+	if n.sharing != nil {
+		if err := n.sharing.stream.Reconfigure(digests(next), next.Sync.Keys); err != nil {
+			n.log.Error("peers are told of the services of before", "error", err)
+		}
+	}
 	for _, i := range next.VRRP {
 		n.hooks(i).Set(hooksOf(i))
 	}

@@ -105,7 +105,7 @@ func (n *node) newRouter(i config.Instance, groups map[string]*vrrp.Group) (*vrr
 	r, err := vrrp.New(vrrp.Config{
 		Name: i.Name, Interface: i.Interface, VRID: i.VRID, Version: vrrp.Version(i.Version),
 		Priority: i.Priority, Interval: i.Interval, Password: i.Password, Addresses: i.Addresses,
-		Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, Peers: i.Peers, Source: i.Source, Extra: extra(i),
+		Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, SyncWait: n.syncWait(i), Peers: i.Peers, Source: i.Source, Extra: extra(i),
 		Heartbeat: i.Heartbeat.Interval, VirtualMAC: i.VirtualMAC,
 	}, deps)
 	if err != nil {
@@ -162,6 +162,7 @@ func (n *node) release(ctx context.Context) {
 	// A second signal ends the wait.
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	n.flush(ctx)
 	var all sync.WaitGroup
 	for _, r := range n.routers {
 		all.Go(func() {

@@ -24,6 +24,7 @@ import (
 	"github.com/sluice-lb/sluice/internal/events"
 	"github.com/sluice-lb/sluice/internal/health"
 	"github.com/sluice-lb/sluice/internal/natlog"
+	"github.com/sluice-lb/sluice/internal/statesync"
 	"github.com/sluice-lb/sluice/internal/track"
 	"github.com/sluice-lb/sluice/internal/web"
 	"github.com/sluice-lb/sluice/loader"
@@ -65,18 +66,21 @@ type node struct {
 	started        time.Time
 	log            *slog.Logger
 
-	tables  *tables // nil where there is no service
-	fresh   bool    // nothing was pinned before tables was made
-	failed  bool    // the start has: see undo
-	loop    *control.Loop
-	tracker *track.Tracker
-	natLog  *natlog.Log // nil where none is configured
-	fast    fastMode
-	events  *events.Log
-	alarms  control.AlarmBook
-	ready   <-chan struct{} // closed when the tables were written first
-	web     *web.Server     // nil where monitoring is not wanted
-	checker *health.Checker
+	tables   *tables // nil where there is no service
+	fresh    bool    // nothing was pinned before tables was made
+	failed   bool    // the start has: see undo
+	loop     *control.Loop
+	tracker  *track.Tracker
+	natLog   *natlog.Log // nil where none is configured
+	fast     fastMode
+	port     *statesync.Port // of TCP, for what nodes tell each other; nil: not asked for
+	sharing  *sharing        // nil where no state is shared
+	activity activity
+	events   *events.Log
+	alarms   control.AlarmBook
+	ready    <-chan struct{} // closed when the tables were written first
+	web      *web.Server     // nil where monitoring is not wanted
+	checker  *health.Checker
 	// Operators' changes to servers.
 	overrides *control.Overrides
 	http      httpFront
@@ -286,7 +290,7 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	datapath, err := loader.Open(loader.Options{
 		PinDir: n.pinDir, MaxFlows: d.MaxFlows, Slots: slots, Log: n.log,
 		Ports: n.cfg.PortShare, TunnelSource4: d.TunnelSource4, TunnelSource6: d.TunnelSource6,
-		ProbeAddresses4: d.ProbeAddresses4, ProbeAddresses6: d.ProbeAddresses6, LogTranslations: d.NATLog != "",
+		ProbeAddresses4: d.ProbeAddresses4, ProbeAddresses6: d.ProbeAddresses6, LogTranslations: d.NATLog != "", TellFlows: shares(n.cfg),
 	})
 	if err != nil {
 		return err
@@ -335,6 +339,9 @@ func (n *node) startDatapath(ctx context.Context, goroutines *sync.WaitGroup) er
 	n.makeChecker(n.probes)
 	n.loop = control.NewLoop(n.cfg.Services, n.tables, n.checker.Share(), n.hops, n.probes, n.overrides, n.log)
 	n.loop.Record(n.events.Record)
+	if err := n.openSharing(ctx, goroutines, datapath); err != nil {
+		return err
+	}
 	goroutines.Go(func() {
 		for {
 			select {

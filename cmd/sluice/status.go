@@ -53,6 +53,7 @@ func (n *node) status() control.Status {
 		}
 		s.Outcomes, s.Tables = stats.Outcomes, stats.Tables
 		s.Upgrade = n.tables.datapath.Upgraded()
+		s.Sync = n.syncStatus(s.Services)
 	}
 	s.HTTP = n.httpStatus()
 	for _, a := range n.ownAlarms() {
@@ -202,6 +203,7 @@ func printStatus(w io.Writer, s control.Status) error {
 		t.Flush()
 	}
 	printHeartbeats(&b, s)
+	printSync(&b, s)
 	printChecks(&b, s)
 	for _, v := range s.Services {
 		fmt.Fprintf(&b, "\nservice %s: %s, %s %s %s\n", nameOf(v.Name), strings.ReplaceAll(v.State, "_", " "), v.Protocol, joinPorts(v.Addresses), v.Forward)

@@ -77,12 +77,24 @@ func (d *Difference) refuse(before, after *Config) {
 	if !reflect.DeepEqual(heartbeats(before), heartbeats(after)) {
 		d.Refused = append(d.Refused, "vrrp.heartbeat, or an instance that has one: "+byRestart)
 	}
+	if len(before.Sync.Keys) > 0 && !reflect.DeepEqual(addressesOf(before.Nodes), addressesOf(after.Nodes)) {
+		d.Refused = append(d.Refused, "nodes that share their state, or their addresses: "+byRestart)
+	}
 	switch was, is := len(before.Services) > 0, len(after.Services) > 0; {
 	case is && !was:
 		d.Refused = append(d.Refused, "the first service: "+byRestart)
 	case was && !is:
 		d.Refused = append(d.Refused, "no service any more: needs a restart, which ends forwarding")
 	}
+}
+
+// addressesOf are those of nodes, by name.
+func addressesOf(nodes []Node) map[string]netip.Addr {
+	all := map[string]netip.Addr{}
+	for _, n := range nodes {
+		all[n.Name] = n.Address
+	}
+	return all
 }
 
 // Carried is what heartbeats carry for an instance.

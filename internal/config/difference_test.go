@@ -1,11 +1,14 @@
 package config
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/sluice-lb/sluice/internal/key"
 )
 
 const differenceBase = `
@@ -170,6 +173,28 @@ func TestGroupsBeginAnewTogether(t *testing.T) {
 	} {
 		if got := Compare(&Config{VRRP: tc.before}, &Config{VRRP: tc.after}).Anew; !slices.Equal(got, tc.want) {
 			t.Errorf("%s: %q begin anew, want %q", tc.name, got, tc.want)
+		}
+	}
+}
+
+// Nodes that share their state know each other from the start.
+func TestNodesThatShareState(t *testing.T) {
+	nodes := func(second string) []Node {
+		return []Node{{Name: "lb1", Address: netip.MustParseAddr("192.0.2.1")}, {Name: "lb2", Address: netip.MustParseAddr(second)}}
+	}
+	shared := Sync{Keys: []key.Key{{1}}}
+	for _, tc := range []struct {
+		name          string
+		before, after *Config
+		want          []string
+	}{
+		{"the same", &Config{Nodes: nodes("192.0.2.2"), Sync: shared}, &Config{Nodes: nodes("192.0.2.2"), Sync: shared}, nil},
+		{"another address", &Config{Nodes: nodes("192.0.2.2"), Sync: shared}, &Config{Nodes: nodes("192.0.2.3"), Sync: shared},
+			[]string{"nodes that share their state, or their addresses: " + byRestart}},
+		{"another address, nothing is shared", &Config{Nodes: nodes("192.0.2.2")}, &Config{Nodes: nodes("192.0.2.3")}, nil},
+	} {
+		if got := Compare(tc.before, tc.after).Refused; !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %q is refused, want %q", tc.name, got, tc.want)
 		}
 	}
 }

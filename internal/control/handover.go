@@ -48,6 +48,9 @@ type Movable struct {
 	Others bool
 	// Own: the addresses are the node's own, and so no others' ever.
 	Own func() bool
+	// Lacks says what no other node has of this one's connections; "": nothing. Nil:
+	// none is shared.
+	Lacks func() string
 }
 
 // Handovers carries out operators' wishes to move VIPs.
@@ -193,6 +196,12 @@ func refuse(m Movable, s vrrp.Status, o HandoverOrder) error {
 		return fmt.Errorf("the addresses of %s are this node's own: no other node can have them", m.Name)
 	case s.State == vrrp.Active && !s.Peer.Address.IsValid() && !m.Others && !o.Force:
 		return fmt.Errorf("%s: no peer is known: none was ever heard, and the configuration names none (--force tries it all the same, and interrupts nothing)", m.Name)
+	}
+	if s.State != vrrp.Active || o.Force || m.Lacks == nil {
+		return nil
+	}
+	if why := m.Lacks(); why != "" {
+		return fmt.Errorf("%s: connections would break: %s (--force hands over all the same)", m.Name, why)
 	}
 	return nil
 }

@@ -78,6 +78,9 @@ func TestHoldsOfInstancesThatBeganAnew(t *testing.T) {
 	}
 }
 
+// lacking has no other node know of an instance's connections.
+func lacking(m *Movable) { m.Lacks = func() string { return "lb2 is not connected" } }
+
 func TestHandoverOrders(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -113,6 +116,9 @@ func TestHandoverOrders(t *testing.T) {
 			r.status.Peer.Address = lb2
 			return r
 		}(), change: func(m *Movable) { m.Others = false }, text: "192.0.2.2 has taken over", done: true},
+		{name: "no node has the connections", router: routerIn(vrrp.Active), change: lacking, err: "VI_1: connections would break: lb2 is not connected (--force"},
+		{name: "no node has the connections, by force", router: routerIn(vrrp.Active), change: lacking, order: HandoverOrder{Force: true}, text: "192.0.2.2 has taken over", done: true},
+		{name: "another node has the connections", router: routerIn(vrrp.Active), change: func(m *Movable) { m.Lacks = func() string { return "" } }, text: "192.0.2.2 has taken over", done: true},
 		{name: "under way already", router: &fakeRouter{status: vrrp.Status{State: vrrp.Active, Releasing: true}}, err: "under way already"},
 		{name: "hold and release", router: routerIn(vrrp.Active), order: HandoverOrder{Hold: true, Release: true}, err: "opposites"},
 		{name: "release of nothing", router: routerIn(vrrp.Active), order: HandoverOrder{Release: true}, err: "no instance is held back"},

@@ -36,7 +36,9 @@ type Status struct {
 	Checks     []CheckStatus `json:"checks"`
 	// Heartbeats are the paths to other nodes, where there are any.
 	Heartbeats []HeartbeatPath `json:"heartbeats,omitempty"`
-	Services   []ServiceStatus `json:"services"`
+	// Sync is there where nodes share the state of connections.
+	Sync     *SyncStatus     `json:"sync,omitempty"`
+	Services []ServiceStatus `json:"services"`
 	// HTTP is layer 7, where anything is served there.
 	HTTP *l7.Status `json:"http,omitempty"`
 	// Outcomes counts packets that were not forwarded.
@@ -319,6 +321,13 @@ func (s *Status) FindProblems() {
 		}
 		for _, a := range i.Alarms {
 			s.Problems = append(s.Problems, fmt.Sprintf("vrrp instance %s: %s", i.Name, a))
+		}
+	}
+	if s.Sync != nil {
+		for _, p := range s.Sync.Peers {
+			if p.Problem != "" {
+				s.Problems = append(s.Problems, "sync: "+p.Problem)
+			}
 		}
 	}
 	for _, h := range s.Heartbeats {

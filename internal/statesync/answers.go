@@ -19,8 +19,8 @@ type sent struct {
 	records  int
 	since    time.Time // when the first of its records came up; zero: it has none
 	waiters  []chan<- error
-	refused  string
-	snapshot bool // it ends one
+	refused  *TableError // of a table
+	snapshot bool        // it ends one
 }
 
 // flight is what has been sent and not acknowledged.
@@ -102,11 +102,11 @@ func (o *outgoing) acknowledged(body []byte) error {
 		return fmt.Errorf("%w: ack of %d, behind %d", errMalformed, a.sequence, o.said)
 	}
 	for _, s := range o.flight.landed(a.sequence) {
-		var refused error
-		if s.refused != "" {
-			refused = errors.New(s.refused)
+		if s.refused != nil {
+			tell(s.waiters, s.refused)
+		} else {
+			tell(s.waiters, nil)
 		}
-		tell(s.waiters, refused)
 		if s.snapshot && !o.wanted && !o.snapshot {
 			o.synced = true
 		}
@@ -127,7 +127,7 @@ func (o *outgoing) complained(body []byte) error {
 	defer o.mu.Unlock()
 	i, found := slices.BinarySearchFunc(o.flight.all, c.sequence, func(s sent, q uint64) int { return cmp.Compare(s.sequence, q) })
 	if found {
-		o.flight.all[i].refused = c.text
+		o.flight.all[i].refused = &TableError{Why: c.text, Held: c.held, Later: c.later}
 	}
 	return nil
 }

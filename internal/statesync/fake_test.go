@@ -132,6 +132,8 @@ func (p *plane) Changes(into []lb.FlowState) ([]lb.FlowState, bool, error) {
 	return into, lost, p.sick
 }
 
+func (p *plane) Owned() []netip.Addr { return []netip.Addr{natFlow.VIP.Addr()} }
+
 func (p *plane) Tables() []lb.TableState {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -170,7 +172,7 @@ func (p *plane) ApplyFlows(peer string, states []lb.FlowState) (refused int, err
 	return refused, nil
 }
 
-func (p *plane) BeginSnapshot(peer string) error {
+func (p *plane) BeginSnapshot(peer string, owned []netip.Addr) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.mentioned[peer] = map[lb.FlowID]bool{}

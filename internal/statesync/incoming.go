@@ -221,7 +221,11 @@ func (c *incoming) take(ctx context.Context, k kind, body []byte) error {
 		c.mu.Unlock()
 		c.mending = nil
 		c.node.tellSynced(c, was, false)
-		return failed(c.node.sink.BeginSnapshot(c.peer.Name))
+		owned, err := readOwned(body)
+		if err != nil {
+			return err
+		}
+		return failed(c.node.sink.BeginSnapshot(c.peer.Name, owned))
 	case kindSnapshotEnd:
 		return c.endSnapshot()
 	case kindTable:
@@ -326,7 +330,12 @@ func (c *incoming) complain(err error) error {
 	c.node.warn("refused "+c.peer.Name, "sync: what a peer has sent is not applied", "peer", c.peer.Name, "error", err)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.refusals = append(c.refusals, complaint{sequence: c.reader.last, text: err.Error()})
+	refusal := complaint{sequence: c.reader.last, text: err.Error()}
+	var table *TableError
+	if errors.As(err, &table) {
+		refusal.text, refusal.held, refusal.later = table.Why, table.Held, table.Later
+	}
+	c.refusals = append(c.refusals, refusal)
 	return nil
 }
 

@@ -5,6 +5,9 @@ package statesync
 import (
 	"encoding/binary"
 	"fmt"
+	"net/netip"
+
+	"github.com/sluice-lb/sluice/internal/lb"
 )
 
 // maxName is how long the name of a node may be.
@@ -148,6 +151,29 @@ func readOverrides(whole []byte) (all []Override, err error) {
 	return all, c.err
 }
 
+// maxOwned is how many VIPs a node may own.
+const maxOwned = 8192
+
+func appendOwned(b []byte, owned []netip.Addr) []byte {
+	b = binary.AppendUvarint(b, uint64(len(owned)))
+	for _, a := range owned {
+		b = appendHost(b, a)
+	}
+	return b
+}
+
+func readOwned(body []byte) (owned []netip.Addr, err error) {
+	c := cursor{b: body}
+	for range c.uvarint(maxOwned, "owned VIPs") {
+		a := c.host("owned VIP")
+		if c.err != nil {
+			break
+		}
+		owned = append(owned, a)
+	}
+	return owned, c.err
+}
+
 // An ack says how far the listener has come.
 type ack struct {
 	sequence uint64 // everything up to here is applied
@@ -172,12 +198,19 @@ type complaint struct {
 	sequence uint64
 	reason   Reason
 	text     string
+	held     lb.Epoch // of a table: of the one that is in force
+	later    bool     // of a table: it may be taken later
 	tail     []byte
 }
 
 func (r *complaint) append(b []byte) []byte {
 	b = appendText(binary.BigEndian.AppendUint64(b, r.sequence), string(r.reason))
-	return append(appendText(b, r.text), r.tail...)
+	b = appendEpoch(appendText(b, r.text), r.held)
+	later := byte(0)
+	if r.later {
+		later = 1
+	}
+	return append(append(b, later), r.tail...)
 }
 
 func readComplaint(body []byte) (r complaint, err error) {
@@ -185,6 +218,11 @@ func readComplaint(body []byte) (r complaint, err error) {
 	r.sequence = c.u64("sequence")
 	r.reason = Reason(c.text("reason"))
 	r.text = c.text("text of a reason")
+	r.held = c.epoch()
+	later := c.u8("whether it may be taken later")
+	if r.later = later == 1; later > 1 {
+		c.fail("a refusal for later marked %d", later)
+	}
 	r.tail = c.b
 	return r, c.err
 }

@@ -88,6 +88,10 @@ func (w *wait) await(ctx context.Context) error {
 	if err == nil || errors.Is(err, errGone) {
 		return nil
 	}
+	var refused *TableError
+	if errors.As(err, &refused) { // it is told to several
+		return &TableError{Peer: w.peer, Service: w.service, Why: refused.Why, Held: refused.Held, Later: refused.Later}
+	}
 	return fmt.Errorf("%s refuses the table of %s: %w", w.peer, w.service, err)
 }
 

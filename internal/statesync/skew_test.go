@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -95,7 +96,7 @@ func TestALaterVersionConnects(t *testing.T) {
 	l.greet()
 	l.hear(kindHello, nil)
 	l.tellServices()
-	l.say(kindSnapshotBegin, []byte("later"))
+	l.say(kindSnapshotBegin, append(appendOwned(nil, []netip.Addr{natFlow.VIP.Addr()}), "later"...))
 	var codec flowCodec
 	codec.reset()
 	flows := codec.append(nil, &natFlow, bytes.Repeat([]byte{1}, 150))

@@ -4,6 +4,7 @@ package statesync
 
 import (
 	"context"
+	"fmt"
 	"math/bits"
 	"math/rand/v2"
 	"sync"
@@ -36,7 +37,12 @@ func (o *outgoing) sendSnapshot(ctx context.Context) error {
 	o.mu.Lock()
 	o.wanted, o.snapshot, o.begun = false, true, time.Now()
 	o.mu.Unlock()
-	if err := o.say(ctx, kindSnapshotBegin, sent{}, nil); err != nil {
+	owned := o.node.source.Owned()
+	if len(owned) > maxOwned {
+		return fmt.Errorf("%w: %d VIPs, %d is the most", errOversized, len(owned), maxOwned)
+	}
+	begin := func(b []byte) []byte { return appendOwned(b, owned) }
+	if err := o.say(ctx, kindSnapshotBegin, sent{}, begin); err != nil {
 		return err
 	}
 	flows, broken, err := o.stream(ctx, func(*lb.FlowState) bool { return true })

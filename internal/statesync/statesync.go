@@ -44,6 +44,9 @@ type Source interface {
 	// and has one caller. Lost says that it has lost track of some, so that peers need
 	// everything again.
 	Changes(into []lb.FlowState) (changed []lb.FlowState, lost bool, err error)
+	// Owned are the VIPs whose flows this node answers for: Snapshot has all of theirs,
+	// and no others. When there are others, Changes says that it has lost track.
+	Owned() []netip.Addr
 	// Tables are those in force.
 	Tables() []lb.TableState
 }
@@ -59,18 +62,19 @@ type Sink interface {
 	// service or backend that this node has not, or that contradict what it has. After
 	// an error the connection begins anew, and with it everything.
 	ApplyFlows(peer string, states []lb.FlowState) (refused int, err error)
-	// BeginSnapshot says that from here on all flows of the peer are mentioned. A
-	// snapshot that was not ended before does not count.
-	BeginSnapshot(peer string) error
-	// EndSnapshot says that what was not mentioned since is over.
+	// BeginSnapshot says that from here on all flows to the VIPs that the peer owns are
+	// mentioned. A snapshot that was not ended before does not count.
+	BeginSnapshot(peer string, owned []netip.Addr) error
+	// EndSnapshot says that what of these was not mentioned since is over.
 	EndSnapshot(peer string) error
-	// ApplyTables takes tables. Its error is told to who has published them.
+	// ApplyTables takes tables. Its error, which may be a *TableError, is told to who has
+	// published them.
 	ApplyTables(peer string, tables []lb.TableState) error
 	// ApplyOverrides takes operators' changes that are later than all that this node
 	// knows of what they are about.
 	ApplyOverrides(peer string, changes []Override) error
-	// Held goes through the flows that this node has from a peer, as the peer has told
-	// them. Other methods are called meanwhile.
+	// Held goes through the flows that this node has from a peer, to the VIPs that it
+	// owns, as the peer has told them. Other methods are called meanwhile.
 	Held(peer string) iter.Seq2[lb.FlowState, error]
 }
 

@@ -58,6 +58,28 @@ func checkSlot(s lb.Slot, backends int) error {
 	return nil
 }
 
+func appendEpoch(b []byte, e lb.Epoch) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, e.Term), e.Number)
+}
+
+func (c *cursor) epoch() lb.Epoch { return lb.Epoch{Term: c.u64("term"), Number: c.u64("number")} }
+
+// A TableError is why a peer does not take a table.
+type TableError struct {
+	Peer    string // who; empty from a Sink
+	Service string
+	Why     string
+	Held    lb.Epoch // of the one that is in force there
+	Later   bool     // it may be taken when it is published again
+}
+
+func (e *TableError) Error() string {
+	if e.Peer == "" {
+		return fmt.Sprintf("the table of %s is refused: %s", e.Service, e.Why)
+	}
+	return fmt.Sprintf("%s refuses the table of %s: %s", e.Peer, e.Service, e.Why)
+}
+
 // seconds is a duration as it is sent.
 func seconds(d time.Duration) uint64 { return uint64(min(max(d/time.Second, 0), math.MaxUint32)) }
 
@@ -78,8 +100,7 @@ func (c *cursor) index(wide bool, what string) uint16 {
 // appendTable appends a table that checkTable has nothing against.
 func appendTable(b []byte, t *lb.TableState) []byte {
 	b = appendText(b, t.Service)
-	b = binary.BigEndian.AppendUint64(b, t.Epoch.Term)
-	b = binary.BigEndian.AppendUint64(b, t.Epoch.Number)
+	b = appendEpoch(b, t.Epoch)
 	b = binary.AppendUvarint(b, uint64(len(t.Backends)))
 	for _, k := range t.Backends {
 		b = appendRecord(b, func(b []byte) []byte {
@@ -123,7 +144,7 @@ func plain(s lb.Slot) bool { return s.Previous == 0 && s.Phase == lb.SlotClean &
 func readTable(whole []byte) (t lb.TableState, tail []byte, err error) {
 	c := cursor{b: whole}
 	t.Service = c.text("service")
-	t.Epoch = lb.Epoch{Term: c.u64("term"), Number: c.u64("number")}
+	t.Epoch = c.epoch()
 	backends := int(c.uvarint(math.MaxUint16, "backends"))
 	for range backends {
 		r := c.record("backend")

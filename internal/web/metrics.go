@@ -70,6 +70,8 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 	s.alarms(r.Status.Alarms)
 	s.checks(r.Status.Checks)
 	s.instances(r)
+	s.heartbeats(r.Status.Heartbeats)
+	s.sync(r.Status.Sync)
 	s.services(r.Status)
 	s.http(r.Status.HTTP)
 	s.probes(r.Probes)

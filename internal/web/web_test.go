@@ -60,6 +60,19 @@ func fullStatus() control.Status {
 			Name: "ok", Type: "http", Verdict: "down", Since: &run, Why: "refused", Recovering: true, Attempts: 2, Exhausted: true,
 			LastRun: &run, Took: 1500 * time.Millisecond, LastError: "refused",
 		}},
+		Heartbeats: []control.HeartbeatPath{{
+			Address: netip.MustParseAddr("192.0.2.2"), Node: "lb2", Heard: &run, Connected: true, Mistake: "m", Received: 31, Forged: 32, Replayed: 33, Malformed: 34,
+		}},
+		Sync: &control.SyncStatus{
+			AtRisk: 41, Lost: 42, Refused: map[string]uint64{"another key": 43},
+			Peers: []control.SyncPeer{{
+				Node: "lb2", Address: netip.MustParseAddrPort("192.0.2.2:3780"), Connected: true, InSync: true, Synced: true, Waiting: 44, Age: 0.045,
+				RecordsSent: 46, RecordsReceived: 47, BytesSent: 48, BytesReceived: 49, Refused: 50, Snapshots: 51, Mends: 52, Stalls: 53,
+				Differs: []string{"web"}, Problem: "p",
+			}},
+			Strangers: []control.SyncStranger{{Address: netip.MustParseAddr("192.0.2.3"), Why: "another key", Error: "e", Count: 54, Last: run}},
+			Taken:     control.SyncTaken{Applied: 55, Ended: 56, Kept: 57, Refused: map[loader.Refusal]loader.Refused{loader.RefusedPort: {Flows: 58, Example: "x"}}},
+		},
 		HTTP: &l7.Status{
 			Listeners: []l7.ListenerStatus{{Address: netip.MustParseAddrPort("192.0.2.100:80"), Accepted: 7, Refused: 1}},
 			Servers: []l7.ServerStatus{{
@@ -155,6 +168,10 @@ func TestMetricValues(t *testing.T) {
 		`sluice_service_lost_total{reason="no_port",service="web"} 2`,
 		`sluice_service_state{service="web",state="below_quorum"} 1`,
 		`sluice_vrrp_state{instance="VI_1",state="active"} 1`,
+		`sluice_heartbeats_received_total{address="192.0.2.2",result="forged"} 32`,
+		`sluice_sync_connections_at_risk 41`,
+		`sluice_sync_peer_in_sync{peer="lb2"} 1`,
+		`sluice_sync_flows_refused_total{reason="port_in_use"} 58`,
 		`sluice_vrrp_state{instance="VI_1",state="backup"} 0`,
 		`sluice_vrrp_transitions_total{instance="VI_1",to="active"} 2`,
 		`sluice_vrrp_transitions_total{instance="VI_1",to="fault"} 0`,
@@ -174,6 +191,8 @@ var notInMetrics = []string{
 	"config", "time", "running", "pid", "alarms.text", "problems", "interfaces.warning",
 	"vrrp.virtual_mac", "vrrp.closed", "vrrp.reason", "vrrp.addresses", "vrrp.present", "vrrp.alarms", "vrrp.tracking.sum", "vrrp.tracking.fault", "vrrp.tracking.priority",
 	"vrrp.tracking.items.why", "vrrp.tracking.items.faults",
+	"heartbeats.node", "heartbeats.mistake", "sync.peers.address", "sync.peers.problem", "sync.peers.differs",
+	"sync.strangers.address", "sync.strangers.why", "sync.strangers.error", "sync.strangers.count", "sync.strangers.last", "sync.taken.refused.port_in_use.example",
 	"checks.type", "checks.since", "checks.why", "checks.last_error",
 	"services.backends.why", "services.backends.slow_start.ends", "upgrade.from_layout", "upgrade.to_layout", "upgrade.not_kept",
 	"http.upstreams.servers.why",

@@ -1,0 +1,355 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+	"github.com/sluice-lb/sluice/internal/statesync"
+	"github.com/sluice-lb/sluice/loader"
+)
+
+// A FlowFeed is the flows of the data plane, as nodes tell each other of them:
+// *loader.FlowFeed.
+type FlowFeed interface {
+	Changes(into []lb.FlowState) (all []lb.FlowState, lost bool, err error)
+	Snapshot() iter.Seq2[lb.FlowState, error]
+	ApplyFlows([]lb.FlowState) (loader.ApplyResult, error)
+}
+
+const (
+	// tellsOn is for how long a node that has given a VIP away goes on telling of its
+	// flows: it forwards for that long, and longer than any release takes.
+	tellsOn = 10 * time.Second
+	// endAtATime is how many flows of a snapshot are ended at once.
+	endAtATime = 1024
+	// followsIn bounds how long a peer's table waits for the loop.
+	followsIn = 5 * time.Second
+)
+
+// A SharedState is what this node has in common with its peers: statesync's Source and
+// Sink over the data plane and the loop. A node tells of the flows to the VIPs that it
+// is Active for, and takes in those to the others.
+type SharedState struct {
+	loop  *Loop
+	flows FlowFeed
+	vips  func() map[netip.Addr]bool
+	seed  maphash.Seed
+
+	// Of Changes, which has one caller.
+	active map[netip.Addr]bool
+	until  map[netip.Addr]time.Time // VIPs that were given away are told of
+
+	mu    sync.Mutex
+	peers map[string]*peerState
+	taken loader.ApplyResult
+}
+
+// A peerState is what a peer has told.
+type peerState struct {
+	owned     map[netip.Addr]bool
+	mentioned map[uint64]struct{} // hashes of flows; nil: no snapshot is under way
+}
+
+var (
+	_ statesync.Source = (*SharedState)(nil)
+	_ statesync.Sink   = (*SharedState)(nil)
+)
+
+// NewSharedState returns that of a loop which shares its tables. Vips returns the
+// addresses that VRRP moves, and whether this node is Active for them; it is called often.
+func NewSharedState(loop *Loop, flows FlowFeed, vips func() map[netip.Addr]bool) *SharedState {
+	return &SharedState{
+		loop: loop, flows: flows, vips: vips, seed: maphash.MakeSeed(),
+		active: map[netip.Addr]bool{}, until: map[netip.Addr]time.Time{}, peers: map[string]*peerState{},
+	}
+}
+
+// Taken tells what has become of the flows that peers have told of.
+func (s *SharedState) Taken() loader.ApplyResult {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := s.taken
+	all.Refused = maps.Clone(all.Refused)
+	return all
+}
+
+// Owned implements statesync.Source.
+func (s *SharedState) Owned() []netip.Addr {
+	var all []netip.Addr
+	for a, active := range s.vips() {
+		if active {
+			all = append(all, a)
+		}
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	return all
+}
+
+// Changes implements statesync.Source. A VIP that is this node's as of now has flows
+// that no change tells of: those that the node before has told this one.
+func (s *SharedState) Changes(into []lb.FlowState) (all []lb.FlowState, lost bool, err error) {
+	before, now, at := s.active, s.vips(), time.Now()
+	s.active = map[netip.Addr]bool{}
+	for a, active := range now {
+		s.active[a] = active
+		lost = lost || active && !before[a]
+	}
+	for a, active := range before {
+		if active && !now[a] {
+			s.until[a] = at.Add(tellsOn)
+			lost = true // it is not owned any more
+		}
+	}
+	all, missed, err := s.flows.Changes(into)
+	kept := all[:len(into)]
+	for _, f := range all[len(into):] {
+		vip := f.VIP.Addr()
+		if s.active[vip] || at.Before(s.until[vip]) {
+			kept = append(kept, f)
+		}
+	}
+	return kept, lost || missed, err
+}
+
+// Snapshot implements statesync.Source.
+func (s *SharedState) Snapshot() iter.Seq2[lb.FlowState, error] {
+	return s.to(s.vips())
+}
+
+// to goes through the flows to some VIPs.
+func (s *SharedState) to(vips map[netip.Addr]bool) iter.Seq2[lb.FlowState, error] {
+	return func(yield func(lb.FlowState, error) bool) {
+		if !slices.Contains(slices.Collect(maps.Values(vips)), true) {
+			return
+		}
+		for f, err := range s.flows.Snapshot() {
+			if (err != nil || vips[f.VIP.Addr()]) && !yield(f, err) {
+				return
+			}
+		}
+	}
+}
+
+// Tables implements statesync.Source.
+func (s *SharedState) Tables() []lb.TableState { return s.loop.Published() }
+
+// ApplyFlows implements statesync.Sink. A flow to a VIP that both nodes are Active for
+// is taken where it contradicts none that is here: that is how they heal who have been
+// Active at the same time.
+func (s *SharedState) ApplyFlows(peer string, states []lb.FlowState) (refused int, err error) {
+	result, err := s.flows.ApplyFlows(states)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken.Add(result)
+	if p := s.peers[peer]; p != nil && p.mentioned != nil {
+		for i := range states {
+			if states[i].Phase != lb.FlowOver {
+				p.mentioned[s.hash(&states[i].FlowID)] = struct{}{}
+			}
+		}
+	}
+	for _, r := range result.Refused {
+		refused += r.Flows
+	}
+	return refused, err
+}
+
+func (s *SharedState) hash(id *lb.FlowID) uint64 { return maphash.Comparable(s.seed, *id) }
+
+// BeginSnapshot implements statesync.Sink.
+func (s *SharedState) BeginSnapshot(peer string, owned []netip.Addr) error {
+	p := &peerState{owned: map[netip.Addr]bool{}, mentioned: map[uint64]struct{}{}}
+	for _, a := range owned {
+		p.owned[a] = true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.peers[peer] = p
+	return nil
+}
+
+// EndSnapshot implements statesync.Sink.
+func (s *SharedState) EndSnapshot(peer string) error {
+	s.mu.Lock()
+	p := s.peers[peer]
+	var mentioned map[uint64]struct{}
+	if p != nil {
+		mentioned, p.mentioned = p.mentioned, nil
+	}
+	s.mu.Unlock()
+	if mentioned == nil {
+		return errors.New("a snapshot ends that has not begun")
+	}
+	var over []lb.FlowState
+	for f, err := range s.Held(peer) {
+		if err != nil {
+			return err
+		}
+		if _, ok := mentioned[s.hash(&f.FlowID)]; ok {
+			continue
+		}
+		over = append(over, lb.FlowState{FlowID: f.FlowID, Phase: lb.FlowOver})
+		if len(over) == endAtATime {
+			if _, err := s.ApplyFlows(peer, over); err != nil {
+				return err
+			}
+			over = over[:0]
+		}
+	}
+	_, err := s.ApplyFlows(peer, over)
+	return err
+}
+
+// Held implements statesync.Sink. What this node is Active for, too, is its own.
+func (s *SharedState) Held(peer string) iter.Seq2[lb.FlowState, error] {
+	s.mu.Lock()
+	vips := map[netip.Addr]bool{}
+	if p := s.peers[peer]; p != nil {
+		maps.Copy(vips, p.owned)
+	}
+	s.mu.Unlock()
+	for a, active := range s.vips() {
+		if active {
+			delete(vips, a)
+		}
+	}
+	return s.to(vips)
+}
+
+// ApplyTables implements statesync.Sink.
+func (s *SharedState) ApplyTables(peer string, tables []lb.TableState) error {
+	ctx, cancel := context.WithTimeout(context.Background(), followsIn)
+	defer cancel()
+	refused, err := s.loop.Follow(ctx, peer, tables)
+	if err != nil {
+		return &statesync.TableError{Service: services(tables), Why: err.Error(), Later: true}
+	}
+	for _, r := range refused {
+		return &statesync.TableError{Service: r.Service, Why: r.Why, Held: r.Held, Later: r.Later}
+	}
+	return nil
+}
+
+func services(tables []lb.TableState) string {
+	var all []string
+	for _, t := range tables {
+		all = append(all, t.Service)
+	}
+	return strings.Join(all, ", ")
+}
+
+// ApplyOverrides implements statesync.Sink.
+func (s *SharedState) ApplyOverrides(peer string, changes []statesync.Override) error {
+	var all []lb.OperatorChange
+	var errs []error
+	for _, o := range changes {
+		c, err := changeOf(o)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		all = append(all, c)
+	}
+	return errors.Join(append(errs, s.loop.TakeInChanges(peer, all))...)
+}
+
+// Overrides are the operators' changes that this node knows, as peers are told of them.
+func (s *SharedState) Overrides() []statesync.Override {
+	var all []statesync.Override
+	for _, c := range s.loop.Changes() {
+		all = append(all, overrideOf(c))
+	}
+	return all
+}
+
+// A toldChange is what an operator has made of a server, on the wire. Fields of later
+// versions are skipped.
+type toldChange struct {
+	State  string `json:"state,omitempty"`
+	Weight *int   `json:"weight,omitempty"`
+}
+
+// targetEnd is between the scope and the address of a change, in its key.
+const targetEnd = "\x00"
+
+func overrideOf(c lb.OperatorChange) statesync.Override {
+	o := statesync.Override{
+		Key: c.Scope + targetEnd + c.Address, Stamp: statesync.Stamp{Time: max(c.Time.UnixNano(), 0), Node: cmp.Or(c.Node, "-")},
+	}
+	if c.None() {
+		return o
+	}
+	told := toldChange{State: c.State}
+	if c.Weight >= 0 {
+		told.Weight = &c.Weight
+	}
+	o.Value, _ = json.Marshal(told) // of a string and a number
+	return o
+}
+
+func changeOf(o statesync.Override) (lb.OperatorChange, error) {
+	scope, address, ok := strings.Cut(o.Key, targetEnd)
+	if !ok {
+		return lb.OperatorChange{}, fmt.Errorf("an operator's change of %q, which is no server", o.Key)
+	}
+	c := lb.OperatorChange{Scope: scope, Address: address, Weight: -1, Time: time.Unix(0, o.Stamp.Time).UTC(), Node: o.Stamp.Node}
+	if len(o.Value) == 0 {
+		return c, nil
+	}
+	var told toldChange
+	if err := json.Unmarshal(o.Value, &told); err != nil {
+		return lb.OperatorChange{}, fmt.Errorf("an operator's change of %s of %s: %w", address, scope, err)
+	}
+	c.State = told.State
+	if told.Weight != nil {
+		c.Weight = *told.Weight
+	}
+	return c, nil
+}
+
+// A Stream brings this node's state to its peers: a Publisher over *statesync.Node.
+type Stream struct{ *statesync.Node }
+
+// Connected implements Publisher.
+func (s Stream) Connected() bool {
+	return slices.ContainsFunc(s.Status().Peers, func(p statesync.PeerStatus) bool { return p.Out.Connected })
+}
+
+// Publish implements Publisher.
+func (s Stream) Publish(ctx context.Context, tables []lb.TableState) error {
+	err := s.PublishTables(ctx, tables)
+	return refusals(err)
+}
+
+// refusals returns an error as a *RefusedError where it tells of refusals alone.
+func refusals(err error) error {
+	if err == nil {
+		return nil
+	}
+	all := []error{err}
+	if several, ok := err.(interface{ Unwrap() []error }); ok {
+		all = several.Unwrap()
+	}
+	var refused RefusedError
+	for _, e := range all {
+		var t *statesync.TableError
+		if !errors.As(e, &t) {
+			return err
+		}
+		refused.Peer = t.Peer
+		refused.Tables = append(refused.Tables, RefusedTable{Service: t.Service, Why: t.Why, Held: t.Held, Later: t.Later})
+	}
+	return &refused
+}
