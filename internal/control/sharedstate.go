@@ -59,7 +59,7 @@ type SharedState struct {
 // A peerState is what a peer has told.
 type peerState struct {
 	owned     map[netip.Addr]bool
-	mentioned map[uint64]struct{} // hashes of flows; nil: no snapshot is under way
+	mentioned *mentions // nil: no snapshot is under way
 }
 
 var (
@@ -156,7 +156,7 @@ func (s *SharedState) ApplyFlows(peer string, states []lb.FlowState) (refused in
 	if p := s.peers[peer]; p != nil && p.mentioned != nil {
 		for i := range states {
 			if states[i].Phase != lb.FlowOver {
-				p.mentioned[s.hash(&states[i].FlowID)] = struct{}{}
+				p.mentioned.add(&states[i])
 			}
 		}
 	}
@@ -166,11 +166,9 @@ func (s *SharedState) ApplyFlows(peer string, states []lb.FlowState) (refused in
 	return refused, err
 }
 
-func (s *SharedState) hash(id *lb.FlowID) uint64 { return maphash.Comparable(s.seed, *id) }
-
 // BeginSnapshot implements statesync.Sink.
 func (s *SharedState) BeginSnapshot(peer string, owned []netip.Addr) error {
-	p := &peerState{owned: map[netip.Addr]bool{}, mentioned: map[uint64]struct{}{}}
+	p := &peerState{owned: map[netip.Addr]bool{}, mentioned: newMentions(s.seed)}
 	for _, a := range owned {
 		p.owned[a] = true
 	}
@@ -184,7 +182,7 @@ func (s *SharedState) BeginSnapshot(peer string, owned []netip.Addr) error {
 func (s *SharedState) EndSnapshot(peer string) error {
 	s.mu.Lock()
 	p := s.peers[peer]
-	var mentioned map[uint64]struct{}
+	var mentioned *mentions
 	if p != nil {
 		mentioned, p.mentioned = p.mentioned, nil
 	}
@@ -197,7 +195,7 @@ func (s *SharedState) EndSnapshot(peer string) error {
 		if err != nil {
 			return err
 		}
-		if _, ok := mentioned[s.hash(&f.FlowID)]; ok {
+		if mentioned.has(&f) {
 			continue
 		}
 		over = append(over, lb.FlowState{FlowID: f.FlowID, Phase: lb.FlowOver})
