@@ -29,6 +29,18 @@ type pinKey struct {
 type snapshotRun struct {
 	// What has been told since the entries in hand were read.
 	told map[pinKey]bool
+
+	now  uint32 // ticks, as it was at
+	read time.Time
+}
+
+// ticks is the program's clock, or has been a moment ago: to ask the kernel for each of
+// a million flows takes longer than to read them.
+func (r *snapshotRun) ticks() uint32 {
+	if at := time.Now(); at.Sub(r.read) > tick/16 {
+		r.now, r.read = ticks(), at
+	}
+	return r.now
 }
 
 // outdate has snapshots under way skip an entry that they may have in hand.
@@ -63,7 +75,7 @@ func (f *FlowFeed) Snapshot() iter.Seq2[lb.FlowState, error] {
 			for port := 0; port < int(lbLimitsNAT_PORTS); {
 				var s lb.FlowState
 				var ok bool
-				if s, ok, port = f.nextOf(n, port); ok && !yield(s, nil) {
+				if s, ok, port = f.nextOf(run, n, port); ok && !yield(s, nil) {
 					return
 				}
 			}
@@ -77,14 +89,14 @@ func (f *FlowFeed) Snapshot() iter.Seq2[lb.FlowState, error] {
 }
 
 // nextOf returns the next flow of a pair from a port on, and where to go on.
-func (f *FlowFeed) nextOf(n uint32, port int) (lb.FlowState, bool, int) {
+func (f *FlowFeed) nextOf(run *snapshotRun, n uint32, port int) (lb.FlowState, bool, int) {
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
 	p := f.pairs[n]
 	if p == nil {
 		return lb.FlowState{}, false, int(lbLimitsNAT_PORTS) // it has gone since
 	}
-	now := ticks()
+	now := run.ticks()
 	for end := min(port+scanPorts, int(lbLimitsNAT_PORTS)); port < end; port++ {
 		if !worthTelling(p.flow(uint16(port))) {
 			continue
@@ -148,7 +160,7 @@ func (f *FlowFeed) stillPinned(run *snapshotRun, t pinTable, k *lbFlowKey, p *lb
 	if run.told[pinKey{t.kind, *k}] {
 		return lb.FlowState{}, false
 	}
-	now := ticks()
+	now := run.ticks()
 	if idleFor(now, p.Seen) > pinLife(t.kind, p) {
 		return lb.FlowState{}, false
 	}
