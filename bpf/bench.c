@@ -7,6 +7,7 @@
  */
 #include "pipeline.h"
 #include "probe.h" /* for the constants that the loader sets */
+#include "bench_connections.h"
 
 enum bench_limits {
 	BENCH_FLOWS = 1048576,
@@ -138,6 +139,38 @@ int bench_pipeline(struct xdp_md *ctx)
 	struct bench_state *s = prepare(ctx);
 
 	return s ? verify(s, process(ctx)) : XDP_ABORTED;
+}
+
+/* Packets of connections, and between them those of bench_pipeline. */
+SEC("xdp.frags")
+int bench_mixed(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct iphdr *ip = data + ETH_HLEN;
+	struct tcphdr *tcp = (void *)(ip + 1);
+	struct bench_connections *c;
+	struct bench_state *s;
+	__u32 zero = 0;
+	bool mine;
+	int verdict;
+
+	s = prepare(ctx);
+	c = bpf_map_lookup_elem(&bench_connections, &zero);
+	if (!s || !c || (void *)(tcp + 1) > end)
+		return XDP_ABORTED;
+	mine = !c->left;
+	if (mine) {
+		c->left = c->between;
+		write_connection(c, ip, tcp);
+		asm volatile("" ::: "memory");
+	} else {
+		c->left--;
+	}
+	verdict = process(ctx);
+	if (!mine)
+		return verify(s, verdict);
+	connection_left(ctx, c, verdict);
+	return verdict;
 }
 
 /* The floor of IPv6, whose frame is longer. */

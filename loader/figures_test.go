@@ -195,27 +195,7 @@ func newBench(t *testing.T, forward lb.Forward, v6 bool) *bench {
 	o := Options{MaxFlows: maxFlows, Ports: lb.PortRange{First: 1024, Last: 65535}}
 	b := &bench{d: newDatapathWith(t, o, natTimeouts, s), pairs: backendCount * len(s.SourceAddresses)}
 
-	spec, err := loadBench()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var meta lbMeta
-	if err := b.d.objects.Meta.Lookup(uint32(0), &meta); err != nil {
-		t.Fatal(err)
-	}
-	if err := setVariables(spec, o, meta, natTimeouts); err != nil {
-		t.Fatal(err)
-	}
-	replace := map[string]*ebpf.Map{}
-	for _, m := range b.d.mapsByName() {
-		spec.Maps[m.name].MaxEntries, spec.Maps[m.name].Flags = m.m.MaxEntries(), m.m.Flags()
-		replace[m.name] = m.m
-	}
-	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
+	c := loadBenchPrograms(t, b.d, o)
 	b.programs, b.pipeline, b.state, b.table = c.Programs, c.Programs["bench_pipeline"], c.Maps["bench_state"], c.Maps["bench_flows"]
 	flows := make([]benchBenchFlow, maxFlows)
 	seen := map[uint64]bool{}
