@@ -8,7 +8,7 @@ GO ?= go
 GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 PREFIX ?= /usr/local
 
-.PHONY: build install generate check-generated demo lab lab-down test test-unprivileged bench bench-failover soak test-kernels lint fuzz interop clean
+.PHONY: build install generate check-generated demo lab lab-down test test-unprivileged bench bench-sync bench-failover soak test-kernels lint fuzz interop clean
 
 build:
 	$(GO) build -o bin/sluice ./cmd/sluice
@@ -46,11 +46,17 @@ test:
 	scripts/setup test
 	SLUICE_REQUIRE_ROOT=$$(test "$$(id -u)" = 0 && echo 1) $(GO) test -race -p 1 -timeout 40m ./...
 
-# The data plane, then failover.
+# The data plane, then state synchronisation, then failover.
 bench:
 	scripts/setup bench
 	$(GO) test ./loader -run '^Test(Veth)?Figures$$' -count 1 -v -figures | grep -E '^(figure:|---|FAIL|ok|panic)'
+	$(MAKE) --no-print-directory bench-sync
 	$(MAKE) --no-print-directory bench-failover
+
+# A million connections on their way to another node: some two minutes.
+bench-sync:
+	scripts/setup bench
+	$(GO) test ./loader -run '^TestSync(Packet)?Figures$$' -count 1 -v -figures | grep -E '^(figure:|#|---|FAIL|ok|panic| )'
 
 # How long a client waits when a VIP moves, beside keepalived: some nine minutes.
 bench-failover:
