@@ -88,6 +88,24 @@ type benchArrays struct {
 	Closed         uint64
 }
 
+type benchBenchConnections struct {
+	_           structs.HostLayout
+	Next        uint64
+	Wrong       uint64
+	Packet      uint32
+	Packets     uint32
+	Between     uint32
+	Left        uint32
+	Vip         uint32
+	Source      uint32
+	Backend     uint32
+	SourcePort  uint16
+	BackendPort uint16
+	VipPort     uint16
+	Pad         uint16
+	_           [4]byte
+}
+
 type benchBenchFlow struct {
 	_        structs.HostLayout
 	Saddr    uint32
@@ -111,6 +129,23 @@ const (
 	benchBenchLimitsBENCH_FLOWS    benchBenchLimits = 1048576
 	benchBenchLimitsBENCH_HEADERS  benchBenchLimits = 54
 	benchBenchLimitsBENCH_HEADERS6 benchBenchLimits = 74
+)
+
+type benchBenchPacket uint32
+
+const (
+	benchBenchPacketBENCH_SYN         benchBenchPacket = 0
+	benchBenchPacketBENCH_SYN_ACK     benchBenchPacket = 1
+	benchBenchPacketBENCH_OPEN        benchBenchPacket = 2
+	benchBenchPacketBENCH_OPENED      benchBenchPacket = 3
+	benchBenchPacketBENCH_FIN         benchBenchPacket = 3
+	benchBenchPacketBENCH_FIN_ACK     benchBenchPacket = 4
+	benchBenchPacketBENCH_LAST_ACK    benchBenchPacket = 5
+	benchBenchPacketBENCH_CLOSED      benchBenchPacket = 6
+	benchBenchPacketBENCH_CLIENT      benchBenchPacket = 1000
+	benchBenchPacketBENCH_BACKEND     benchBenchPacket = 5000
+	benchBenchPacketBENCH_CLIENT_BITS benchBenchPacket = 17
+	benchBenchPacketBENCH_FIRST_PORT  benchBenchPacket = 1024
 )
 
 type benchBenchState struct {
@@ -446,6 +481,7 @@ type benchTrace struct {
 const (
 	benchMapAccessRules        = "access_rules"
 	benchMapAnswerAllowance    = "answer_allowance"
+	benchMapBenchConnections   = "bench_connections"
 	benchMapBenchFlows         = "bench_flows"
 	benchMapBenchLruMap        = "bench_lru_map"
 	benchMapBenchState         = "bench_state"
@@ -489,6 +525,7 @@ const (
 	benchProgBenchEmpty        = "bench_empty"
 	benchProgBenchEmpty6       = "bench_empty6"
 	benchProgBenchLru          = "bench_lru"
+	benchProgBenchMixed        = "bench_mixed"
 	benchProgBenchPipeline     = "bench_pipeline"
 	benchProgBenchPipeline6    = "bench_pipeline6"
 	benchProgBenchTunnel       = "bench_tunnel"
@@ -496,6 +533,7 @@ const (
 	benchVarDryInterface       = "dry_interface"
 	benchVarExported           = "exported"
 	benchVarExportedLimits     = "exported_limits"
+	benchVarExportedPacket     = "exported_packet"
 	benchVarFlowsTold          = "flows_told"
 	benchVarNatBucketMask      = "nat_bucket_mask"
 	benchVarNatLogged          = "nat_logged"
@@ -558,6 +596,7 @@ type benchProgramSpecs struct {
 	BenchEmpty     *ebpf.ProgramSpec `ebpf:"bench_empty"`
 	BenchEmpty6    *ebpf.ProgramSpec `ebpf:"bench_empty6"`
 	BenchLru       *ebpf.ProgramSpec `ebpf:"bench_lru"`
+	BenchMixed     *ebpf.ProgramSpec `ebpf:"bench_mixed"`
 	BenchPipeline  *ebpf.ProgramSpec `ebpf:"bench_pipeline"`
 	BenchPipeline6 *ebpf.ProgramSpec `ebpf:"bench_pipeline6"`
 	BenchTunnel    *ebpf.ProgramSpec `ebpf:"bench_tunnel"`
@@ -569,6 +608,7 @@ type benchProgramSpecs struct {
 type benchMapSpecs struct {
 	AccessRules        *ebpf.MapSpec `ebpf:"access_rules"`
 	AnswerAllowance    *ebpf.MapSpec `ebpf:"answer_allowance"`
+	BenchConnections   *ebpf.MapSpec `ebpf:"bench_connections"`
 	BenchFlows         *ebpf.MapSpec `ebpf:"bench_flows"`
 	BenchLruMap        *ebpf.MapSpec `ebpf:"bench_lru_map"`
 	BenchState         *ebpf.MapSpec `ebpf:"bench_state"`
@@ -619,6 +659,7 @@ type benchVariableSpecs struct {
 	DryInterface   *ebpf.VariableSpec `ebpf:"dry_interface"`
 	Exported       *ebpf.VariableSpec `ebpf:"exported"`
 	ExportedLimits *ebpf.VariableSpec `ebpf:"exported_limits"`
+	ExportedPacket *ebpf.VariableSpec `ebpf:"exported_packet"`
 	FlowsTold      *ebpf.VariableSpec `ebpf:"flows_told"`
 	NatBucketMask  *ebpf.VariableSpec `ebpf:"nat_bucket_mask"`
 	NatLogged      *ebpf.VariableSpec `ebpf:"nat_logged"`
@@ -658,6 +699,7 @@ func (o *benchObjects) Close() error {
 type benchMaps struct {
 	AccessRules        *ebpf.Map `ebpf:"access_rules"`
 	AnswerAllowance    *ebpf.Map `ebpf:"answer_allowance"`
+	BenchConnections   *ebpf.Map `ebpf:"bench_connections"`
 	BenchFlows         *ebpf.Map `ebpf:"bench_flows"`
 	BenchLruMap        *ebpf.Map `ebpf:"bench_lru_map"`
 	BenchState         *ebpf.Map `ebpf:"bench_state"`
@@ -704,6 +746,7 @@ func (m *benchMaps) Close() error {
 	return _BenchClose(
 		m.AccessRules,
 		m.AnswerAllowance,
+		m.BenchConnections,
 		m.BenchFlows,
 		m.BenchLruMap,
 		m.BenchState,
@@ -755,6 +798,7 @@ type benchVariables struct {
 	DryInterface   *ebpf.Variable `ebpf:"dry_interface"`
 	Exported       *ebpf.Variable `ebpf:"exported"`
 	ExportedLimits *ebpf.Variable `ebpf:"exported_limits"`
+	ExportedPacket *ebpf.Variable `ebpf:"exported_packet"`
 	FlowsTold      *ebpf.Variable `ebpf:"flows_told"`
 	NatBucketMask  *ebpf.Variable `ebpf:"nat_bucket_mask"`
 	NatLogged      *ebpf.Variable `ebpf:"nat_logged"`
@@ -779,6 +823,7 @@ type benchPrograms struct {
 	BenchEmpty     *ebpf.Program `ebpf:"bench_empty"`
 	BenchEmpty6    *ebpf.Program `ebpf:"bench_empty6"`
 	BenchLru       *ebpf.Program `ebpf:"bench_lru"`
+	BenchMixed     *ebpf.Program `ebpf:"bench_mixed"`
 	BenchPipeline  *ebpf.Program `ebpf:"bench_pipeline"`
 	BenchPipeline6 *ebpf.Program `ebpf:"bench_pipeline6"`
 	BenchTunnel    *ebpf.Program `ebpf:"bench_tunnel"`
@@ -789,6 +834,7 @@ func (p *benchPrograms) Close() error {
 		p.BenchEmpty,
 		p.BenchEmpty6,
 		p.BenchLru,
+		p.BenchMixed,
 		p.BenchPipeline,
 		p.BenchPipeline6,
 		p.BenchTunnel,
