@@ -98,13 +98,14 @@ func (r *syncRig) goesOn(when string) {
 	r.crowd.talk(when + ", and new ones opened")
 }
 
-// comesBack starts lb1 again, and waits until it has the VIP.
-func (r *syncRig) comesBack() {
+// comesBack starts lb1 again, and waits until it has the VIPs, and b1 as an operator has
+// left it on lb2.
+func (r *syncRig) comesBack(b1 control.ServerState) {
 	r.Helper()
 	r.daemons["lb1"] = r.start("lb1", r.file)
 	r.waitVIP(time.Minute, r.mode.vip, "lb1", "lb2")
 	r.waitVIP(time.Minute, r.mode.v6, "lb1", "lb2")
-	r.waitReady("lb1")
+	r.waitServers("lb1", "crowd", soon, b1, control.ServerUp, control.ServerUp)
 }
 
 // No connection breaks when the Active node is killed and cut off, when it comes
@@ -129,7 +130,7 @@ func TestNoConnectionBreaks(t *testing.T) {
 				if err := r.host("lb1").LinkUp(); err != nil {
 					t.Fatal(err)
 				}
-				r.comesBack()
+				r.comesBack(control.ServerDrained)
 				r.goesOn(fmt.Sprintf("round %d, lb1 is back", round))
 
 				r.waitShared("lb1")
@@ -138,7 +139,7 @@ func TestNoConnectionBreaks(t *testing.T) {
 				r.waitVIP(soon, m.v6, "lb2", "lb1")
 				r.goesOn(fmt.Sprintf("round %d, lb1 was stopped", round))
 				r.wantRun(0, "lb2", "backend", "enable", "web", "192.0.2.11")
-				r.comesBack()
+				r.comesBack(control.ServerUp)
 				r.goesOn(fmt.Sprintf("round %d, lb1 is back again", round))
 			}
 		})
