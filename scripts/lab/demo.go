@@ -194,20 +194,8 @@ func (s *show) showHealth(ctx context.Context) error {
 		return err
 	}
 	s.say("  %s is back %d ms after its nginx", backend, time.Since(started).Milliseconds())
-	// The nodes do not tell each other of connections: one that was opened in a
-	// window of this change is found by the node that it was opened through only.
-	s.say("  waiting for the windows of this change to close")
-	select {
-	case <-time.After(windowsClose):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return nil
 }
-
-// windowsClose is how long a track_window of 1 s may take: it ends at a multiple of
-// 8 s, and at the next look.
-const windowsClose = 11 * time.Second
 
 // showFailover takes lb1 away while a client downloads through it and another
 // never rests, and brings it back.

@@ -13,6 +13,7 @@ import (
 	"text/template"
 	"time"
 
+	"github.com/sluice-lb/sluice/internal/key"
 	"github.com/sluice-lb/sluice/internal/testenv"
 )
 
@@ -62,6 +63,9 @@ vrrp:
     version: 3
     advertisement_interval: 100ms
     addresses: [{{.VIP}}/24, {{.NATSource}}/24]
+
+# Connections outlive their node: the nodes share their state.
+sync: {key_file: sync.key}
 `))
 
 // A pair is the lab with two sluice nodes in it.
@@ -129,6 +133,9 @@ func (p *pair) writeConfig() error {
 	var text strings.Builder
 	if err := configTemplate.Execute(&text, data); err != nil {
 		return fmt.Errorf("fill in configuration: %w", err)
+	}
+	if err := key.Write(filepath.Join(p.lab.Dir(), "sync.key"), key.New()); err != nil {
+		return fmt.Errorf("make the nodes' key: %w", err)
 	}
 	p.config = filepath.Join(p.lab.Dir(), "sluice.yaml")
 	if err := os.WriteFile(p.config, []byte(text.String()), 0o644); err != nil {
