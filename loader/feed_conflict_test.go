@@ -84,6 +84,24 @@ func TestApplyFlowsThatContradict(t *testing.T) {
 		},
 			func(c *conn) lb.FlowState { s := translatedState(1, c.source.Port()); s.Backend = c.backend; return s },
 			ApplyResult{Applied: 1}, false},
+		{"the client's, which has gone on there", func(n *feedNode) *conn {
+			c := established(n, client)
+			n.pairAt(c).age(c.source.Port(), time.Minute)
+			return c
+		},
+			func(c *conn) lb.FlowState {
+				s := translatedState(1, c.source.Port()^1)
+				s.Backend = c.backend
+				return s
+			},
+			ApplyResult{Applied: 1}, false},
+		{"another client with the port, but not of late", func(n *feedNode) *conn {
+			c := established(n, other)
+			n.pairAt(c).age(c.source.Port(), 2*time.Minute)
+			return c
+		},
+			func(c *conn) lb.FlowState { s := translatedState(1, c.source.Port()); s.Backend = c.backend; return s },
+			ApplyResult{Applied: 1}, false},
 		{"one that the other node has told of, and ended", func(n *feedNode) *conn {
 			s := translatedState(2, n.share.First)
 			n.take([]lb.FlowState{s})
@@ -354,6 +372,23 @@ func TestApplyPinsThatContradict(t *testing.T) {
 	over.Phase = lb.FlowOver
 	if got := n.try([]lb.FlowState{over}); got.Kept != 1 || c.data(t) != 2 {
 		t.Errorf("the end of it: %+v", got)
+	}
+	// Its last packet came here long before its last one there.
+	stale := func() {
+		key := lbFlowKey{}
+		var pin lbPin
+		if err := eachFlow(n.objects.Pins, func(k lbFlowKey, p lbPin) { key, pin = k, p }); err != nil {
+			t.Fatal(err)
+		}
+		pin.Seen -= uint32(10 * time.Minute / tick)
+		if err := n.objects.Pins.Put(&key, &pin); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stale()
+	over.Idle = time.Second // what has come here since then counts
+	if got := n.try([]lb.FlowState{over}); got.Ended != 1 || entries(t, n.objects.Pins) != 0 {
+		t.Errorf("the end of one that is stale here: %+v", got)
 	}
 	// One that nobody has used here follows what is told.
 	for i := range 50 {

@@ -48,7 +48,7 @@ func (a *applying) pinned(table int, s *lb.FlowState) error {
 		return fmt.Errorf("read a flow of %v: %w", a.table(t), err)
 	}
 	if err == nil && is.Held == 0 && a.index.holds(is.Backend, is.Generation) && idleFor(a.now, is.Seen) <= pinLife(t.kind, is) {
-		if is.Backend != backend {
+		if is.Backend != backend && int32(want.Seen-is.Seen) <= flowOutlived {
 			a.result.refuse(s, RefusedOther, fmt.Sprintf("to %v", a.index.state.Backends[is.Backend].Address))
 			return nil
 		}
@@ -107,7 +107,9 @@ func (a *applying) overPinned(table int, s *lb.FlowState) error {
 	t, key := pinTables[table], pinKeyOf(&s.FlowID, v.Index)
 	var is lbPin
 	err := a.table(t).Lookup(&key, &is)
-	if err == nil && is.Held == 0 && a.index.holds(is.Backend, is.Generation) {
+	own := err == nil && is.Held == 0 && a.index.holds(is.Backend, is.Generation)
+	// Without a time it is of a moment ago, and this node knows better.
+	if own && (s.Idle == 0 || newer(is.Seen, a.seen(s))) {
 		a.result.Kept++
 		return nil
 	}

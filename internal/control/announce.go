@@ -126,6 +126,7 @@ func (l *Loop) send(ctx context.Context, tables []lb.TableState) int {
 // acknowledged takes note of what other nodes have said of tables.
 func (l *Loop) acknowledged(a ack) {
 	x := l.sharing
+	defer l.saveEpochs()
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.flights--

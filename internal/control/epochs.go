@@ -17,8 +17,9 @@ import (
 type Epochs struct {
 	path string
 
-	mu  sync.Mutex
-	all map[string]heldEpoch
+	mu      sync.Mutex
+	all     map[string]heldEpoch
+	unsaved bool
 }
 
 // A heldEpoch is the epoch of the table of a service.
@@ -77,14 +78,21 @@ func (e *Epochs) of(service string) heldEpoch {
 	return e.all[service]
 }
 
-// set notes it.
-func (e *Epochs) set(service string, h heldEpoch) error {
+// set notes it, until save.
+func (e *Epochs) set(service string, h heldEpoch) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	h.Seen = max(h.Seen, h.Term)
 	before := e.all[service]
 	e.all[service] = h
-	if before.Term == h.Term && before.Peer == h.Peer && before.Seen == h.Seen {
+	e.unsaved = e.unsaved || before.Term != h.Term || before.Peer != h.Peer || before.Seen != h.Seen
+}
+
+// save writes down what has been noted.
+func (e *Epochs) save() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.unsaved {
 		return nil
 	}
 	f := epochsFile{Version: epochsVersion, Services: map[string]savedEpoch{}}
@@ -94,5 +102,6 @@ func (e *Epochs) set(service string, h heldEpoch) error {
 	if err := writeWhole(e.path, f); err != nil {
 		return fmt.Errorf("keep the epochs of tables in %s: %w", e.path, err)
 	}
+	e.unsaved = false
 	return nil
 }

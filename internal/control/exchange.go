@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/lb"
@@ -106,6 +107,8 @@ type sharing struct {
 	moved   bool // foreign backends have changed: their ways are to be followed
 	adopted bool // the data plane is not as the last snapshot has it: there is another table
 
+	again atomic.Bool // all tables are to be told of
+
 	mu      sync.Mutex
 	tables  map[string]*sharedTable // by service
 	strange map[string]strangeTable // who has sent the table of a service that is not here
@@ -160,14 +163,25 @@ func (l *Loop) channels() (follows <-chan *following, acks <-chan ack, end func(
 	return l.sharing.follows, l.sharing.acks, l.sharing.sending.Wait
 }
 
-// elect finds out the roles of this node, and returns the services for whose tables it
-// answers as of now: their term is one that no node has told of.
+// TellTables has the other nodes told of all tables that they are to follow, since one of
+// them is connected as of now. It does not wait.
+func (l *Loop) TellTables() {
+	if l.sharing != nil {
+		l.sharing.again.Store(true)
+		l.Dirty()
+	}
+}
+
+// elect finds out the roles of this node, and returns the services whose tables the
+// other nodes are to be told of: those for which it answers as of now, whose term is one
+// that no node has told of, and after TellTables all.
 func (l *Loop) elect() (risen []string) {
 	x := l.sharing
 	if x == nil {
 		return nil
 	}
-	vips := x.VIPs()
+	vips, again := x.VIPs(), x.again.Swap(false)
+	defer l.saveEpochs()
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	before := x.tables
@@ -191,8 +205,11 @@ func (l *Loop) elect() (risen []string) {
 		if role == RoleSplit {
 			t.problem = "another node is active for one of its VIPs: each node has a table of its own, and a failover may move connections; put its VIPs into one instance, or into one group"
 		}
-		if role == RoleActive && t.role != RoleActive {
+		switch {
+		case role == RoleActive && t.role != RoleActive:
 			t.rise()
+			risen = append(risen, s.Name)
+		case role == RoleActive && again:
 			risen = append(risen, s.Name)
 		}
 		t.role = role
@@ -209,11 +226,14 @@ func (t *sharedTable) rise() {
 	t.epoch = lb.Epoch{Term: t.seen}
 }
 
-// keep writes down what a restart must know of.
+// keep notes what a restart must know of, and saveEpochs writes it down.
 func (l *Loop) keep(service string, t *sharedTable) {
-	err := l.sharing.Epochs.set(service, heldEpoch{Epoch: t.epoch, Peer: t.peer, Seen: t.seen})
-	if err != nil {
-		l.log.Error("a restart of this daemon may not know which tables are newer", "service", service, "error", err)
+	l.sharing.Epochs.set(service, heldEpoch{Epoch: t.epoch, Peer: t.peer, Seen: t.seen})
+}
+
+func (l *Loop) saveEpochs() {
+	if err := l.sharing.Epochs.save(); err != nil {
+		l.log.Error("a restart of this daemon may not know which tables are newer", "error", err)
 	}
 }
 

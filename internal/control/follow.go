@@ -76,6 +76,7 @@ func (l *Loop) adoptFrom(peer string, tables []lb.TableState) ([]RefusedTable, e
 		return refused, fmt.Errorf("adopt the tables of %s: %w", peer, err)
 	}
 	x := l.sharing
+	defer l.saveEpochs()
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	why := map[string]string{}

@@ -17,6 +17,8 @@ type mentions struct {
 	places map[portBlock]*[portBlockWords]uint64
 	others map[uint64]struct{} // hashes of flows that have no place
 
+	full bool // too many to be kept in mind: every flow counts as noted
+
 	last  portBlock // the one that was looked for last
 	ports *[portBlockWords]uint64
 }
@@ -33,6 +35,10 @@ type portBlock struct {
 const (
 	portBlockWords = 32
 	portBlockSize  = 64 * portBlockWords
+
+	// A peer that mentions more than a node can hold has run wild.
+	maxMentioned  = 1 << 22
+	maxPortBlocks = 1 << 18
 )
 
 func newMentions(seed maphash.Seed) *mentions {
@@ -41,6 +47,12 @@ func newMentions(seed maphash.Seed) *mentions {
 
 // add notes a flow.
 func (m *mentions) add(s *lb.FlowState) {
+	if len(m.others) >= maxMentioned || len(m.places) >= maxPortBlocks {
+		m.full = true
+	}
+	if m.full {
+		return
+	}
 	if !placed(s) {
 		m.others[maphash.Comparable(m.seed, s.FlowID)] = struct{}{}
 		return
@@ -56,6 +68,9 @@ func (m *mentions) add(s *lb.FlowState) {
 
 // has tells whether a flow was noted.
 func (m *mentions) has(s *lb.FlowState) bool {
+	if m.full {
+		return true
+	}
 	if !placed(s) {
 		_, ok := m.others[maphash.Comparable(m.seed, s.FlowID)]
 		return ok

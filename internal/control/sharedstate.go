@@ -30,12 +30,13 @@ type FlowFeed interface {
 
 const (
 	// tellsOn is for how long a node that has given a VIP away goes on telling of its
-	// flows: it forwards for that long, and longer than any release takes.
-	tellsOn = 10 * time.Second
+	// flows, and lets nobody else end them: it forwards for a part of that, and if the
+	// nodes could not see each other, this is how the other one hears of them.
+	tellsOn = 30 * time.Second
 	// endAtATime is how many flows of a snapshot are ended at once.
 	endAtATime = 1024
 	// followsIn bounds how long a peer's table waits for the loop.
-	followsIn = 5 * time.Second
+	followsIn = 15 * time.Second // at its start it waits for first verdicts
 )
 
 // A SharedState is what this node has in common with its peers: statesync's Source and
@@ -47,11 +48,10 @@ type SharedState struct {
 	vips  func() map[netip.Addr]bool
 	seed  maphash.Seed
 
-	// Of Changes, which has one caller.
-	active map[netip.Addr]bool
-	until  map[netip.Addr]time.Time // VIPs that were given away are told of
+	active map[netip.Addr]bool // of Changes, which has one caller
 
 	mu    sync.Mutex
+	until map[netip.Addr]time.Time // VIPs that were given away are told of
 	peers map[string]*peerState
 	taken loader.ApplyResult
 }
@@ -60,6 +60,7 @@ type SharedState struct {
 type peerState struct {
 	owned     map[netip.Addr]bool
 	mentioned *mentions // nil: no snapshot is under way
+	begun     time.Time // when that was
 }
 
 var (
@@ -106,26 +107,44 @@ func (s *SharedState) Changes(into []lb.FlowState) (all []lb.FlowState, lost boo
 		s.active[a] = active
 		lost = lost || active && !before[a]
 	}
+	s.mu.Lock()
 	for a, active := range before {
 		if active && !now[a] {
 			s.until[a] = at.Add(tellsOn)
 			lost = true // it is not owned any more
 		}
 	}
+	s.mu.Unlock()
+	told := s.own()
 	all, missed, err := s.flows.Changes(into)
 	kept := all[:len(into)]
 	for _, f := range all[len(into):] {
-		vip := f.VIP.Addr()
-		if s.active[vip] || at.Before(s.until[vip]) {
+		if told[f.VIP.Addr()] {
 			kept = append(kept, f)
 		}
 	}
 	return kept, lost || missed, err
 }
 
-// Snapshot implements statesync.Source.
+// own are the VIPs that this node is Active for, or was until a moment ago.
+func (s *SharedState) own() map[netip.Addr]bool {
+	own, now := map[netip.Addr]bool{}, time.Now()
+	s.mu.Lock()
+	for a, until := range s.until {
+		own[a] = now.Before(until)
+	}
+	s.mu.Unlock()
+	for a, active := range s.vips() {
+		own[a] = own[a] || active
+	}
+	return own
+}
+
+// Snapshot implements statesync.Source. Flows to VIPs that were given away a moment ago
+// are among them, though this node does not answer for them any more: nothing ends at a
+// peer that is not mentioned of these.
 func (s *SharedState) Snapshot() iter.Seq2[lb.FlowState, error] {
-	return s.to(s.vips())
+	return s.to(s.own())
 }
 
 // to goes through the flows to some VIPs.
@@ -153,9 +172,9 @@ func (s *SharedState) ApplyFlows(peer string, states []lb.FlowState) (refused in
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.taken.Add(result)
-	if p := s.peers[peer]; p != nil && p.mentioned != nil {
+	for _, p := range s.peers { // a VIP may move while a snapshot is under way
 		for i := range states {
-			if states[i].Phase != lb.FlowOver {
+			if p.mentioned != nil && states[i].Phase != lb.FlowOver {
 				p.mentioned.add(&states[i])
 			}
 		}
@@ -168,12 +187,15 @@ func (s *SharedState) ApplyFlows(peer string, states []lb.FlowState) (refused in
 
 // BeginSnapshot implements statesync.Sink.
 func (s *SharedState) BeginSnapshot(peer string, owned []netip.Addr) error {
-	p := &peerState{owned: map[netip.Addr]bool{}, mentioned: newMentions(s.seed)}
-	for _, a := range owned {
-		p.owned[a] = true
-	}
+	p := &peerState{owned: map[netip.Addr]bool{}, mentioned: newMentions(s.seed), begun: time.Now()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, a := range owned {
+		p.owned[a] = true
+		for _, other := range s.peers {
+			delete(other.owned, a) // it was that one's
+		}
+	}
 	s.peers[peer] = p
 	return nil
 }
@@ -183,8 +205,9 @@ func (s *SharedState) EndSnapshot(peer string) error {
 	s.mu.Lock()
 	p := s.peers[peer]
 	var mentioned *mentions
+	var begun time.Time
 	if p != nil {
-		mentioned, p.mentioned = p.mentioned, nil
+		mentioned, p.mentioned, begun = p.mentioned, nil, p.begun
 	}
 	s.mu.Unlock()
 	if mentioned == nil {
@@ -198,7 +221,8 @@ func (s *SharedState) EndSnapshot(peer string) error {
 		if mentioned.has(&f) {
 			continue
 		}
-		over = append(over, lb.FlowState{FlowID: f.FlowID, Phase: lb.FlowOver})
+		// A packet that has come here since then is more than the peer knew.
+		over = append(over, lb.FlowState{FlowID: f.FlowID, Phase: lb.FlowOver, Idle: time.Since(begun)})
 		if len(over) == endAtATime {
 			if _, err := s.ApplyFlows(peer, over); err != nil {
 				return err
@@ -210,7 +234,8 @@ func (s *SharedState) EndSnapshot(peer string) error {
 	return err
 }
 
-// Held implements statesync.Sink. What this node is Active for, too, is its own.
+// Held implements statesync.Sink. What this node is Active for, too, is its own, and so
+// is what it was Active for until a moment ago.
 func (s *SharedState) Held(peer string) iter.Seq2[lb.FlowState, error] {
 	s.mu.Lock()
 	vips := map[netip.Addr]bool{}
@@ -218,8 +243,8 @@ func (s *SharedState) Held(peer string) iter.Seq2[lb.FlowState, error] {
 		maps.Copy(vips, p.owned)
 	}
 	s.mu.Unlock()
-	for a, active := range s.vips() {
-		if active {
+	for a, own := range s.own() {
+		if own {
 			delete(vips, a)
 		}
 	}

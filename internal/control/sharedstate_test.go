@@ -3,6 +3,7 @@ package control
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"iter"
 	"maps"
 	"net/netip"
@@ -225,6 +226,66 @@ func TestSnapshotThatBeginsAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.wantFlows("flows", r.feed.Snapshot(), 2)
+}
+
+// What this node was Active for until a moment ago nobody else ends, and it is told to
+// who connects: perhaps the nodes have not seen each other.
+func TestVIPThatWasGivenAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newSharedRig(t, flowTo(vipA, 1), flowTo(vipB, 2))
+		r.active[vipA] = true
+		r.wantChanges("active", nil, nil, true)
+		r.active[vipA] = false
+		r.wantChanges("given away", nil, nil, true)
+		snapshotOfNothing := func() {
+			t.Helper()
+			if err := r.BeginSnapshot("lb2", []netip.Addr{vipA, vipB}); err != nil {
+				t.Fatal(err)
+			}
+			r.wantFlows("flows that are told", r.Snapshot(), 1)
+			if err := r.EndSnapshot("lb2"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		snapshotOfNothing()
+		r.wantFlows("flows", r.feed.Snapshot(), 1)
+		if got := r.Owned(); len(got) > 0 {
+			t.Errorf("it answers for %v still", got)
+		}
+		time.Sleep(tellsOn)
+		r.wantFlows("flows that are told later", r.Snapshot())
+		if err := errors.Join(r.BeginSnapshot("lb2", []netip.Addr{vipA}), r.EndSnapshot("lb2")); err != nil {
+			t.Fatal(err)
+		}
+		r.wantFlows("flows later", r.feed.Snapshot())
+	})
+}
+
+// A VIP moves from one peer to another while the first one's snapshot is under way.
+func TestVIPThatMovesBetweenPeers(t *testing.T) {
+	r := newSharedRig(t, flowTo(vipA, 1))
+	steps := []error{
+		r.BeginSnapshot("lb2", []netip.Addr{vipA}),
+		r.BeginSnapshot("lb3", []netip.Addr{vipA}),
+	}
+	_, err := r.ApplyFlows("lb3", []lb.FlowState{flowTo(vipA, 1), flowTo(vipA, 2)})
+	if err := errors.Join(append(steps, err, r.EndSnapshot("lb2"))...); err != nil {
+		t.Fatal(err)
+	}
+	r.wantFlows("flows", r.feed.Snapshot(), 1, 2)
+}
+
+// A peer that mentions more than can be kept in mind ends nothing.
+func TestTooManyMentions(t *testing.T) {
+	m := newMentions(maphash.MakeSeed())
+	for i := range maxPortBlocks + 2 {
+		f := flowTo(vipA, 1)
+		f.Source = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 2000)
+		m.add(&f)
+	}
+	if other := flowTo(vipB, 9); !m.full || !m.has(&other) {
+		t.Error("a flow that was not noted counts as over")
+	}
 }
 
 // Thousands end, and what is held of a peer is what it answers for.

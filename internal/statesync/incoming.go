@@ -325,6 +325,9 @@ func (c *incoming) takeTable(body []byte) error {
 	return nil
 }
 
+// maxRefusals is how many wait to be sent.
+const maxRefusals = 1024
+
 // complain notes why the message in hand was not applied.
 func (c *incoming) complain(err error) error {
 	c.node.warn("refused "+c.peer.Name, "sync: what a peer has sent is not applied", "peer", c.peer.Name, "error", err)
@@ -334,6 +337,9 @@ func (c *incoming) complain(err error) error {
 	var table *TableError
 	if errors.As(err, &table) {
 		refusal.text, refusal.held, refusal.later = table.Why, table.Held, table.Later
+	}
+	if len(c.refusals) >= maxRefusals {
+		return fmt.Errorf("%w: it sends what makes no sense, and does not read the answers", errMalformed)
 	}
 	c.refusals = append(c.refusals, refusal)
 	return nil

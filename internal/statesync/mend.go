@@ -4,6 +4,7 @@ package statesync
 
 import (
 	"context"
+	"time"
 
 	"github.com/sluice-lb/sluice/internal/lb"
 )
@@ -42,6 +43,7 @@ type comparison struct {
 
 // A mending is a mend that is under way.
 type mending struct {
+	begun time.Time
 	selection
 	mentioned map[uint64]struct{} // hashes of flows
 	held      chan []lb.FlowID    // of those buckets; one value
@@ -158,7 +160,7 @@ func (c *incoming) beginMend(ctx context.Context, body []byte) error {
 	if err != nil {
 		return err
 	}
-	m := &mending{selection: s, mentioned: map[uint64]struct{}{}, held: make(chan []lb.FlowID, 1)}
+	m := &mending{begun: time.Now(), selection: s, mentioned: map[uint64]struct{}{}, held: make(chan []lb.FlowID, 1)}
 	c.mending = m
 	c.compares.Go(func() { m.held <- c.heldOf(ctx, &m.selection) })
 	return nil
@@ -197,7 +199,7 @@ func (c *incoming) endMend(ctx context.Context) error {
 	var over []lb.FlowState
 	for _, id := range held {
 		if _, ok := m.mentioned[hashID(m.seed, &id)]; !ok {
-			over = append(over, lb.FlowState{FlowID: id, Phase: lb.FlowOver})
+			over = append(over, lb.FlowState{FlowID: id, Phase: lb.FlowOver, Idle: time.Since(m.begun)})
 		}
 	}
 	for len(over) > 0 {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/lb"
@@ -245,7 +246,11 @@ func (o *outgoing) heardServices(a *assembler, body []byte) error {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.services.theirs = byName(list)
+	theirs := byName(list)
+	if o.services.theirs != nil && !maps.Equal(o.services.theirs, theirs) {
+		o.startOver() // it may have a use for flows that it had none for
+	}
+	o.services.theirs = theirs
 	o.gather = true
 	o.poke()
 	return nil

@@ -143,8 +143,9 @@ func TestServicesThatDiffer(t *testing.T) {
 		if err := two.Reconfigure(twoServices, []key.Key{aKey}); err != nil {
 			t.Fatal(err)
 		}
-		later(settled)
-		if s := one.peerStatus("lb2"); len(s.Differs) != 0 || s.Problem != "" || s.Out.Ended != 0 {
+		later(settled + 2*defaults().again)
+		// What had no use before may have one now: it is told again.
+		if s := one.peerStatus("lb2"); len(s.Differs) != 0 || s.Problem != "" || s.Out.Ended != 0 || s.Out.Snapshots != 2 {
 			t.Errorf("after the reload: %+v", s)
 		}
 		if b.theirs["lb1 dns"].Service != "dns" {

@@ -33,8 +33,11 @@ func (q *queue) put(states []lb.FlowState, now time.Time) bool {
 	}
 	for i := range states {
 		id := states[i].FlowID
-		if _, ok := q.states[id]; ok {
+		if before, ok := q.states[id]; ok {
 			q.coalesced++
+			if endsAnother(&states[i], &before) {
+				continue
+			}
 		} else if len(q.states) >= q.limit {
 			q.forget()
 			return false
@@ -45,6 +48,13 @@ func (q *queue) put(states []lb.FlowState, now time.Time) bool {
 		q.states[id] = states[i]
 	}
 	return true
+}
+
+// endsAnother tells whether the end of a flow is that of an earlier one of the same
+// client and VIP, whose successor waits already: the two are read in no order.
+func endsAnother(end, waiting *lb.FlowState) bool {
+	return end.Phase == lb.FlowOver && waiting.Phase != lb.FlowOver && end.Source.IsValid() && waiting.Source.IsValid() &&
+		end.Source != waiting.Source
 }
 
 func (q *queue) forget() {

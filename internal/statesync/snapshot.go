@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/bits"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,11 +50,15 @@ func (o *outgoing) sendSnapshot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	broken = broken || !slices.Equal(owned, o.node.source.Owned())
 	o.mu.Lock()
 	o.snapshot = false
-	if broken {
+	switch {
+	case broken:
 		o.wanted, o.wantedFrom = true, time.Now().Add(o.node.tuning.again)
-	} else {
+	case o.wanted: // changes were lost meanwhile, or the VIPs are others
+		broken = true
+	default:
 		o.snapshots++
 		if want := bucketBits(flows); want+1 < o.buckets.bits || want > o.buckets.bits+1 || o.snapshots == 1 {
 			o.buckets.bits = want

@@ -332,3 +332,27 @@ func TestASourceThatStalls(t *testing.T) {
 		mustHave(t, b, "lb1", a)
 	})
 }
+
+// The end of a client's earlier flow does not take the place of its next one, whichever
+// of them is read first.
+func TestQueueKeepsTheNextFlow(t *testing.T) {
+	first, next := natFlow, natFlow
+	next.Source = netip.AddrPortFrom(natFlow.Source.Addr(), natFlow.Source.Port()+1)
+	over := lb.FlowState{FlowID: first.FlowID, Phase: lb.FlowOver, Source: first.Source}
+	for _, tc := range []struct {
+		name   string
+		states []lb.FlowState
+		want   lb.FlowState
+	}{
+		{"the end first", []lb.FlowState{over, next}, next},
+		{"the next one first", []lb.FlowState{next, over}, next},
+		{"its own end", []lb.FlowState{first, over}, over},
+		{"an end without a source", []lb.FlowState{next, {FlowID: first.FlowID}}, lb.FlowState{FlowID: first.FlowID}},
+	} {
+		q := queue{limit: 10}
+		q.put(tc.states, time.Now())
+		if got := q.take(10, nil); len(got) != 1 || got[0] != tc.want {
+			t.Errorf("%s: got %+v, want %+v", tc.name, got, tc.want)
+		}
+	}
+}
