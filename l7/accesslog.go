@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/lb"
@@ -53,7 +54,7 @@ func openAccessLog(config lb.AccessLog, log *slog.Logger) (*accessLog, error) {
 }
 
 func openLogFile(path string) (*os.File, error) {
-	return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+	return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o640) // not to wait for who reads a pipe
 }
 
 // put has a line written about a request. It waits for nothing.
@@ -182,5 +183,13 @@ func (l *accessLog) Problem() string {
 // close writes what there is and waits for it.
 func (l *accessLog) close() {
 	close(l.quit)
-	<-l.done
+	late := time.NewTimer(closeWait)
+	defer late.Stop()
+	select {
+	case <-l.done:
+	case <-late.C: // whoever should read it hangs: nothing else may wait for that
+	}
 }
+
+// closeWait is how long the last lines may take.
+const closeWait = time.Second

@@ -53,7 +53,13 @@ func (u *upstream) RoundTrip(out *http.Request) (*http.Response, error) {
 			a.end() // it is the client's doing
 			return nil, a.err
 		}
-		u.judge(g, s, true, time.Now())
+		if a.unasked() {
+			a.end() // it is the request's doing: no server would have it
+			return nil, a.err
+		}
+		// A server that says that there is no such thing, or that it is not for
+		// everybody, works.
+		u.judge(g, s, a.status != http.StatusForbidden && a.status != http.StatusNotFound, time.Now())
 		c.tried = append(c.tried, s)
 		s = nil
 		if len(c.tried) < most && a.repeatable(x) {
@@ -83,6 +89,7 @@ type attempt struct {
 	status int           // 0: none
 
 	sent     atomic.Bool // something of the request has been
+	asked    atomic.Bool // a connection was asked for
 	response *http.Response
 	err      error
 	cancel   context.CancelFunc
@@ -95,7 +102,7 @@ func (a *attempt) send(out *http.Request, x *exchange) {
 	a.began = time.Now()
 	ctx, cancel := context.WithCancel(out.Context())
 	a.cancel = cancel
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { a.sent.Store(true) }})
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { a.sent.Store(true) }, GetConn: func(string) { a.asked.Store(true) }})
 	r := out.WithContext(ctx)
 	url := *out.URL
 	url.Scheme, url.Host = scheme(config), a.server.text
@@ -122,6 +129,9 @@ func (a *attempt) failed() bool {
 	next := &a.generation.config.Next
 	return a.err != nil || slices.Contains(next.Status, a.status)
 }
+
+// unasked tells whether the request could not be sent to anybody.
+func (a *attempt) unasked() bool { return a.err != nil && !a.asked.Load() }
 
 // repeatable tells whether another server may have it: nothing was sent, or it does no
 // harm twice; and there is all of its body.

@@ -30,13 +30,34 @@ type clientBody struct {
 	mu   sync.Mutex
 	read int64
 	err  error // why it ended before its time
+	over bool  // its handler returns: deadline must not be called any more
+}
+
+// setDeadline sets the deadline for reading. A server may read on, in a goroutine of the
+// transport's, when the handler returns, and what belongs to the answer is another
+// request's then, or nobody's.
+func (b *clientBody) setDeadline(t time.Time) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.over:
+		return errReaderClosed
+	case b.deadline == nil:
+		return nil
+	}
+	return b.deadline(t)
+}
+
+// end has nobody set a deadline from now on.
+func (b *clientBody) end() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.over = true
 }
 
 func (b *clientBody) Read(p []byte) (int, error) {
-	if b.deadline != nil {
-		if err := b.deadline(b.patience(time.Now())); err != nil {
-			return 0, b.fail(errBadBody)
-		}
+	if err := b.setDeadline(b.patience(time.Now())); err != nil {
+		return 0, b.fail(errBadBody)
 	}
 	n, err := b.ReadCloser.Read(p)
 	b.mu.Lock()
@@ -47,9 +68,7 @@ func (b *clientBody) Read(p []byte) (int, error) {
 	case b.most > 0 && read > b.most:
 		return 0, b.fail(errTooLarge)
 	case err == io.EOF:
-		if b.deadline != nil { // it would end the wait for an answer, too
-			_ = b.deadline(time.Time{})
-		}
+		_ = b.setDeadline(time.Time{}) // it would end the wait for an answer, too
 		return n, err
 	case err == nil:
 		return n, nil
@@ -135,8 +154,8 @@ func readAhead(b *clientBody, length int64, limit int) (*requestBody, error) {
 		limit = int(min(int64(limit), length))
 	}
 	var buf bytes.Buffer
-	if length > 0 {
-		buf.Grow(limit + bytes.MinRead)
+	if length > 0 { // but no more than that for a length that is only a claim
+		buf.Grow(min(limit+bytes.MinRead, 4<<10))
 	}
 	n, err := io.Copy(&buf, io.LimitReader(b, int64(limit)))
 	switch {
@@ -175,6 +194,9 @@ func (b *requestBody) close() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.closed = true
+	if b.rest != nil {
+		b.rest.end()
+	}
 }
 
 // A bodyReader reads a body for one attempt.

@@ -16,6 +16,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		proxy: p, world: p.now.Load(), request: r, conn: conn, writer: &response{ResponseWriter: w, conn: conn},
 		began: time.Now(), peer: conn.peer, local: conn.local, uri: r.RequestURI,
 	}
+	if r.ProtoMajor == 2 {
+		x.writer.send = x.world.config.Client.SendTimeout
+	}
 	x.host = conn.listener.routes.Load().find(r.Host)
 	x.host.stats.begin()
 	defer x.finish()
@@ -93,9 +96,11 @@ func (x *exchange) serve() {
 		x.fail(http.StatusForbidden)
 		return
 	}
-	if l.limit != nil && !l.limit.allows(x.limitKey(l.config.RateLimit.Key), x.began) {
-		x.fail(l.config.RateLimit.Status)
-		return
+	if l.limit != nil { // who has no key is not counted, as in nginx
+		if key := x.limitKey(l.config.RateLimit.Key); key != "" && !l.limit.allows(key, x.began) {
+			x.fail(l.config.RateLimit.Status)
+			return
+		}
 	}
 	if z := newGzip(l.config.Gzip, x.request, x.writer.ResponseWriter); z != nil {
 		x.writer.ResponseWriter = z
@@ -180,6 +185,11 @@ func (x *exchange) forward() {
 		return
 	}
 	defer x.body.close()
+	defer func() { // also of answers that nobody has closed
+		for _, a := range x.attempts {
+			a.end()
+		}
+	}()
 	r = onlyWebSocket(r)
 	x.location.proxy.ServeHTTP(x.writer, r.WithContext(withExchange(r.Context(), x)))
 }
@@ -192,6 +202,7 @@ func isGRPC(r *http.Request) bool {
 
 // finish counts the request and has it logged. It goes on with a panic.
 func (x *exchange) finish() {
+	x.writer.patience(x.writer.send) // what is left of the answer is sent when the handler has returned
 	took := time.Since(x.began)
 	status := x.writer.status
 	if status == 0 {

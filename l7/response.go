@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/sluice-lb/sluice/internal/lb"
 )
@@ -15,6 +16,7 @@ type response struct {
 	conn   *connection
 	status int // 0: nothing yet
 	bytes  int64
+	send   time.Duration // of HTTP/2: for a piece of the answer; 0: see patience
 }
 
 // WriteHeader also has interim answers pass.
@@ -37,9 +39,31 @@ func (w *response) Write(p []byte) (int, error) {
 	if w.status == 0 {
 		w.WriteHeader(http.StatusOK)
 	}
+	w.patience(w.send)
 	n, err := w.ResponseWriter.Write(p)
+	w.patience(0)
 	w.bytes += int64(n)
 	return n, err
+}
+
+// FlushError is for http.ResponseController.
+func (w *response) FlushError() error {
+	w.patience(w.send)
+	defer w.patience(0)
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+// patience gives a client of HTTP/2 so long to let a piece of its answer through; 0: as
+// long as it likes. Over HTTP/1 the connection has such a bound itself.
+func (w *response) patience(d time.Duration) {
+	if w.send == 0 {
+		return
+	}
+	var until time.Time
+	if d > 0 {
+		until = time.Now().Add(d)
+	}
+	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(until) // the stream is gone: a write will say so
 }
 
 // Unwrap is for http.ResponseController.

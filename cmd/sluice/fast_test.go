@@ -131,7 +131,9 @@ func TestFastModeNamesAnotherKey(t *testing.T) {
 		if err := key.Write(dir, key.New()); err != nil {
 			t.Fatal(err)
 		}
-		r.start(node, r.file(node+".yaml", roster, webPool, services(dsr, nat), vrrps(fastPair), "sync: {key_file: "+node+".key}\n"))
+		// Whose state does not come is waited for no longer than that.
+		instance := strings.Replace(fastPair, "heartbeat:", "sync_wait: 1s, heartbeat:", 1)
+		r.start(node, r.file(node+".yaml", roster, webPool, services(dsr, nat), vrrps(instance), "sync: {key_file: "+node+".key}\n"))
 	}
 	for _, node := range []string{"lb1", "lb2"} {
 		r.waitStatus(node, soon, "the mistake", func(s control.Status) error {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -27,15 +26,14 @@ func TestLockOutlastsAGlance(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	looking, err := os.Open(filepath.Join(dir, lockName))
+	looking, err := unix.Open(filepath.Join(dir, lockName), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer looking.Close()
-	if err := unix.Flock(int(looking.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
+	if err := unix.Flock(looking, unix.LOCK_SH|unix.LOCK_NB); err != nil {
 		t.Fatal(err)
 	}
-	time.AfterFunc(glance/5, func() { _ = unix.Flock(int(looking.Fd()), unix.LOCK_UN) })
+	time.AfterFunc(glance/5, func() { _ = unix.Close(looking) })
 	second, err := lock(dir)
 	if err != nil {
 		t.Fatalf("after a glance: %v", err)

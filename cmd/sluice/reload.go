@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"reflect"
@@ -125,6 +126,7 @@ func (n *node) tryReload(dry bool) ([]string, error) {
 		return diff.Changes, err
 	}
 	if err := n.reloadHTTP(next); err != nil {
+		n.forget(before)
 		return diff.Changes, err
 	}
 	if n.loop != nil {
@@ -315,7 +317,7 @@ func reloadCommand() *cli.Command {
 			}
 			changes, err := control.SendReload(c.Context, socket(cfg, c.String("run-dir")), c.Bool("dry-run"))
 			switch {
-			case errors.Is(err, control.ErrNotRunning) && mistakes != nil:
+			case errors.Is(err, control.ErrNotRunning) && mistakes != nil && (c.IsSet("config") || !errors.Is(mistakes, fs.ErrNotExist)):
 				return fmt.Errorf("reload: %w; the daemon may have another admin.socket, which %s does not tell as it is: %s: mend that first",
 					err, c.String("config"), inBrief(mistakes))
 			case errors.Is(err, control.ErrNotRunning):

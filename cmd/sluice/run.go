@@ -195,6 +195,9 @@ func (n *node) run(ctx context.Context) (err error) {
 	if err := n.makeRouters(inside, &goroutines); err != nil {
 		return n.undo(err)
 	}
+	if n.sharing != nil {
+		goroutines.Go(func() { n.tellSynced(inside) })
+	}
 	if n.loop != nil {
 		goroutines.Go(func() { n.loop.Run(inside, patience(n.cfg)) })
 	}

@@ -137,7 +137,6 @@ func (n *node) openSharing(ctx context.Context, goroutines *sync.WaitGroup, data
 	n.loop.Share(control.Exchange{Publisher: control.Stream{Node: s.stream}, VIPs: n.activity.activeVIPs, Epochs: epochs})
 	n.sharing = s
 	goroutines.Go(func() { s.stream.Run(ctx) })
-	goroutines.Go(func() { n.tellSynced(ctx) })
 	goroutines.Go(func() {
 		for {
 			select {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 )
 
 // The modes of the file, and of a directory that is made for it.
@@ -24,8 +25,8 @@ type file struct {
 	path    string
 	open    *os.File // nil: it is to be written anew
 	lines   int
-	written uint64 // number of the last event in it
-	wholes  int    // how often it was to be written whole
+	written uint64       // number of the last event in it
+	wholes  atomic.Int64 // how often it was to be written whole
 }
 
 // load reads what there is, and opens the file to go on with it, unless it has to
@@ -106,7 +107,7 @@ func (f *file) add(lines [][]byte) error {
 
 // replace writes the file whole or not at all.
 func (f *file) replace(lines [][]byte) error {
-	f.wholes++
+	f.wholes.Add(1)
 	f.close()
 	if err := os.MkdirAll(filepath.Dir(f.path), dirMode); err != nil {
 		return fmt.Errorf("make its directory: %w", err)

@@ -227,14 +227,14 @@ func TestAFileThatCannotBeWritten(t *testing.T) {
 			t.Errorf("%d events are there, want 6", len(lines))
 		}
 		// It is tried less and less often, however much happens.
-		for _, most := range []int{65, 60} { // in an hour
-			before := l.file.wholes
+		for _, most := range []int64{65, 60} { // in an hour
+			before := l.file.wholes.Load()
 			for range 3600 {
 				l.Record(Event{Type: AlarmBegin, Text: "more"})
 				time.Sleep(time.Second)
 			}
 			synctest.Wait()
-			if tries := l.file.wholes - before; tries > most || tries < 55 {
+			if tries := l.file.wholes.Load() - before; tries > most || tries < 55 {
 				t.Errorf("%d tries in an hour, want some 60", tries)
 			}
 		}
