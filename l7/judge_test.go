@@ -1,0 +1,135 @@
+package l7
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// A counting is a backend that counts its requests.
+type counting struct {
+	at netip.AddrPort
+	n  atomic.Int64
+}
+
+// What a server says of a request, and what no server could be sent, is no failure of the
+// server: it goes on to serve others.
+func TestWhatIsNoServersFailure(t *testing.T) {
+	says := func(name string, status int) *counting {
+		c := &counting{}
+		c.at = backend(t, func(w http.ResponseWriter, r *http.Request) {
+			c.n.Add(1)
+			if r.URL.Path == "/nope" {
+				w.WriteHeader(status)
+			}
+			fmt.Fprint(w, name)
+		})
+		return c
+	}
+	for _, tt := range []struct {
+		name, request string
+		status        int
+		tried         int64 // servers that have seen it
+	}{
+		{"404 goes to the next one", "GET /nope HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", http.StatusNotFound, 2},
+		{"a trailer's name that is none", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: foo bar\r\nConnection: close\r\n\r\n1\r\na\r\n0\r\n\r\n", 0, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			first, second := says("first", http.StatusNotFound), says("second", http.StatusNotFound)
+			u := upstreamOf("u", first.at, second.at)
+			u.Next.Status = []int{http.StatusForbidden, http.StatusNotFound}
+			at := freePort(t)
+			p := start(t, one(at, []lb.Upstream{u}, prefix("/", "u")))
+			res, _ := raw(t, at, tt.request)
+			if tt.status != 0 && res.StatusCode != tt.status || res.StatusCode == http.StatusOK {
+				t.Errorf("got %d, want %d", res.StatusCode, tt.status)
+			}
+			if got := first.n.Load() + second.n.Load(); got != tt.tried {
+				t.Errorf("%d servers have seen it, want %d", got, tt.tried)
+			}
+			for _, s := range p.Status().Upstreams[0].Servers {
+				if s.State == StateFailing {
+					t.Errorf("%v is %s: %s", s.Address, s.State, s.Why)
+				}
+			}
+		})
+	}
+}
+
+// A limit by a header is not for those who have none.
+func TestRequestsWithoutAKey(t *testing.T) {
+	limited := exact("/", "")
+	limited.Return = &lb.Return{Status: http.StatusOK, Body: "ok"}
+	limited.RateLimit = &lb.RateLimit{Key: lb.RequestKey{Kind: lb.KeyHeader, Name: "X-Key"}, Rate: 0.001, Burst: 1, Status: 429}
+	at := freePort(t)
+	start(t, one(at, nil, limited))
+	for i := range 5 {
+		if res, _ := raw(t, at, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"); res.StatusCode != http.StatusOK {
+			t.Fatalf("request %d without a key is answered with %d", i, res.StatusCode)
+		}
+	}
+}
+
+// Whoever does not read an access log that is a pipe holds up nothing but its lines.
+func TestAccessLogOfAPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config := lb.AccessLog{Path: path}
+	if l, err := openAccessLog(config, slog.New(slog.DiscardHandler)); err == nil {
+		l.close()
+		t.Fatal("a pipe that nobody reads was opened")
+	}
+	reader, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	l, err := openAccessLog(config, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := make([]byte, 64<<10)
+	for range 8 { // more than a pipe holds
+		l.lines <- &line
+	}
+	closed := make(chan struct{})
+	go func() { defer close(closed); l.close() }()
+	select {
+	case <-closed:
+	case <-time.After(20 * closeWait):
+		t.Error("it does not close")
+	}
+	go func() { _, _ = io.Copy(io.Discard, reader) }() // the writer ends
+	<-l.done
+}
+
+// A body that is read on when its handler has returned sets no deadline: over HTTP/2 there
+// is no stream any more.
+func TestDeadlineAfterTheHandler(t *testing.T) {
+	calls := 0
+	b := &clientBody{
+		ReadCloser: http.NoBody, limits: &testLimits, began: time.Now(),
+		deadline: func(time.Time) error { calls++; return nil },
+	}
+	body := &requestBody{rest: b}
+	if _, err := b.Read(make([]byte, 1)); err != io.EOF || calls != 2 {
+		t.Errorf("at its end: %v, %d deadlines, want EOF and 2", err, calls)
+	}
+	body.close()
+	if _, err := b.Read(make([]byte, 1)); err == nil || calls != 2 {
+		t.Errorf("after the handler: error %v, %d deadlines more", err, calls-2)
+	}
+}
