@@ -102,7 +102,7 @@ func (n *syncNode) prepare(t *testing.T, name string, l net.Listener, peer state
 	})
 	vips := map[netip.Addr]bool{loader.SyncVIP: active}
 	// Tables are not what is measured: this loop shares none.
-	state := control.NewSharedState(&control.Loop{}, n.feed, func() map[netip.Addr]bool { return vips })
+	state := control.NewSharedState(t.Context(), &control.Loop{}, n.feed, func() map[netip.Addr]bool { return vips })
 	n.source, n.sink = &watchedSource{Source: state}, &watchedSink{Sink: state}
 	n.started, n.synced = make(chan time.Time, 1), make(chan time.Time, 1)
 	n.stream, err = statesync.New(statesync.Config{

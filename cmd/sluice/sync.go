@@ -117,7 +117,7 @@ func (n *node) openSharing(ctx context.Context, goroutines *sync.WaitGroup, data
 		return err
 	}
 	s := &sharing{
-		feed: feed, state: control.NewSharedState(n.loop, feed, n.activity.activeVIPs),
+		feed: feed, state: control.NewSharedState(ctx, n.loop, feed, n.activity.activeVIPs),
 		poke: make(chan struct{}, 1), synced: map[string]bool{},
 	}
 	told := make(chan struct{}, 1)

@@ -89,7 +89,7 @@ func TestSnapshotEndsWhatItDoesNotMention(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			feed := &heldFlows{held: []lb.FlowState{tc.held}}
 			vip := tc.held.VIP.Addr()
-			s := NewSharedState(&Loop{}, feed, func() map[netip.Addr]bool { return map[netip.Addr]bool{vip: false} })
+			s := NewSharedState(t.Context(), &Loop{}, feed, func() map[netip.Addr]bool { return map[netip.Addr]bool{vip: false} })
 			if err := s.BeginSnapshot("b", []netip.Addr{vip}); err != nil {
 				t.Fatal(err)
 			}

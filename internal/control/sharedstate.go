@@ -43,6 +43,7 @@ const (
 // Sink over the data plane and the loop. A node tells of the flows to the VIPs that it
 // is Active for, and takes in those to the others.
 type SharedState struct {
+	ctx   context.Context
 	loop  *Loop
 	flows FlowFeed
 	vips  func() map[netip.Addr]bool
@@ -70,9 +71,10 @@ var (
 
 // NewSharedState returns that of a loop which shares its tables. Vips returns the
 // addresses that VRRP moves, and whether this node is Active for them; it is called often.
-func NewSharedState(loop *Loop, flows FlowFeed, vips func() map[netip.Addr]bool) *SharedState {
+// With ctx the loop ends, and nothing waits for it any more.
+func NewSharedState(ctx context.Context, loop *Loop, flows FlowFeed, vips func() map[netip.Addr]bool) *SharedState {
 	return &SharedState{
-		loop: loop, flows: flows, vips: vips, seed: maphash.MakeSeed(),
+		ctx: ctx, loop: loop, flows: flows, vips: vips, seed: maphash.MakeSeed(),
 		active: map[netip.Addr]bool{}, until: map[netip.Addr]time.Time{}, peers: map[string]*peerState{},
 	}
 }
@@ -253,7 +255,7 @@ func (s *SharedState) Held(peer string) iter.Seq2[lb.FlowState, error] {
 
 // ApplyTables implements statesync.Sink.
 func (s *SharedState) ApplyTables(peer string, tables []lb.TableState) error {
-	ctx, cancel := context.WithTimeout(context.Background(), followsIn)
+	ctx, cancel := context.WithTimeout(s.ctx, followsIn)
 	defer cancel()
 	refused, err := s.loop.Follow(ctx, peer, tables)
 	if err != nil {

@@ -1,10 +1,12 @@
 package control
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"hash/maphash"
 	"iter"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
@@ -93,7 +95,7 @@ func newSharedRig(t *testing.T, flows ...lb.FlowState) *sharedRig {
 	for _, f := range flows {
 		r.feed.flows[f.FlowID] = f
 	}
-	r.SharedState = NewSharedState(nil, r.feed, func() map[netip.Addr]bool { return maps.Clone(r.active) })
+	r.SharedState = NewSharedState(t.Context(), nil, r.feed, func() map[netip.Addr]bool { return maps.Clone(r.active) })
 	return r
 }
 
@@ -286,6 +288,23 @@ func TestTooManyMentions(t *testing.T) {
 	if other := flowTo(vipB, 9); !m.full || !m.has(&other) {
 		t.Error("a flow that was not noted counts as over")
 	}
+}
+
+// A table that comes while the daemon stops does not hold it up.
+func TestTableOfALoopThatHasEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		loop := NewLoop(nil, nil, nil, nil, nil, nil, slog.New(slog.DiscardHandler))
+		loop.Share(Exchange{})
+		s := NewSharedState(ctx, loop, &fakeFeed{}, func() map[netip.Addr]bool { return nil })
+		began, answer := time.Now(), make(chan error, 1)
+		go func() { answer <- s.ApplyTables("lb2", []lb.TableState{{Service: "web"}}) }()
+		synctest.Wait()
+		cancel()
+		if err := <-answer; err == nil || time.Since(began) > 0 {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
+	})
 }
 
 // Thousands end, and what is held of a peer is what it answers for.
