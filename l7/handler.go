@@ -105,6 +105,7 @@ func (x *exchange) serve() {
 	if z := newGzip(l.config.Gzip, x.request, x.writer.ResponseWriter); z != nil {
 		x.writer.ResponseWriter = z
 		x.answer()
+		x.writer.patience(x.writer.send)
 		z.close() // not after a panic: what was cut off must not end as a whole answer
 		return
 	}
