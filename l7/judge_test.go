@@ -133,3 +133,80 @@ func TestDeadlineAfterTheHandler(t *testing.T) {
 		t.Errorf("after the handler: error %v, %d deadlines more", err, calls-2)
 	}
 }
+
+// A status that sends a request to the next server is a failure of the first one, unless
+// it is about what was asked for.
+func TestStatusThatIsAFailure(t *testing.T) {
+	for _, tt := range []struct {
+		status   int
+		failures uint64
+	}{{http.StatusForbidden, 0}, {http.StatusNotFound, 0}, {http.StatusServiceUnavailable, 1}} {
+		t.Run(http.StatusText(tt.status), func(t *testing.T) {
+			bad := backend(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(tt.status) })
+			u := upstreamOf("u", bad, named(t, "good"))
+			u.Next.Status = []int{tt.status}
+			at := freePort(t)
+			p := start(t, one(at, []lb.Upstream{u}, prefix("/", "u")))
+			if status, body := get(t, at, "a", "/"); status != http.StatusOK || body != "good /" {
+				t.Errorf("got %d %q", status, body)
+			}
+			if s := p.Status().Upstreams[0].Servers[0]; s.Requests != 1 || s.Failures != tt.failures || (s.State == StateFailing) != (tt.failures > 0) {
+				t.Errorf("the server: %+v", s)
+			}
+		})
+	}
+}
+
+// A pipe that is full and read by nobody holds up neither a reload nor the end; one that
+// nobody has open is a mistake, and what was there serves on.
+func TestFullPipeHoldsUpNothing(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		end  func(*Proxy, lb.HTTP) error
+	}{
+		{"reload", func(p *Proxy, other lb.HTTP) error { return p.Apply(other) }},
+		{"close", func(p *Proxy, _ lb.HTTP) error { p.Close(t.Context()); return nil }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "log")
+			if err := unix.Mkfifo(path, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			at := freePort(t)
+			without := one(at, []lb.Upstream{upstreamOf("u", named(t, "s"))}, prefix("/", "u"))
+			with := without
+			with.AccessLog = lb.AccessLog{Path: path}
+			p := start(t, without)
+			if err := p.Apply(with); err == nil {
+				t.Error("a pipe that nobody reads is taken")
+			}
+			fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd) // the writer ends
+			if err := p.Apply(with); err != nil {
+				t.Fatal(err)
+			}
+			for err == nil {
+				_, err = unix.Write(fd, make([]byte, 4<<10))
+			}
+			if err != unix.EAGAIN {
+				t.Fatal(err)
+			}
+			if status, _ := get(t, at, "a", "/"); status != http.StatusOK {
+				t.Errorf("got %d", status)
+			}
+			done := make(chan error, 1)
+			go func() { done <- tt.end(p, without) }()
+			select {
+			case err := <-done:
+				if err != nil {
+					t.Error(err)
+				}
+			case <-time.After(20 * closeWait):
+				t.Error("it waits for the reader")
+			}
+		})
+	}
+}
