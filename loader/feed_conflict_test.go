@@ -95,13 +95,6 @@ func TestApplyFlowsThatContradict(t *testing.T) {
 				return s
 			},
 			ApplyResult{Applied: 1}, false},
-		{"another client with the port, but not of late", func(n *feedNode) *conn {
-			c := established(n, other)
-			n.pairAt(c).age(c.source.Port(), 2*time.Minute)
-			return c
-		},
-			func(c *conn) lb.FlowState { s := translatedState(1, c.source.Port()); s.Backend = c.backend; return s },
-			ApplyResult{Applied: 1}, false},
 		{"one that the other node has told of, and ended", func(n *feedNode) *conn {
 			s := translatedState(2, n.share.First)
 			n.take([]lb.FlowState{s})

@@ -43,9 +43,8 @@ func (a *applying) translated(s *lb.FlowState) {
 	for _, o := range []struct {
 		id  uint32
 		why Refusal
-		by  int32 // ticks
-	}{{id, RefusedPort, portOutlived}, {other, RefusedOther, flowOutlived}} {
-		if o.id != 0 && !a.givesWay(o.id) && !a.outlived(o.id, want.LastSeen, o.by) {
+	}{{id, RefusedPort}, {other, RefusedOther}} {
+		if o.id != 0 && !a.givesWay(o.id) && (o.why == RefusedPort || !a.outlived(o.id, want.LastSeen)) {
 			a.result.refuse(s, o.why, a.describe(o.id))
 			return
 		}
@@ -107,18 +106,14 @@ func (f *FlowFeed) givesWay(id uint32) bool {
 	return true
 }
 
-// By how many ticks a flow of another node must have outlived this node's own for that
-// to give way: to one of the same client, which has gone on there; to another client's,
-// which would have its source port.
-const (
-	flowOutlived = 37  // 5 s
-	portOutlived = 447 // 60 s
-)
+// flowOutlived is by how many ticks a flow of another node must have outlived this node's
+// own of the same client for that to give way, since the client has gone on there: 5 s.
+const flowOutlived = 37
 
 // outlived tells whether the last packet of a flow was so many ticks before another's.
-func (f *FlowFeed) outlived(id, seen uint32, by int32) bool {
+func (f *FlowFeed) outlived(id, seen uint32) bool {
 	e, ok := f.pairs[id>>16].read(uint16(id))
-	return ok && int32(seen-e.LastSeen) > by
+	return ok && int32(seen-e.LastSeen) > flowOutlived
 }
 
 // describe names the flow that is in the way.
