@@ -332,6 +332,35 @@ func pinnedState(kind lb.FlowKind, client int) lb.FlowState {
 	}
 }
 
+// A handshake that was found to give way, and is a connection by the time that it would
+// end, stays.
+func TestObstacleThatOpensMeanwhile(t *testing.T) {
+	n := newFeedNode(t, freeShare(t, 4), service("web", lb.NAT, 80, backends(1, 80)))
+	c := newConn(n.Datapath, clientAddr(1))
+	c.mustForward(n, testenv.SYN, "")
+	p := n.feed.pairs[pairOf(t, n.Datapath, c)]
+	a := applying{FlowFeed: n.feed, now: ticks()}
+	o := obstacle{id: p.number<<16 | uint32(c.source.Port()), why: RefusedPort}
+	if !a.givesWay(&o, ticks()) {
+		t.Fatal("a handshake does not give way")
+	}
+	// The program may have the client's answer to the second in hand.
+	for _, state := range []lbNatState{lbNatStateNAT_SYN_RECEIVED, lbNatStateNAT_ESTABLISHED} {
+		p.flow(c.source.Port()).State = uint32(state)
+		if a.remove(&o) {
+			t.Errorf("a connection was ended in state %d", state)
+		}
+		later := o
+		if a.givesWay(&later, ticks()) {
+			t.Errorf("a connection gives way in state %d", state)
+		}
+	}
+	p.flow(c.source.Port()).State = uint32(lbNatStateNAT_SYN_SENT)
+	if !a.givesWay(&o, ticks()) || !a.remove(&o) || !a.remove(&o) {
+		t.Error("a handshake stays")
+	}
+}
+
 // The same of pinned flows: what has had packets here stays.
 func TestApplyPinsThatContradict(t *testing.T) {
 	n := newFeedNode(t, allPorts, trackedService(lb.DSR, 80, 1, 1))

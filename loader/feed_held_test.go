@@ -182,7 +182,8 @@ func TestHeldFlowThatMovesIsOwn(t *testing.T) {
 	}
 	// The one that has lost it to the other does not end it there.
 	a.pairAt(c).age(c.source.Port(), 125*time.Minute)
-	a.feed.endFlow(a.feed.pairs[pairOf(t, a.Datapath, c)], c.source.Port(), ticks())
+	p := a.feed.pairs[pairOf(t, a.Datapath, c)]
+	a.feed.endFlow(p, c.source.Port(), p.flow(c.source.Port()).State, ticks())
 	if r := a.tell(b); r.Kept != 1 {
 		t.Errorf("the end that the other one tells: %+v", r)
 	}

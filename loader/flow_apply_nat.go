@@ -40,18 +40,17 @@ func (a *applying) translated(s *lb.FlowState) {
 	}
 	// Whoever is in the way must go before the flow comes; so none of them may stay.
 	other := a.findNat(key, hash)
-	for _, o := range []struct {
-		id  uint32
-		why Refusal
-	}{{id, RefusedPort}, {other, RefusedOther}} {
-		if o.id != 0 && !a.givesWay(o.id) && (o.why == RefusedPort || !a.outlived(o.id, want.LastSeen)) {
+	inTheWay := []obstacle{{id: id, why: RefusedPort}, {id: other, why: RefusedOther}}
+	for i := range inTheWay {
+		if o := &inTheWay[i]; o.id != 0 && !a.givesWay(o, want.LastSeen) {
 			a.result.refuse(s, o.why, a.describe(o.id))
 			return
 		}
 	}
-	for _, o := range []uint32{id, other} {
-		if o != 0 {
-			a.endFlow(a.pairs[o>>16], uint16(o), a.now)
+	for i := range inTheWay {
+		if o := &inTheWay[i]; o.id != 0 && !a.remove(o) {
+			a.result.refuse(s, o.why, a.describe(o.id))
+			return
 		}
 	}
 	if why := a.write(p, port, &want, hash, id); why != "" {
@@ -91,29 +90,40 @@ func (p *toldPair) ours(port uint16, e *lbNatFlow) bool {
 	return e.Flags&heldFlag == 0 || t == nil || !t.is(e) || !t.held || t.moved(e)
 }
 
-// givesWay tells whether a flow that is in the way of another node's may end for it:
-// all but this node's own that are established.
-func (f *FlowFeed) givesWay(id uint32) bool {
-	p, port := f.pairs[id>>16], uint16(id)
-	e, ok := p.read(port)
-	if !ok {
-		return false
-	}
-	switch lbNatState(e.State) {
-	case lbNatStateNAT_ESTABLISHED, lbNatStateNAT_CLOSING, lbNatStateNAT_UDP_REPLIED:
-		return f.void(&e, ticks()) || !p.ours(port, &e)
-	}
-	return true
+// An obstacle is a flow in whose place another node's would be.
+type obstacle struct {
+	id    uint32
+	why   Refusal // of the other node's, if this one stays
+	state uint32  // in which it was found to give way
 }
 
 // flowOutlived is by how many ticks a flow of another node must have outlived this node's
 // own of the same client for that to give way, since the client has gone on there: 5 s.
 const flowOutlived = 37
 
-// outlived tells whether the last packet of a flow was so many ticks before another's.
-func (f *FlowFeed) outlived(id, seen uint32) bool {
-	e, ok := f.pairs[id>>16].read(uint16(id))
-	return ok && int32(seen-e.LastSeen) > flowOutlived
+// givesWay tells whether an obstacle may end for a flow whose last packet came at seen: all
+// but this node's own that are established, unless the client itself has gone on there. A
+// handshake that the backend has answered stays, too: the program may have the client's
+// answer in hand, and send it on, when the entry is ended.
+func (f *FlowFeed) givesWay(o *obstacle, seen uint32) bool {
+	p, port := f.pairs[o.id>>16], uint16(o.id)
+	e, ok := p.read(port)
+	if !ok {
+		return false
+	}
+	o.state = e.State
+	switch lbNatState(e.State) {
+	case lbNatStateNAT_SYN_RECEIVED, lbNatStateNAT_ESTABLISHED, lbNatStateNAT_CLOSING, lbNatStateNAT_UDP_REPLIED:
+		return f.void(&e, ticks()) || !p.ours(port, &e) || o.why == RefusedOther && int32(seen-e.LastSeen) > flowOutlived
+	}
+	return true
+}
+
+// remove ends an obstacle; false: it is another flow by now, or has got as far as one
+// that stays.
+func (a *applying) remove(o *obstacle) bool {
+	return a.endFlow(a.pairs[o.id>>16], uint16(o.id), o.state, a.now) ||
+		atomic.LoadUint32(&a.entry(o.id).State) == uint32(lbNatStateNAT_FREE)
 }
 
 // describe names the flow that is in the way.
@@ -228,7 +238,7 @@ func (a *applying) overTranslated(s *lb.FlowState) {
 		return
 	}
 	p.forget(port) // who tells of the end need not be told
-	if !a.endFlow(p, port, a.now) {
+	if !a.endFlow(p, port, e.State, a.now) {
 		a.result.Kept++
 		return
 	}

@@ -128,7 +128,7 @@ func (f *FlowFeed) endName(where int, now uint32) bool {
 	if !here || !f.void(e, now) && !natOver(e) {
 		return false
 	}
-	return f.endFlow(f.pairs[id>>16], uint16(id), now)
+	return f.endFlow(f.pairs[id>>16], uint16(id), state, now)
 }
 
 // natOver is nat_over: whether the client may use its port for another connection.
@@ -137,10 +137,10 @@ func natOver(e *lbNatFlow) bool {
 	return e.State == uint32(lbNatStateNAT_CLOSED) && (e.Flags&uint32(lbNatFlagsNAT_OPENED) == 0 || e.Flags&both == both)
 }
 
-// endFlow ends a flow as void_flow does; false: the program was faster.
-func (f *FlowFeed) endFlow(p *toldPair, port uint16, now uint32) bool {
+// endFlow ends a flow as void_flow does, unless its state is another by now than the one
+// for which that was decided.
+func (f *FlowFeed) endFlow(p *toldPair, port uint16, state, now uint32) bool {
 	e, id := p.flow(port), p.number<<16|uint32(port)
-	state := atomic.LoadUint32(&e.State)
 	if state == uint32(lbNatStateNAT_FREE) {
 		return false
 	}
