@@ -47,7 +47,7 @@ func TestCloseWaits(t *testing.T) {
 		}
 		if inTime {
 			close(release)
-			if res, body := readAnswer(t, bufio.NewReader(c), false); res.StatusCode != 200 || body != "done" {
+			if res, body := readAnswer(t, bufio.NewReader(c), false); res.StatusCode != 200 || body != "done" || !res.Close {
 				t.Errorf("got %s %q, close %v", res.Status, body, res.Close)
 			}
 			<-closed

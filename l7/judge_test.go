@@ -3,10 +3,8 @@ package l7
 import (
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -81,39 +79,58 @@ func TestRequestsWithoutAKey(t *testing.T) {
 	}
 }
 
-// Whoever does not read an access log that is a pipe holds up nothing but its lines.
-func TestAccessLogOfAPipe(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "log")
-	if err := unix.Mkfifo(path, 0o600); err != nil {
-		t.Fatal(err)
+// A pipe that is full and read by nobody holds up neither a reload nor the end; one that
+// nobody has open is a mistake, and what was there serves on.
+func TestFullPipeHoldsUpNothing(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		end  func(*Proxy, lb.HTTP) error
+	}{
+		{"reload", func(p *Proxy, other lb.HTTP) error { return p.Apply(other) }},
+		{"close", func(p *Proxy, _ lb.HTTP) error { p.Close(t.Context()); return nil }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "log")
+			if err := unix.Mkfifo(path, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			at := freePort(t)
+			without := one(at, []lb.Upstream{upstreamOf("u", named(t, "s"))}, prefix("/", "u"))
+			with := without
+			with.AccessLog = lb.AccessLog{Path: path}
+			p := start(t, without)
+			if err := p.Apply(with); err == nil {
+				t.Error("a pipe that nobody reads is taken")
+			}
+			fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd) // the writer ends
+			if err := p.Apply(with); err != nil {
+				t.Fatal(err)
+			}
+			for err == nil {
+				_, err = unix.Write(fd, make([]byte, 4<<10))
+			}
+			if err != unix.EAGAIN {
+				t.Fatal(err)
+			}
+			if status, _ := get(t, at, "a", "/"); status != http.StatusOK {
+				t.Errorf("got %d", status)
+			}
+			done := make(chan error, 1)
+			go func() { done <- tt.end(p, without) }()
+			select {
+			case err := <-done:
+				if err != nil {
+					t.Error(err)
+				}
+			case <-time.After(20 * closeWait):
+				t.Error("it waits for the reader")
+			}
+		})
 	}
-	config := lb.AccessLog{Path: path}
-	if l, err := openAccessLog(config, slog.New(slog.DiscardHandler)); err == nil {
-		l.close()
-		t.Fatal("a pipe that nobody reads was opened")
-	}
-	reader, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer reader.Close()
-	l, err := openAccessLog(config, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	line := make([]byte, 64<<10)
-	for range 8 { // more than a pipe holds
-		l.lines <- &line
-	}
-	closed := make(chan struct{})
-	go func() { defer close(closed); l.close() }()
-	select {
-	case <-closed:
-	case <-time.After(20 * closeWait):
-		t.Error("it does not close")
-	}
-	go func() { _, _ = io.Copy(io.Discard, reader) }() // the writer ends
-	<-l.done
 }
 
 // A body that is read on when its handler has returned sets no deadline: over HTTP/2 there

@@ -269,8 +269,8 @@ func (c *change) commit() {
 	}
 	for at, l := range c.before.listeners {
 		if c.after.listeners[at] == nil {
+			p.retire(l.now.Load()) // first: who is refused may know that the others are to go
 			l.close()
-			p.retire(l.now.Load())
 		}
 	}
 	for name, u := range p.upstreams {
@@ -369,8 +369,8 @@ func (p *Proxy) Close(ctx context.Context) {
 	p.closed = true
 	w := p.now.Load()
 	for _, l := range w.listeners {
-		l.close()
 		p.retire(l.now.Load())
+		l.close()
 	}
 	var all sync.WaitGroup
 	for _, s := range p.old {
