@@ -54,10 +54,23 @@ func writeCrowd(dir string, reloads int) error {
 	return os.Rename(path+".new", path)
 }
 
-// churn keeps both daemons at making garbage until ctx ends. It returns how many reloads
+// churn keeps both daemons at making garbage for so long, and longer where the machine is
+// so busy that they have not come to the end of one reload. It returns how many reloads
 // there were, and what has gone wrong.
-func churn(ctx context.Context, lab *testenv.Lab) (reloads int, err error) {
+func churn(ctx context.Context, lab *testenv.Lab, length time.Duration) (reloads int, err error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	reloaded := make(chan struct{}) // or there will be no reload
+	tell := sync.OnceFunc(func() { close(reloaded) })
 	var all sync.WaitGroup
+	all.Go(func() {
+		defer stop()
+		pause(ctx, length)
+		select {
+		case <-ctx.Done():
+		case <-reloaded:
+		}
+	})
 	var mu sync.Mutex
 	failed := func(e error) {
 		if ctx.Err() == nil {
@@ -79,6 +92,7 @@ func churn(ctx context.Context, lab *testenv.Lab) (reloads int, err error) {
 		}
 	}
 	all.Go(func() {
+		defer tell()
 		repeat(ctx, reloadEvery, func() error {
 			if err := writeCrowd(lab.Dir(), reloads+1); err != nil {
 				return err
@@ -89,6 +103,7 @@ func churn(ctx context.Context, lab *testenv.Lab) (reloads int, err error) {
 				}
 			}
 			reloads++
+			tell()
 			return nil
 		}, failed)
 	})
@@ -103,9 +118,14 @@ func repeat(ctx context.Context, every time.Duration, do func() error, failed fu
 			failed(err)
 			return
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(every):
-		}
+		pause(ctx, every)
+	}
+}
+
+// pause returns when a time has passed, or ctx has ended.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }

@@ -113,9 +113,7 @@ func (p *pair) soak(ctx context.Context, length time.Duration) (r soaking, err e
 		}
 		probers = append(probers, prober) // the lab ends it
 	}
-	work, cancel := context.WithTimeout(ctx, length)
-	r.reloads, err = churn(work, p.lab)
-	cancel()
+	r.reloads, err = churn(ctx, p.lab, length)
 	if err := errors.Join(err, ctx.Err()); err != nil {
 		return r, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -24,7 +25,9 @@ func TestSoak(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := configurations[slices.IndexFunc(configurations, func(c configuration) bool { return c.name == name })]
 			var out strings.Builder
-			err := soak(t.Context(), task{sluice: program, soak: 8 * time.Second}, c, &out)
+			ctx, cancel := context.WithTimeout(t.Context(), soakLimit)
+			defer cancel()
+			err := soak(ctx, task{sluice: program, soak: 8 * time.Second}, c, &out)
 			t.Logf("\n%s", out.String())
 			if errors.Is(err, errStalled) {
 				t.Skip(err)
