@@ -48,15 +48,21 @@ func TestDifferencesAreMended(t *testing.T) {
 	})
 }
 
+// settledPair starts two nodes, and returns when each has all of the other's.
+func settledPair(t *testing.T, a, b *plane) (one, two *member) {
+	w := newNetwork()
+	one, two = w.member(t, a, config("lb1", "lb2")), w.member(t, b, config("lb2", "lb1"))
+	later(settled)
+	return one, two
+}
+
 // Flows that come, change and go all the time are no difference.
 func TestWhatIsOnItsWayIsNotMended(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, flows := newNetwork(), manyFlows(8000)
+		flows := manyFlows(8000)
 		a, b := newPlane(flows[:4000]...), newPlane()
-		one := w.member(t, a, config("lb1", "lb2"))
-		two := w.member(t, b, config("lb2", "lb1"))
+		one, two := settledPair(t, a, b)
 		defer closed(one, two)
-		later(settled)
 		for i := range 10_000 { // 3 minutes and more, 50 changes a second
 			s := flows[i*7919%len(flows)]
 			if i%3 == 0 {
@@ -77,12 +83,10 @@ func TestWhatIsOnItsWayIsNotMended(t *testing.T) {
 // A difference is mended while the flows around it change.
 func TestMendsWhileFlowsChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, flows := newNetwork(), manyFlows(8000)
+		flows := manyFlows(8000)
 		a, b := newPlane(flows[:4000]...), newPlane()
-		one := w.member(t, a, config("lb1", "lb2"))
-		two := w.member(t, b, config("lb2", "lb1"))
+		one, two := settledPair(t, a, b)
 		defer closed(one, two)
-		later(settled)
 		b.do(func() {
 			for _, s := range flows[3900:4000] {
 				delete(b.held["lb1"], s.FlowID)
