@@ -24,7 +24,7 @@ type Announcer interface {
 	Close() error
 }
 
-// sendTimeout bounds how long a round of announcements may hold up the
+// sendTimeout bounds how long a round of announcements, or of probes, may hold up the
 // advertisements where an interface's queue is full.
 const sendTimeout = 20 * time.Millisecond
 

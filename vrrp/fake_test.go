@@ -80,6 +80,7 @@ type node struct {
 
 	prober    *fakeProber
 	probes    int     // rounds
+	probed    int     // VIPs, in all of them
 	strangers []Claim // what answers them
 }
 
@@ -220,10 +221,11 @@ type fakeProber struct {
 	closed chan struct{}
 }
 
-func (p *fakeProber) Probe() error {
+func (p *fakeProber) Probe(most int) error {
 	p.node.mu.Lock()
 	defer p.node.mu.Unlock()
 	p.node.probes++
+	p.node.probed += most
 	for _, c := range p.node.strangers {
 		go p.claim(c)
 	}
@@ -350,15 +352,20 @@ func (f *fakeTransport) Destinations() []netip.Addr { return f.destinations }
 
 // speak sends an advertisement of a peer that the test plays.
 func (s *segment) speak(source string, change func(*Advertisement)) {
+	s.speakTo(source, groupIPv4.String(), ttl, change)
+}
+
+// speakTo is speak to an address of the test's.
+func (s *segment) speakTo(source, to string, hops uint8, change func(*Advertisement)) {
 	cfg := testConfig()
 	adv := Advertisement{Version: cfg.Version, VRID: cfg.VRID, Priority: cfg.Priority, Interval: cfg.Interval, Addresses: cfg.vips()}
 	adv.AuthType, adv.Auth = authData(cfg.Password)
 	change(&adv)
-	msg, err := adv.Append(nil, addr(source), groupIPv4)
+	msg, err := adv.Append(nil, addr(source), addr(to))
 	if err != nil {
 		panic(err) // in a test only: the advertisement above is wrong
 	}
-	s.send(nil, Packet{Source: addr(source), Destination: groupIPv4, TTL: 255, Payload: msg})
+	s.send(nil, Packet{Source: addr(source), Destination: addr(to), TTL: hops, Payload: msg})
 	synctest.Wait()
 }
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/mdlayher/arp"
 	"github.com/mdlayher/ethernet"
@@ -17,8 +18,9 @@ import (
 
 // A Prober asks the segment who else has the VIPs, and hears who says that he has.
 type Prober interface {
-	// Probe asks once for every VIP, in a way that changes nobody's cache.
-	Probe() error
+	// Probe asks for so many VIPs, or for each of them once where there are no more, in a
+	// way that changes nobody's cache. The next call goes on with those that follow.
+	Probe(most int) error
 	// Receive waits for the next claim of another MAC address: an answer, or an
 	// announcement.
 	Receive() (Claim, error)
@@ -49,6 +51,7 @@ type frameProber struct {
 	conn   *packet.Conn
 	frames [][]byte
 	to     []*packet.Addr
+	next   int // of the frames
 	buf    [256]byte
 }
 
@@ -81,9 +84,14 @@ func probeVIPs(link Link, vips []netip.Addr) (Prober, error) {
 	return p, nil
 }
 
-func (p *frameProber) Probe() error {
-	for i, f := range p.frames {
-		if _, err := p.conn.WriteTo(f, p.to[i]); err != nil {
+func (p *frameProber) Probe(most int) error {
+	if err := p.conn.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
+		return fmt.Errorf("probe vips: %w", err)
+	}
+	for range min(most, len(p.frames)) {
+		i := p.next
+		p.next = (i + 1) % len(p.frames)
+		if _, err := p.conn.WriteTo(p.frames[i], p.to[i]); err != nil {
 			return fmt.Errorf("probe vips: %w", err)
 		}
 	}

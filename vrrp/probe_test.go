@@ -160,7 +160,7 @@ func TestProbeIsAnswered(t *testing.T) {
 			}()
 			var got Claim
 			eventually(t, "an answer", func() bool {
-				if err := p.Probe(); err != nil {
+				if err := p.Probe(1); err != nil { // in turn, so the second one comes, too
 					t.Fatal(err)
 				}
 				select {

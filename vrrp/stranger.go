@@ -7,31 +7,30 @@ import (
 	"time"
 )
 
-// A node that has taken over asks whether anybody else answers for the VIPs: one that
-// has died and cannot be fenced, or a host that has a VIP by mistake. Nothing of that
-// shows in advertisements. While somebody answers, the VIPs are announced again and
-// again, and an alarm says who it is.
+// An Active node asks whether anybody else answers for the VIPs: one that has died and
+// cannot be fenced, or a host that has a VIP by mistake. Nothing of that shows in
+// advertisements. While somebody answers, the VIPs are announced again and again, and an
+// alarm says who it is.
 //
-// An answer counts from the second round on, since an owner that has just been
-// relieved may answer the first.
+// One answer is no alarm, since an owner that has just been relieved may give it.
 
 const (
 	// claimPause is how long after a claim the next one is read: a flood of forged
 	// ones must not keep the loop busy.
 	claimPause = 10 * time.Millisecond
 	// answerTime is how long after a probe a claim counts as its answer.
-	answerTime = time.Second
+	answerTime = 500 * time.Millisecond
+	// wholeRounds are how many rounds after a takeover ask for all VIPs, and perRound for
+	// how many each later one does, in turn: each question is a broadcast.
+	wholeRounds = 3
+	perRound    = 8
 )
-
-// askings are when rounds of probes follow a takeover, besides its first one.
-var askings = [...]time.Duration{time.Second, 3 * time.Second}
 
 // A watch is when an Active node asks, and what came of it. It is pure.
 type watch struct {
 	next     time.Time // zero: not Active
-	began    time.Time
 	asked    time.Time // the last round
-	rounds   int       // since began
+	rounds   int       // since it began
 	answered bool      // the last round
 	inRow    int       // rounds that were answered, one after the other
 }
@@ -42,14 +41,18 @@ func askAfter(interval time.Duration) time.Duration {
 	return min(max(interval, 100*time.Millisecond), time.Second)
 }
 
+// askEvery is how long a round follows another that nobody answers: so a stranger that
+// comes later, without a word, is known after three intervals, too.
+func askEvery(interval time.Duration) time.Duration { return max(interval, time.Second) }
+
 func (w *watch) begin(now time.Time, interval time.Duration) {
-	*w = watch{began: now, next: now.Add(askAfter(interval))}
+	*w = watch{next: now.Add(askAfter(interval))}
 }
 
 func (w *watch) stop() { *w = watch{} }
 
 // due reports whether a round is due, and plans the next one.
-func (w *watch) due(now time.Time, refresh time.Duration) bool {
+func (w *watch) due(now time.Time, interval time.Duration) bool {
 	if w.next.IsZero() || now.Before(w.next) {
 		return false
 	}
@@ -57,16 +60,14 @@ func (w *watch) due(now time.Time, refresh time.Duration) bool {
 		w.inRow = 0
 	}
 	w.answered, w.asked = false, now
-	w.next = now.Add(refresh)
-	if w.rounds < len(askings) {
-		w.next = w.began.Add(askings[w.rounds])
-		if !w.next.After(now) {
-			w.next = now.Add(askings[0])
-		}
-	}
+	w.next = now.Add(askEvery(interval))
 	w.rounds++
 	return true
 }
+
+// whole reports whether the round that is due is about all VIPs: who has answered may
+// have any of them.
+func (w *watch) whole() bool { return w.rounds <= wholeRounds || w.inRow > 0 }
 
 // claim takes a claim into account, and reports whether it shows that somebody else
 // answers, still. Another round follows soon.
@@ -89,10 +90,14 @@ func (w *watch) claim(now time.Time, interval time.Duration) bool {
 
 // probe sends a round of probes if one is due.
 func (r *Router) probe(now time.Time) {
-	if !r.watch.due(now, r.cfg.AnnounceRefresh) || r.prober == nil {
+	if !r.watch.due(now, r.cfg.Interval) || r.prober == nil {
 		return
 	}
-	if err := r.prober.Probe(); err != nil && now.Sub(r.probeLog) >= logEvery {
+	most := perRound
+	if r.watch.whole() {
+		most = len(r.filter.VIPs)
+	}
+	if err := r.prober.Probe(most); err != nil && now.Sub(r.probeLog) >= logEvery {
 		r.probeLog = now
 		r.log.Warn("vips could not be probed", "error", err)
 	}

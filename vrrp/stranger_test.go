@@ -3,6 +3,7 @@
 package vrrp
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -11,7 +12,7 @@ import (
 
 var stranger = MAC{2, 0, 0, 0, 0, 9}
 
-// taken returns how many rounds of probes there were since the last call.
+// asked returns how many rounds of probes there were since the last call.
 func (n *node) asked() int {
 	sleep(0)
 	n.mu.Lock()
@@ -61,14 +62,64 @@ func TestSurvivorAsks(t *testing.T) {
 			t.Errorf("asked %d times right after the takeover", got)
 		}
 		sleep(5 * time.Second)
-		if got := n.asked(); got != 3 {
-			t.Errorf("asked %d times in five seconds, want 3", got)
-		}
-		sleep(60 * time.Second)
-		if got := n.asked(); got != 1 {
-			t.Errorf("asked %d times in a minute, want once", got)
+		if got := n.asked(); got != 5 {
+			t.Errorf("asked %d times in five seconds, want 5", got)
 		}
 		n.wantAlarms()
+	})
+	for _, tc := range []struct {
+		name     string
+		interval time.Duration
+		most     time.Duration
+	}{
+		{"a stranger comes without a word", time.Second, 3 * time.Second},
+		{"a stranger comes without a word, and advertisements are rare", 10 * time.Second, 30 * time.Second},
+	} {
+		virtual(t, tc.name, func(t *testing.T) {
+			n := newNode(t, newSegment(), 2)
+			n.run(func(c *Config) { c.Interval = tc.interval })
+			sleep(5*time.Minute + tc.interval/3) // the takeover is long ago
+			n.wantState(Active)
+			n.wantAlarms()
+			n.answer(claims)
+			sleep(tc.most)
+			n.wantAlarms(text) // within three intervals
+		})
+	}
+	virtual(t, "many VIPs", func(t *testing.T) {
+		const vips, rounds = 20, 10
+		n := newNode(t, newSegment(), 2)
+		n.run(func(c *Config) {
+			c.Addresses = nil
+			for i := range vips {
+				c.Addresses = append(c.Addresses, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(100 + i)}), 24))
+			}
+		})
+		sleep(5 * time.Second)
+		n.wantState(Active)
+		probed := func() int {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			all := n.probed
+			n.probed = 0
+			return all
+		}
+		n.asked()
+		sleep(10 * time.Second)
+		probed()
+		n.asked()
+		sleep(rounds * time.Second)
+		if got := probed(); n.asked() != rounds || got != rounds*perRound {
+			t.Errorf("asked for %d VIPs in %d rounds of peace, want %d in each", got, rounds, perRound)
+		}
+		n.answer(claims) // to each question, whatever it is about
+		sleep(10 * time.Second)
+		probed()
+		n.asked()
+		sleep(rounds * time.Second)
+		if got := probed(); n.asked() != rounds || got != rounds*vips {
+			t.Errorf("asked for %d VIPs in %d rounds while somebody answers, want for all in each", got, rounds)
+		}
 	})
 	virtual(t, "a stranger answers, until he does not", func(t *testing.T) {
 		n := active(t)
@@ -97,10 +148,10 @@ func TestSurvivorAsks(t *testing.T) {
 		n.answer()
 		sleep(15 * time.Second)
 		n.wantAlarms()
-		n.asked()
-		sleep(time.Minute)
-		if got := n.asked(); got > 2 {
-			t.Errorf("asked %d times in a minute of peace", got)
+		n.taken()
+		sleep(40 * time.Second)
+		if got := n.taken(); slices.Contains(got, "announce") {
+			t.Errorf("still announced in peace: %q", got)
 		}
 	})
 	virtual(t, "who was relieved answers once", func(t *testing.T) {
@@ -112,8 +163,9 @@ func TestSurvivorAsks(t *testing.T) {
 		n.wantAlarms()
 	})
 	virtual(t, "an announcement makes it ask, and is no answer", func(t *testing.T) {
-		n := active(t)
-		sleep(10 * time.Second)
+		n := newNode(t, newSegment(), 2)
+		n.run(func(c *Config) { c.Interval = 10 * time.Second })
+		sleep(60 * time.Second)
 		n.asked()
 		n.prober.claim(claims)
 		sleep(2 * time.Second)

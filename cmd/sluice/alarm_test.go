@@ -52,15 +52,17 @@ func TestAnotherVirtualRouterIDIsNamed(t *testing.T) {
 	r.waitEvents("lb1", soon, "alarm.begin VI_1 virtual_router_id", "alarm.end VI_1 virtual_router_id")
 }
 
-// A host that answers for the VIP by mistake is named, and forgotten when it stops.
+// A host that answers for the VIP by mistake is named, whenever it begins to, and forgotten
+// when it stops.
 func TestStrangerThatAnswersIsNamed(t *testing.T) {
 	t.Parallel() // most of it is waiting
 	r := newRig(t, testenv.Spec{Hosts: testenv.Default(1).Hosts})
-	if err := r.host("b1").AddAddress("eth0", prefix("192.0.2.100/24")); err != nil {
-		t.Fatal(err)
-	}
 	r.start("lb1", r.file("sluice.yaml", roster, vrrps(
 		`{name: VI_1, interface: eth0, virtual_router_id: 51, advertisement_interval: 100ms, addresses: [192.0.2.100/24]}`)))
+	r.eventually(soon, "the VIP on lb1", func() (bool, error) { return r.has("lb1", vip), nil })
+	if err := r.host("b1").AddAddress("eth0", prefix("192.0.2.100/24")); err != nil { // the kernel says nothing of it
+		t.Fatal(err)
+	}
 	want := fmt.Sprintf("192.0.2.100 is answered by %v, too: find the host with that MAC address, and take 192.0.2.100 off it", r.host("b1").MAC("eth0"))
 	r.waitStatus("lb1", soon, "the alarm", func(s control.Status) error {
 		i, err := instanceOf(s, "VI_1")

@@ -76,7 +76,7 @@ func (t *deafTransport) Close() error { close(t.closed); return nil }
 
 type deafProber struct{ closed chan struct{} }
 
-func (p *deafProber) Probe() error                 { return nil }
+func (p *deafProber) Probe(int) error              { return nil }
 func (p *deafProber) Receive() (vrrp.Claim, error) { <-p.closed; return vrrp.Claim{}, net.ErrClosed }
 func (p *deafProber) Close() error                 { close(p.closed); return nil }
 
