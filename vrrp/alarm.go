@@ -11,7 +11,7 @@ import (
 )
 
 // An AlarmKind is a mistake in the configuration of two nodes that one of them
-// sees in what the other sends.
+// sees in what the other sends; or one in the network, or on this node.
 type AlarmKind uint8
 
 // The kinds.
@@ -25,6 +25,8 @@ const (
 	AlarmAddresses                  // a list of addresses that differs
 	AlarmPriority                   // the same priority
 	AlarmAnswered                   // a stranger answers for a VIP
+	AlarmPeer                       // a node that is none of the unicast peers
+	AlarmRemoved                    // something else takes VIPs off this node
 )
 
 func (k AlarmKind) String() string {
@@ -47,6 +49,10 @@ func (k AlarmKind) String() string {
 		return "priority"
 	case AlarmAnswered:
 		return "answered"
+	case AlarmPeer:
+		return "peer"
+	case AlarmRemoved:
+		return "removed"
 	}
 	return fmt.Sprintf("alarm_%d", uint8(k))
 }
@@ -54,7 +60,7 @@ func (k AlarmKind) String() string {
 // An Alarm is a mistake that lasts.
 type Alarm struct {
 	Kind  AlarmKind
-	Peer  netip.Addr // who sends what shows it; of AlarmAnswered the VIP
+	Peer  netip.Addr // who sends what shows it; of AlarmAnswered and AlarmRemoved the VIP
 	Text  string     // the mistake, and what to change
 	Since time.Time
 }
@@ -157,8 +163,14 @@ func (r *Router) blame(now time.Time, p Packet, reason Reason) bool {
 			return false
 		}
 		r.alarm(now, AlarmVRID, p)
+	case ReasonPeer:
+		return r.blameOutsider(now, p)
 	case ReasonVersion:
-		r.alarm(now, AlarmVersion, p)
+		kind := AlarmVersion
+		if _, err := a.Decode(p.Payload, p.Source, p.Destination); err == nil && !r.sharesVIP(a) {
+			kind = AlarmStranger
+		}
+		r.alarm(now, kind, p)
 	case ReasonAuthType, ReasonPassword, ReasonInterval, ReasonAddresses:
 		if len(a.Addresses) == 0 {
 			return false
@@ -168,6 +180,26 @@ func (r *Router) blame(now time.Time, p Packet, reason Reason) bool {
 			return true
 		}
 		r.blameDifferences(now, p)
+	default:
+		return false
+	}
+	return true
+}
+
+// blameOutsider looks for mistakes in what somebody sends who is none of the unicast
+// peers. Other virtual routers are none of these, and what was routed may be from anybody.
+func (r *Router) blameOutsider(now time.Time, p Packet) bool {
+	a := &r.in
+	if _, err := a.Decode(p.Payload, p.Source, p.Destination); err != nil || p.TTL != ttl || p.Source == r.filter.Local {
+		return false
+	}
+	switch shares := r.sharesVIP(a); {
+	case shares && a.VRID == r.cfg.VRID:
+		r.alarm(now, AlarmPeer, p)
+	case shares:
+		r.alarm(now, AlarmVRID, p)
+	case a.VRID == r.cfg.VRID:
+		r.alarm(now, AlarmStranger, p)
 	default:
 		return false
 	}
@@ -202,6 +234,18 @@ func (r *Router) doubt(now time.Time, p Packet) {
 	if r.in.Priority == r.machine.Priority() && r.in.Priority != PriorityRelease {
 		r.alarm(now, AlarmPriority, p)
 	}
+}
+
+// doubtHost raises an alarm where something else has taken VIPs off this node.
+func (r *Router) doubtHost(now time.Time, missing []netip.Prefix) {
+	var all []netip.Addr
+	for _, vip := range missing {
+		all = append(all, vip.Addr())
+	}
+	r.raise(now, AlarmRemoved, all[0], evidence{digest: digest(all)}, func() string {
+		return fmt.Sprintf("something else has taken %s off %s, and this node puts it back: find what removes addresses there, a network manager perhaps",
+			texts(all), r.cfg.Interface)
+	})
 }
 
 // digest is a hash of addresses.
@@ -293,6 +337,9 @@ func (r *Router) describe(kind AlarmKind, peer netip.Addr) string {
 	case AlarmPriority:
 		return fmt.Sprintf("%v has priority %d, as this node has, and only the addresses decide between them: give each node a priority of its own",
 			peer, a.Priority)
+	case AlarmPeer:
+		return fmt.Sprintf("%v advertises %s as virtual router %d, too, and is none of this node's unicast peers: give each node all the others as peers",
+			peer, texts(common(a.Addresses, r.filter.VIPs)), a.VRID)
 	}
 	return kind.String()
 }

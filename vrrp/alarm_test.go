@@ -60,6 +60,12 @@ func TestAlarms(t *testing.T) {
 		{name: "version", heard: speakV3, want: map[string]string{
 			"version": "192.0.2.1 sends version 3 for virtual router 51, this node 2: set one version on all nodes",
 		}},
+		{name: "another version for other addresses", heard: func(a *Advertisement) {
+			speakV3(a)
+			a.Addresses = addrs("192.0.2.61")
+		}, want: map[string]string{
+			"stranger": "192.0.2.1 uses virtual router 51 for other addresses (192.0.2.61): give one of the two another virtual_router_id",
+		}},
 		{name: "no password there", heard: func(a *Advertisement) { a.AuthType = 0 }, want: map[string]string{
 			"auth_type": "192.0.2.1 sends no password, this node a password: set one password on all nodes, or none",
 		}},
@@ -116,6 +122,50 @@ func TestAlarms(t *testing.T) {
 			}
 			if n.log.count("1111") != 0 {
 				t.Error("the password is in the log")
+			}
+		})
+	}
+}
+
+// What comes from somebody who is none of the unicast peers.
+func TestAlarmsOfUnicast(t *testing.T) {
+	other := func(a *Advertisement) { a.Addresses = []netip.Addr{addr("192.0.2.61")} }
+	for _, tt := range []struct {
+		name  string
+		peer  netip.Addr // this node's
+		ttl   uint8
+		heard func(*Advertisement)
+		want  map[string]string
+	}{
+		{name: "a peer", peer: lower, heard: priority(99), want: map[string]string{}},
+		{name: "a peer that this node does not know", peer: upper, heard: priority(99), want: map[string]string{
+			"peer": "192.0.2.1 advertises 192.0.2.100 as virtual router 51, too, and is none of this node's unicast peers: " +
+				"give each node all the others as peers",
+		}},
+		{name: "and another id", peer: upper, heard: func(a *Advertisement) { a.VRID = 61 }, want: map[string]string{
+			"virtual_router_id": "192.0.2.1 advertises 192.0.2.100 as virtual router 61, this node as 51: set one virtual_router_id on all nodes",
+		}},
+		{name: "a stranger", peer: upper, heard: other, want: map[string]string{
+			"stranger": "192.0.2.1 uses virtual router 51 for other addresses (192.0.2.61): give one of the two another virtual_router_id",
+		}},
+		{name: "another virtual router", peer: upper, heard: func(a *Advertisement) {
+			other(a)
+			a.VRID = 61
+		}, want: map[string]string{}},
+		{name: "from behind a router", peer: upper, ttl: 250, heard: priority(99), want: map[string]string{}},
+	} {
+		virtual(t, tt.name, func(t *testing.T) {
+			s := newSegment()
+			n := newNode(t, s, 2)
+			n.run(func(c *Config) { c.Peers = []netip.Addr{tt.peer} })
+			if tt.ttl == 0 {
+				tt.ttl = ttl
+			}
+			for range 3 {
+				s.speakTo("192.0.2.1", "192.0.2.2", tt.ttl, tt.heard)
+			}
+			if diff := cmp.Diff(tt.want, n.alarmTexts()); diff != "" {
+				t.Errorf("alarms (-want +got):\n%s", diff)
 			}
 		})
 	}

@@ -119,6 +119,7 @@ func (r *Router) checkAddresses(now time.Time) {
 			return
 		}
 		r.log.Warn("vip was removed by somebody else; putting it back", "addresses", report.Missing)
+		r.doubtHost(now, report.Missing)
 		r.takeVIPs(now, false, false)
 		if !r.machine.Releasing() {
 			r.schedule.begin(now)

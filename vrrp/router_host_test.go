@@ -191,6 +191,21 @@ func TestRouterAddresses(t *testing.T) {
 			t.Errorf("vip is back: %v; log %q", n.holds(), n.log.lines)
 		}
 		wantActions(t, n.taken(), "add", "announce")
+		n.wantAlarms("something else has taken 192.0.2.100 off eth0, and this node puts it back: find what removes addresses there, a network manager perhaps")
+		if a := n.router.Status().Alarms; len(a) == 1 && a[0].Kind != AlarmRemoved {
+			t.Errorf("alarm %v", a[0].Kind)
+		}
+		sleep(minAlarm)
+		n.wantAlarms()
+	})
+	virtual(t, "it goes with the state", func(t *testing.T) {
+		n := newNode(t, newSegment(), 2)
+		n.run(nil)
+		sleep(5 * time.Second)
+		n.segment.speak("192.0.2.9", priority(200))
+		n.wantState(Backup)
+		n.change(func() {})
+		n.wantAlarms()
 	})
 	virtual(t, "it cannot be added", func(t *testing.T) {
 		n := newNode(t, newSegment(), 2)

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/sluice-lb/sluice/internal/events"
 	"github.com/sluice-lb/sluice/internal/testenv"
+	"github.com/sluice-lb/sluice/vrrp"
 )
 
 // events are what `sluice events` prints on a node.
@@ -147,6 +149,27 @@ func TestEventTypesAreDocumented(t *testing.T) {
 		kind, _, dotted := strings.Cut(name, ".")
 		if ok && dotted && strings.Contains(" daemon vrrp service server upstream check alarm operator ", " "+kind+" ") && !strings.Contains(string(known), `"`+name+`"`) {
 			t.Errorf("docs/operations.md has a row for %s, which is no event", name)
+		}
+	}
+}
+
+// So are the kinds of alarms, in the table of alarms.
+func TestAlarmKindsAreDocumented(t *testing.T) {
+	_, table, _ := strings.Cut(readDocument(t, "../../docs/operations.md"), "**Alarms** are")
+	table, _, _ = strings.Cut(table, "\n## ")
+	var kinds []string
+	for k := vrrp.AlarmKind(0); !strings.HasPrefix(k.String(), "alarm_"); k++ {
+		kinds = append(kinds, k.String())
+	}
+	for _, m := range regexp.MustCompile(`AlarmKind = "(\w+)"`).FindAllStringSubmatch(readDocument(t, "../../internal/control/alarms.go"), -1) {
+		kinds = append(kinds, m[1])
+	}
+	if len(kinds) < 20 {
+		t.Errorf("%d kinds are all that was found: %q", len(kinds), kinds)
+	}
+	for _, kind := range kinds {
+		if !strings.Contains(table, "`"+kind+"`") {
+			t.Errorf("docs/operations.md has no row for alarms of kind %s", kind)
 		}
 	}
 }

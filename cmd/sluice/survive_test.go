@@ -191,6 +191,7 @@ func TestVIPRemovedByHandComesBack(t *testing.T) {
 		}
 		return nil
 	})
+	r.waitEvents("lb1", soon, "alarm.begin VI_1 removed")
 	r.wantServing(dsrService, "b1", "b2", "b3")
 	if gone := removals.stop(); len(gone) != 1 || gone[0] != vip {
 		t.Errorf("removed addresses: %v, want %v alone", gone, vip)
