@@ -91,6 +91,21 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 	return nil
 }
 
+// checksumForms are those that the configuration names.
+var checksumForms = map[string]vrrp.ChecksumForm{
+	"auto": vrrp.ChecksumAuto, "plain": vrrp.ChecksumPlain, "pseudo_header": vrrp.ChecksumPseudo,
+}
+
+// routerConfig is an instance as package vrrp knows it.
+func (n *node) routerConfig(i config.Instance) vrrp.Config {
+	return vrrp.Config{
+		Name: i.Name, Interface: i.Interface, VRID: i.VRID, Version: vrrp.Version(i.Version),
+		Priority: i.Priority, Interval: i.Interval, Password: i.Password, Addresses: i.Addresses,
+		Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, SyncWait: n.syncWait(i), Peers: i.Peers, Source: i.Source, Extra: extra(i),
+		Heartbeat: i.Heartbeat.Interval, VirtualMAC: i.VirtualMAC, Checksum: checksumForms[i.Checksum],
+	}
+}
+
 // newRouter makes an instance. It opens nothing yet. Groups are those that were made
 // with it, by name.
 func (n *node) newRouter(i config.Instance, groups map[string]*vrrp.Group) (*vrrp.Router, error) {
@@ -102,12 +117,7 @@ func (n *node) newRouter(i config.Instance, groups map[string]*vrrp.Group) (*vrr
 		OnChange: n.changes(n.hooks(i)), Group: groups[i.Group],
 	}
 	n.fast.join(i, &deps)
-	r, err := vrrp.New(vrrp.Config{
-		Name: i.Name, Interface: i.Interface, VRID: i.VRID, Version: vrrp.Version(i.Version),
-		Priority: i.Priority, Interval: i.Interval, Password: i.Password, Addresses: i.Addresses,
-		Preempt: i.Preempt, PreemptDelay: i.PreemptDelay, SyncWait: n.syncWait(i), Peers: i.Peers, Source: i.Source, Extra: extra(i),
-		Heartbeat: i.Heartbeat.Interval, VirtualMAC: i.VirtualMAC,
-	}, deps)
+	r, err := vrrp.New(n.routerConfig(i), deps)
 	if err != nil {
 		if a, ok := deps.Pacer.(advertisements); ok {
 			a.Close()

@@ -109,11 +109,13 @@ type Datapath struct {
 
 // An Instance is a VRRP instance of this node.
 type Instance struct {
-	Name         string
-	Interface    string
-	VRID         uint8 // 1 to 255
-	Priority     uint8 // 1 to 255
-	Version      uint8 // 2 or 3
+	Name      string
+	Interface string
+	VRID      uint8 // 1 to 255
+	Priority  uint8 // 1 to 255
+	Version   uint8 // 2 or 3
+	// Checksum is the form that is sent in version 3 of IPv4: auto, plain, pseudo_header.
+	Checksum     string
 	Interval     time.Duration
 	Password     string // simple password of VRRPv2, up to 8 bytes; "": none
 	Preempt      bool

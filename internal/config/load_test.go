@@ -92,12 +92,12 @@ func TestLoadPair(t *testing.T) {
 		VRRP: []Instance{
 			{
 				Name: "VI_1", Interface: "eth0", VRID: 51, Priority: 150, Version: 2, Interval: 2 * time.Second,
-				Password: "0123", Accept: true, Preempt: false, PreemptDelay: 5 * time.Second, StartTimeout: time.Minute,
+				Password: "0123", Accept: true, Checksum: "auto", Preempt: false, PreemptDelay: 5 * time.Second, StartTimeout: time.Minute,
 				Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.100/24"), netip.MustParsePrefix("198.51.100.1/32")},
 			},
 			{
 				Name: "VI_2", Interface: "eth1", VRID: 51, Priority: 7, Version: 3, Interval: 20 * time.Millisecond,
-				Preempt: true, StartTimeout: 10 * time.Second, Accept: true,
+				Preempt: true, StartTimeout: 10 * time.Second, Accept: true, Checksum: "auto",
 				Addresses: []netip.Prefix{netip.MustParsePrefix("198.51.100.2/25")},
 			},
 		},
@@ -120,7 +120,7 @@ func TestLoadDefaultsOfDefaults(t *testing.T) {
 		},
 		ShareCount: 2, PortShare: lb.PortRange{First: 1024, Last: 33279},
 		VRRP: []Instance{{
-			Name: "v", Interface: "eth0", VRID: 1, Priority: 100, Version: 3, Interval: time.Second, Preempt: true, Accept: true,
+			Name: "v", Interface: "eth0", VRID: 1, Priority: 100, Version: 3, Interval: time.Second, Preempt: true, Accept: true, Checksum: "auto",
 			StartTimeout: 10 * time.Second, Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")},
 		}},
 		Sync:  Sync{Port: 3780},

@@ -32,7 +32,7 @@ var instanceSchema = schema{
 		"name", "interface", "virtual_router_id", "priority", "version", "advertisement_interval",
 		"authentication", "preempt", "preempt_delay", "sync_wait", "start_timeout", "addresses",
 		"unicast", "unicast_peers", "track", "group", "notify", "routes", "rules", "heartbeat",
-		"virtual_mac", "accept",
+		"virtual_mac", "accept", "checksum",
 	},
 	hints: map[string]string{
 		"advert_int":        "keepalived's advert_int is \"advertisement_interval\"",
@@ -107,7 +107,7 @@ func (d *decoder) instances(items []*node, files fileSystem, roster []nodeDef, s
 func (d *decoder) instance(f fields, files fileSystem, roster []nodeDef, s self) *instanceDef {
 	i := &instanceDef{Instance: Instance{
 		Priority: uint8(s.priority), Version: 3, Interval: time.Second,
-		Preempt: true, StartTimeout: 10 * time.Second, Accept: true,
+		Preempt: true, StartTimeout: 10 * time.Second, Accept: true, Checksum: checksumAuto,
 	}}
 	if n := f.need("interface"); n != nil {
 		i.Interface, _ = d.interfaceName(n, "interface")
@@ -152,6 +152,9 @@ func (d *decoder) instance(f fields, files fileSystem, roster []nodeDef, s self)
 	}
 	if n := f.need("addresses"); n != nil {
 		d.instanceAddresses(n, i)
+	}
+	if n := f.own["checksum"]; n != nil {
+		d.checksum(n, i)
 	}
 	d.unicast(f, i, roster, s)
 	if n := f.own["heartbeat"]; n != nil {

@@ -73,6 +73,36 @@ func instance(keys string) string {
 	return "vrrp:\n- {name: v, interface: e, virtual_router_id: 1, " + keys + "}\n"
 }
 
+func TestChecksum(t *testing.T) {
+	for _, tt := range []struct{ name, keys, want string }{
+		{"not set", "addresses: [192.0.2.100]", "auto"},
+		{"auto", "addresses: [192.0.2.100], checksum: auto", "auto"},
+		{"without a pseudo-header", "addresses: [192.0.2.100], checksum: plain", "plain"},
+		{"with one", "checksum: pseudo_header, addresses: [192.0.2.100]", "pseudo_header"},
+		{"auto in version 2", "version: 2, addresses: [192.0.2.100], checksum: auto", "auto"},
+		{"auto for ipv6", "addresses: [\"2001:db8::100\"], checksum: auto", "auto"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := mustLoad(t, instance(tt.keys)).VRRP[0].Checksum; got != tt.want {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+	for _, tt := range []mistakeCase{
+		{"another word", instance("addresses: [192.0.2.100], checksum: rfc"), []string{
+			"2:85: checksum must be one of auto, plain, pseudo_header, not \"rfc\"",
+		}},
+		{"in version 2", instance("version: 2, checksum: plain, addresses: [192.0.2.100]"), []string{
+			"2:71: checksum: version 2 has one form only (RFC 3768): leave it out",
+		}},
+		{"for ipv6", instance("checksum: plain, addresses: [\"2001:db8::100\"]"), []string{
+			"2:59: checksum: IPv6 has one form only: leave it out",
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) { wantMistakes(t, tt.yaml, tt.want) })
+	}
+}
+
 func TestRoutes(t *testing.T) {
 	c := mustLoad(t, `
 vrrp:
