@@ -48,9 +48,11 @@ func runCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			log := newLogWriter(c.App.ErrWriter)
+			defer log.Close()
 			d := &node{
 				cfg: cfg, load: func() (*config.Config, error) { return readConfig(c) }, runDir: c.String("run-dir"), pinDir: c.String("pin-dir"), stateDir: c.String("state-dir"), started: time.Now(),
-				log: slog.New(slog.NewTextHandler(c.App.ErrWriter, &slog.HandlerOptions{Level: level})),
+				log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: level})),
 			}
 			return d.run(c.Context)
 		},
