@@ -83,6 +83,7 @@ lint:
 
 fuzz:
 	$(GO) test ./vrrp -run '^$$' -fuzz . -fuzztime 60s
+	$(GO) test ./internal/heartbeat -run '^$$' -fuzz . -fuzztime 60s
 	$(GO) test ./internal/config -run '^$$' -fuzz . -fuzztime 60s
 	$(GO) test ./internal/statesync -run '^$$' -fuzz . -fuzztime 60s
 	$(GO) test ./l7 -run '^$$' -fuzz FuzzFraming -fuzztime 60s
@@ -92,7 +93,7 @@ fuzz:
 # The tests against other implementations.
 interop:
 	scripts/setup test
-	SLUICE_REQUIRE_ROOT=1 $(GO) test -count 1 -v -run Interop ./vrrp ./cmd/sluice
+	SLUICE_REQUIRE_ROOT=1 $(GO) test -count 1 -v -run 'Interop|Keepalived' ./vrrp ./cmd/sluice
 
 clean:
 	rm -rf bin

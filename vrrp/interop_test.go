@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -300,6 +301,8 @@ func interop(t *testing.T, p protocol, ours uint8, sluiceFirst bool) {
 func TestInteropMistakes(t *testing.T) {
 	needKeepalived(t)
 	v6 := v3protocol("", "", "", "2001:db8::100/128")
+	elsewhere := v2protocol().unicast("192.0.2.1")
+	elsewhere.sluice.Peers = []netip.Addr{addr("192.0.2.9")}
 	for _, tt := range []struct {
 		name     string
 		protocol protocol
@@ -327,6 +330,8 @@ func TestInteropMistakes(t *testing.T) {
 			" advertises another list of addresses (with 192.0.2.101): set the same addresses on all nodes"},
 		{"a stranger", v2protocol(), func(p *protocol) { p.sluice.Addresses = prefixes("192.0.2.77/32") }, 99, AlarmStranger,
 			" uses virtual router 51 for other addresses (192.0.2.77): give one of the two another virtual_router_id"},
+		{"another peer", elsewhere, func(*protocol) {}, 99, AlarmPeer,
+			" advertises 192.0.2.100 as virtual router 51, too, and is none of this node's unicast peers: give each node all the others as peers"},
 		{"equal priorities", v2protocol(), func(*protocol) {}, 100, AlarmPriority,
 			" has priority 100, as this node has, and only the addresses decide between them: give each node a priority of its own"},
 	} {
@@ -357,6 +362,13 @@ func TestInteropMistakes(t *testing.T) {
 				alarms := router.Status().Alarms
 				return len(alarms) == 1 && alarms[0].Kind == tt.kind && alarms[0].Text == want && alarms[0].Peer == sender
 			})
+			if tt.priority < cfg.Priority && tt.kind != AlarmStranger {
+				// It has the VIP, too.
+				vip := cfg.Addresses[0].Addr()
+				eventually(t, "the alarm that it answers", func() bool {
+					return slices.ContainsFunc(router.Status().Alarms, func(a Alarm) bool { return a.Kind == AlarmAnswered && a.Peer == vip })
+				})
+			}
 			keepalived.stop()
 			eventually(t, "its end", func() bool { return len(router.Status().Alarms) == 0 })
 		})
