@@ -69,7 +69,8 @@ const (
 	// minAlarm is how long an alarm lasts at least: with short intervals a reader
 	// of the status would see nothing else.
 	minAlarm = 10 * time.Second
-	// maxAlarms bounds what a flood of made-up senders can cost.
+	// maxAlarms of one kind bound what a flood of made-up senders can cost; it hides no
+	// alarm of another kind.
 	maxAlarms = 16
 )
 
@@ -109,13 +110,22 @@ func (s *alarms) see(now time.Time, kind AlarmKind, peer netip.Addr, e evidence,
 		s.all[i].until = until
 	case i >= 0:
 		s.all[i].evidence, s.all[i].until, s.all[i].Text = e, until, text()
-	case len(s.all) == maxAlarms:
+	case s.count(kind) == maxAlarms:
 		return false
 	default:
 		s.all = append(s.all, raised{Alarm{kind, peer, text(), now}, e, until})
 	}
 	s.plan()
 	return !known
+}
+
+func (s *alarms) count(kind AlarmKind) (n int) {
+	for i := range s.all {
+		if s.all[i].Kind == kind {
+			n++
+		}
+	}
+	return n
 }
 
 // expire removes and returns the alarms that are over.

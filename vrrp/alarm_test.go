@@ -207,7 +207,7 @@ func TestAlarmsEnd(t *testing.T) {
 }
 
 // A text follows what the peer sends, and made-up senders cost no more than so
-// much.
+// much, and hide nothing else.
 func TestAlarmsChange(t *testing.T) {
 	virtual(t, "", func(t *testing.T) {
 		s := newSegment()
@@ -224,8 +224,21 @@ func TestAlarmsChange(t *testing.T) {
 			source := netip.AddrFrom4([4]byte{192, 0, 2, byte(100 + i)})
 			s.speak(source.String(), func(a *Advertisement) { a.Auth[0] = 'x' })
 		}
-		if got := len(n.router.Status().Alarms); got != maxAlarms {
+		count := func(kind AlarmKind) (found int) {
+			synctest.Wait()
+			for _, a := range n.router.Status().Alarms {
+				if a.Kind == kind {
+					found++
+				}
+			}
+			return found
+		}
+		if got := count(AlarmPassword); got != maxAlarms {
 			t.Errorf("got %d alarms, want %d", got, maxAlarms)
+		}
+		s.speak("192.0.2.1", func(a *Advertisement) { a.VRID = 61 })
+		if count(AlarmVRID) != 1 {
+			t.Error("a flood of one kind hides an alarm of another")
 		}
 	})
 }
