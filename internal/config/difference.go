@@ -31,6 +31,7 @@ func Compare(before, after *Config) Difference {
 	d.checks(before.Checks, after.Checks)
 	d.instances(before.VRRP, after.VRRP)
 	d.http(before.HTTP, after.HTTP)
+	d.dns(before.DNS, after.DNS)
 	if a, b := before.Admin.Listen, after.Admin.Listen; a != b {
 		d.change("admin.listen: %s -> %s", listenText(a), listenText(b))
 	}
@@ -71,7 +72,7 @@ func (d *Difference) refuse(before, after *Config) {
 			d.Refused = append(d.Refused, fmt.Sprintf("%s: %v -> %v: %s", v.what, v.before, v.after, v.advice))
 		}
 	}
-	d.refuseOthers(*before, *after, "", "Datapath", "Admin", "File", "Files", "Node", "Nodes", "ShareIndex", "ShareCount", "PortShare", "Services", "Pools", "Checks", "VRRP", "HTTP")
+	d.refuseOthers(*before, *after, "", "Datapath", "Admin", "File", "Files", "Node", "Nodes", "ShareIndex", "ShareCount", "PortShare", "Services", "Pools", "Checks", "VRRP", "HTTP", "DNS")
 	d.refuseOthers(a, b, "datapath.", "Interfaces", "Mode", "MaxFlows", "Ports", "NATLog", "TunnelSource4", "TunnelSource6", "ProbeAddresses4", "ProbeAddresses6")
 	d.refuseOthers(before.Admin, after.Admin, "admin.", "Socket", "Listen")
 	if !reflect.DeepEqual(heartbeats(before), heartbeats(after)) {
