@@ -84,6 +84,7 @@ type node struct {
 	// Operators' changes to servers.
 	overrides *control.Overrides
 	http      httpFront
+	dns       dnsFront
 
 	transitions transitions
 
@@ -173,6 +174,9 @@ func (n *node) run(ctx context.Context) (err error) {
 	if err := n.openHTTP(); err != nil {
 		return err
 	}
+	if err := n.openDNS(); err != nil {
+		return err
+	}
 	if len(n.cfg.Services) > 0 {
 		if err := n.startDatapath(inside, &goroutines); err != nil {
 			return n.undo(err)
@@ -195,6 +199,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	if err := n.makeRouters(inside, &goroutines); err != nil {
 		return n.undo(err)
 	}
+	n.probeDNS(inside, &goroutines)
 	if n.sharing != nil {
 		goroutines.Go(func() { n.tellSynced(inside) })
 	}
