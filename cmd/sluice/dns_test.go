@@ -205,6 +205,7 @@ func TestDNS(t *testing.T) {
 		}
 	})
 	t.Run("reload under load", func(t *testing.T) { r.reloadDNSUnderLoad(file) })
+	t.Run("reload with servers that are all new", func(t *testing.T) { r.reloadDNSWithNewServers(file) })
 	t.Run("the other node", func(t *testing.T) {
 		r.start("lb2", file)
 		r.waitStatus("lb2", soon, "a Backup that listens", func(s control.Status) error {
@@ -266,7 +267,10 @@ func (r *rig) reloadDNSUnderLoad(file string) {
 					mu.Unlock()
 					return
 				default:
-					err = askOnce(c)
+					var reply *dns.Msg
+					if reply, err = exchange(c, "www.lb.example.com."); err == nil && len(reply.Answer) != 3 {
+						err = fmt.Errorf("answer %v", reply)
+					}
 				}
 			}
 			mu.Lock()
@@ -311,22 +315,66 @@ func (r *rig) reloadDNSUnderLoad(file string) {
 	}
 }
 
-// askOnce asks over a connection; the answer must be a good one.
-func askOnce(c net.Conn) error {
+// reloadDNSWithNewServers adds a pool of which one server is not there, which is given to
+// nobody, not even before the first verdicts.
+func (r *rig) reloadDNSWithNewServers(file string) {
+	c, err := r.host("client").Dial(r.Context(), "udp", net.JoinHostPort(vip.String(), "53"))
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer c.Close()
+	stop := make(chan struct{})
+	seen := map[string]int{}
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		for {
+			reply, err := exchange(c, "fresh.lb.example.com.")
+			if err != nil {
+				r.Error(err)
+				return
+			}
+			var got []string
+			for _, rr := range reply.Answer {
+				got = append(got, rr.(*dns.A).A.String())
+			}
+			seen[fmt.Sprint(got)]++
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	})
+	fresh := "  - {name: fresh, health: {type: tcp, port: 80, interval: 400ms}, servers: [{address: 192.0.2.99}, {address: 192.0.2.13}]}\n"
+	r.file("sluice.yaml", roster, webPool+fresh+dnsNames(append(usualNames, "{name: fresh.lb.example.com, pool: fresh}")...), services(nat), vrrps(pair))
+	r.wantRun(0, "lb1", "reload", "-c", file, "--node", "lb1")
+	r.waitGiven("fresh.lb.example.com", "192.0.2.13")
+	close(stop)
+	asking.Wait()
+	// Before the reload the name is not there.
+	if seen["[]"] == 0 || seen["[192.0.2.13]"] == 0 || len(seen) != 2 {
+		r.Errorf("answers %v", seen)
+	}
+	r.file("sluice.yaml", roster, webPool, dnsNames(usualNames...), services(nat), vrrps(pair))
+	r.wantRun(0, "lb1", "reload", "-c", file, "--node", "lb1")
+}
+
+// exchange asks for the IPv4 addresses of a name over a connection.
+func exchange(c net.Conn, name string) (*dns.Msg, error) {
 	if err := c.SetDeadline(time.Now().Add(soon)); err != nil {
-		return err
+		return nil, err
 	}
 	m := &dns.Msg{}
-	m.SetQuestion("www.lb.example.com.", dns.TypeA)
+	m.SetQuestion(name, dns.TypeA)
 	conn := &dns.Conn{Conn: c}
 	if err := conn.WriteMsg(m); err != nil {
-		return err
+		return nil, err
 	}
 	reply, err := conn.ReadMsg()
-	if err == nil && (reply.Id != m.Id || len(reply.Answer) != 3) {
-		err = fmt.Errorf("answer %v", reply)
+	if err == nil && reply.Id != m.Id {
+		err = fmt.Errorf("answer %d to %d", reply.Id, m.Id)
 	}
-	return err
+	return reply, err
 }
 
 // A node that only answers needs no service, no XDP program and no VIP; its servers may be
