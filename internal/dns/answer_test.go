@@ -224,7 +224,7 @@ func TestTruncation(t *testing.T) {
 		{"a size that is too small counts as 512", false, withEDNS(100), 512, 29},
 		{"of the client's size", false, withEDNS(1000), 1000, 59},
 		{"of our size", false, withEDNS(4096), 1232, 74},
-		{"over TCP", true, withEDNS(512), 65535, 200},
+		{"over TCP", true, withEDNS(512), 34 + 200*16 + 11, 200},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

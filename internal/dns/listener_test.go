@@ -113,6 +113,32 @@ func TestListenBeforeTheAddressIsThere(t *testing.T) {
 	apply(t, r, c)
 }
 
+// An address of its own and all addresses may have one port, whichever is bound first.
+func TestOneAddressBesideAll(t *testing.T) {
+	try := func() error {
+		r, c := listening(t, &states{}, example(), "127.0.0.1")
+		r.Close()
+		one := c.Listen[0]
+		all := netip.AddrPortFrom(netip.IPv4Unspecified(), one.Port())
+		for _, order := range [][]netip.AddrPort{{one, all}, {all, one}} {
+			r := newResponder(t, &states{})
+			c.Listen = order
+			if err := r.Apply(c); err != nil {
+				return err
+			}
+			r.Close()
+		}
+		return nil
+	}
+	var err error
+	for range 5 { // somebody else may have the port on another address
+		if err = try(); err == nil {
+			return
+		}
+	}
+	t.Error(err)
+}
+
 // Queries that come one after the other without waiting are answered in their order, also
 // when a piece of one comes late.
 func TestPipelining(t *testing.T) {
@@ -202,6 +228,23 @@ func TestConnectionsEnd(t *testing.T) {
 		}
 		if s := r.Status(); s.Connections != 3 || s.Evicted != 1 {
 			t.Errorf("%d connections, %d evicted", s.Connections, s.Evicted)
+		}
+	})
+	t.Run("one that comes while the listener goes", func(t *testing.T) {
+		r := newResponder(t, &states{})
+		apply(t, r, example())
+		ours, theirs := net.Pipe()
+		defer theirs.Close()
+		l := &listener{responder: r}
+		l.closing.Store(true)
+		ended := make(chan struct{})
+		go func() { l.answerStream(&conn{Conn: ours, listener: l}); close(ended) }()
+		select {
+		case <-ended:
+		case <-time.After(patience): // the idle timeout is longer
+			t.Error("it is waited for")
+			ours.Close()
+			<-ended
 		}
 	})
 	t.Run("the listener goes", func(t *testing.T) {

@@ -77,8 +77,9 @@ func TestWhoIsGiven(t *testing.T) {
 func TestPortsOfOneAddress(t *testing.T) {
 	both := servers("192.0.2.11*2", "192.0.2.11*3", "192.0.2.12")
 	both[0].Port, both[1].Port = 80, 81
+	down := uint16(0)
 	r := New(Options{Health: func(_ *lb.DNSRecord, s lb.Server) Standing {
-		if s.Port == 80 {
+		if s.Port == down {
 			return Standing{State: StateDown, Weight: s.Weight}
 		}
 		return Standing{State: StateUp, Weight: s.Weight}
@@ -86,9 +87,29 @@ func TestPortsOfOneAddress(t *testing.T) {
 	defer r.Close()
 	config := example()
 	config.Records = []lb.DNSRecord{named("www.example.com.", lb.DNSAll, "web", both)}
+	both[2].Port = 82
 	apply(t, r, config)
-	if diff := cmp.Diff([]string{"192.0.2.11", "192.0.2.12"}, given(ask(t, r, stranger, "www.example.com.", dns.TypeA))); diff != "" {
-		t.Errorf("given (-want +got):\n%s", diff)
+	for _, tt := range []struct {
+		down uint16
+		want []string
+	}{
+		{0, []string{"192.0.2.11", "192.0.2.12"}}, {80, []string{"192.0.2.11", "192.0.2.12"}}, {82, []string{"192.0.2.11"}},
+	} {
+		down = tt.down
+		r.Refresh()
+		if diff := cmp.Diff(tt.want, given(ask(t, r, stranger, "www.example.com.", dns.TypeA))); diff != "" {
+			t.Errorf("without port %d (-want +got):\n%s", tt.down, diff)
+		}
+	}
+	// Its weight is that of both.
+	down, config.Records[0].Policy, config.Records[0].Answers = 0, lb.DNSWeighted, 1
+	apply(t, r, config)
+	got := map[string]int{}
+	for range 12 {
+		got[given(ask(t, r, stranger, "www.example.com.", dns.TypeA))[0]]++
+	}
+	if diff := cmp.Diff(map[string]int{"192.0.2.11": 10, "192.0.2.12": 2}, got); diff != "" {
+		t.Errorf("by weight (-want +got):\n%s", diff)
 	}
 }
 
