@@ -1,7 +1,6 @@
 package config
 
 import (
-	"reflect"
 	"strings"
 
 	"github.com/sluice-lb/sluice/internal/lb"
@@ -15,13 +14,7 @@ func (d *Difference) dns(before, after lb.DNS) {
 		}
 	})
 	named(d, "dns record", before.Records, after.Records, func(r lb.DNSRecord) string { return r.Name }, func(a, b lb.DNSRecord) {
-		parts := servers(a.Pool.Servers, b.Pool.Servers)
-		if a.Pool.Name != b.Pool.Name {
-			parts = append(parts, "pool")
-		}
-		if !reflect.DeepEqual(a.Pool.Probe, b.Pool.Probe) {
-			parts = append(parts, "health")
-		}
+		parts := poolsThatDiffer(a.Pool, b.Pool)
 		a.Pool, b.Pool = lb.Pool{}, lb.Pool{}
 		if parts = append(parts, fieldsThatDiffer(a, b)...); len(parts) > 0 {
 			d.change("dns record %s: %s", b.Name, strings.Join(parts, ", "))
