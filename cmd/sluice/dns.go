@@ -22,20 +22,24 @@ import (
 type dnsFront struct {
 	responder *dns.Responder
 	dirty     chan struct{} // something that counts for servers may have changed
+	refreshed chan struct{} // what was known of them has been looked at
 	share     *health.Share // guarded by node.mu; nil: nothing is probed yet
 }
 
 // touch has what is known of servers looked at again, soon. It never waits.
-func (f *dnsFront) touch() {
+func (f *dnsFront) touch() { signalOnce(f.dirty) }
+
+// signalOnce leaves a signal where none is waiting.
+func signalOnce(c chan<- struct{}) {
 	select {
-	case f.dirty <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
 
 // openDNS begins to answer. Health is not known yet: all servers count as able.
 func (n *node) openDNS() error {
-	n.dns.dirty = make(chan struct{}, 1)
+	n.dns.dirty, n.dns.refreshed = make(chan struct{}, 1), make(chan struct{}, 1)
 	n.dns.responder = dns.New(dns.Options{Log: n.log, Health: n.recordHealth, Event: n.recordPool})
 	n.closers = append(n.closers, func() error { n.dns.responder.Close(); return nil })
 	if err := n.dns.responder.Apply(n.cfg.DNS); err != nil {
@@ -62,6 +66,7 @@ func (n *node) probeDNS(ctx context.Context, goroutines *sync.WaitGroup) {
 				return
 			}
 			n.dns.responder.Refresh()
+			signalOnce(n.dns.refreshed)
 		}
 	})
 }
@@ -90,24 +95,20 @@ func (n *node) reloadDNS(before, next *config.Config) error {
 func (n *node) awaitVerdicts(targets []health.Target, patience time.Duration) error {
 	over := time.NewTimer(patience)
 	defer over.Stop()
-	for {
-		pending := false
-		for _, t := range targets {
-			s, _ := n.dns.share.Status(t)
-			pending = pending || s.Verdict == health.Unknown
-		}
-		if !pending {
-			return nil
-		}
+	unknown := func(t health.Target) bool {
+		s, _ := n.dns.share.Status(t)
+		return s.Verdict == health.Unknown
+	}
+	for slices.ContainsFunc(targets, unknown) {
 		select {
-		case <-n.dns.share.Ready():
-			return nil
+		case <-n.dns.refreshed: // a verdict may have come
 		case <-over.C:
 			return nil
 		case <-n.until.Done():
 			return n.until.Err()
 		}
 	}
+	return nil
 }
 
 // dnsTargets are what is probed of the servers of records: what others that have the
