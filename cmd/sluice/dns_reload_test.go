@@ -48,7 +48,7 @@ func (r *rig) reloadDNSUnderLoad(file string) {
 	for i := range 3 {
 		changed := slices.Clone(usualNames)
 		changed[0] = fmt.Sprintf("{name: www.lb.example.com, ttl: %ds, policy: all, pool: web}", i+2)
-		r.file("sluice.yaml", roster, webPool, dnsNames(changed...), services(nat), vrrps(pair))
+		r.dnsFile(webPool, dnsNames(changed...))
 		if got := r.wantRun(0, "lb1", "reload", "-c", file, "--node", "lb1").stdout; !strings.Contains(got, "dns record www.lb.example.com.: ttl") {
 			r.Errorf("reload says %q", got)
 		}
@@ -64,7 +64,7 @@ func (r *rig) reloadDNSUnderLoad(file string) {
 		if err != nil {
 			r.Fatal(err)
 		}
-		r.file("sluice.yaml", roster, webPool, strings.Replace(dnsNames(usualNames...), bad.from, bad.to, 1), services(nat), vrrps(pair))
+		r.dnsFile(webPool, strings.Replace(dnsNames(usualNames...), bad.from, bad.to, 1))
 		if got := r.wantRun(exitFailed, "lb1", "reload", "-c", file, "--node", "lb1"); !strings.Contains(got.stderr, bad.want) {
 			r.Errorf("a bad reload says %q, want %q", got.stderr, bad.want)
 		}
@@ -73,7 +73,7 @@ func (r *rig) reloadDNSUnderLoad(file string) {
 			r.Errorf("after a bad reload: %s", got)
 		}
 	}
-	r.file("sluice.yaml", roster, webPool, dnsNames(usualNames...), services(nat), vrrps(pair))
+	r.dnsFile(webPool, dnsNames(usualNames...))
 	r.wantRun(0, "lb1", "reload", "-c", file, "--node", "lb1")
 	close(stop)
 	asking.Wait()
@@ -113,7 +113,7 @@ func (r *rig) reloadDNSWithNewServers(file string) {
 		}
 	})
 	fresh := "  - {name: fresh, health: {type: tcp, port: 80, interval: 400ms}, servers: [{address: 192.0.2.99}, {address: 192.0.2.13}]}\n"
-	r.file("sluice.yaml", roster, webPool+fresh+dnsNames(append(usualNames, "{name: fresh.lb.example.com, pool: fresh}")...), services(nat), vrrps(pair))
+	r.dnsFile(webPool+fresh, dnsNames(append(usualNames, "{name: fresh.lb.example.com, pool: fresh}")...))
 	r.wantRun(0, "lb1", "reload", "-c", file, "--node", "lb1")
 	r.waitGiven("fresh.lb.example.com", "192.0.2.13")
 	close(stop)
@@ -122,7 +122,7 @@ func (r *rig) reloadDNSWithNewServers(file string) {
 	if seen["[]"] == 0 || seen["[192.0.2.13]"] == 0 || len(seen) != 2 {
 		r.Errorf("answers %v", seen)
 	}
-	r.file("sluice.yaml", roster, webPool, dnsNames(usualNames...), services(nat), vrrps(pair))
+	r.dnsFile(webPool, dnsNames(usualNames...))
 	r.wantRun(0, "lb1", "reload", "-c", file, "--node", "lb1")
 }
 

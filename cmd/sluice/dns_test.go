@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/internal/dns"
+	"github.com/sluice-lb/sluice/internal/key"
 	"github.com/sluice-lb/sluice/internal/testenv"
 )
 
@@ -35,6 +38,12 @@ dns:
 var usualNames = []string{
 	"{name: www.lb.example.com, ttl: 1s, pool: web}", "{name: w.lb.example.com, policy: weighted, pool: web}",
 	"{name: h.lb.example.com, policy: source_hash, pool: web}", "{name: many.lb.example.com, policy: all, pool: many}",
+}
+
+// dnsFile writes the configuration of a pair with these pools and names.
+func (r *rig) dnsFile(pools, names string) string {
+	r.Helper()
+	return r.file("sluice.yaml", roster, pools, names, services(nat), vrrps(pair), "sync: {key_file: sync.key}\n")
 }
 
 // dig asks the VIP from the client.
@@ -82,7 +91,10 @@ func TestDNS(t *testing.T) {
 	testenv.RequireProgram(t, "dig")
 	r := webRig(t, 3)
 	const b1, b2, b3 = "192.0.2.11", "192.0.2.12", "192.0.2.13"
-	file := r.file("sluice.yaml", roster, webPool, dnsNames(usualNames...), services(nat), vrrps(pair))
+	if err := key.Write(filepath.Join(r.lab.Dir(), "sync.key"), key.New()); err != nil {
+		t.Fatal(err)
+	}
+	file := r.dnsFile(webPool, dnsNames(usualNames...))
 	lb1 := r.start("lb1", file)
 	r.waitReady("lb1")
 	r.waitGiven("www.lb.example.com", b1, b2, b3)
@@ -202,6 +214,20 @@ func TestDNS(t *testing.T) {
 			}
 			return nil
 		})
+		// Both nodes answer as an operator of either of them wants it.
+		r.waitShared("lb1")
+		for _, tt := range []struct {
+			action string
+			want   dns.State
+		}{{"drain", dns.StateDrained}, {"reset", dns.StateUp}} {
+			r.wantRun(0, "lb1", "backend", tt.action, "web", b1)
+			r.waitStatus("lb2", soon, "what was changed on lb1", func(s control.Status) error {
+				if got := s.DNS.Pools[0].Servers[0].State; got != tt.want {
+					return fmt.Errorf("it is %s, want %s", got, tt.want)
+				}
+				return nil
+			})
+		}
 		r.stop(lb1)
 		r.waitVIP(soon, vip, "lb2", "lb1")
 		r.waitGiven("www.lb.example.com", b1, b2, b3)
