@@ -11,7 +11,7 @@ import (
 )
 
 // limiterKeys bounds the keys that a limiter knows; twice as many are in memory, some
-// 6 MB.
+// 7 MB.
 const limiterKeys = 1 << 16
 
 // An answerKind is what answers have in common that are counted together: what the

@@ -44,7 +44,7 @@ type Event struct {
 type server struct {
 	endpoint netip.AddrPort // where it is probed; the port may be 0
 	text     string         // the same, without a port of 0
-	given    atomic.Uint64  // in how many answers it was
+	given    atomic.Uint64  // for how many answers it was chosen
 
 	// Guarded by the pool's mu.
 	config lb.Server

@@ -70,7 +70,7 @@ type PoolServer struct {
 	Weight  int       `json:"weight"`
 	Backup  bool      `json:"backup"`
 	Given   bool      `json:"given"`   // its address is among those that are answered
-	Answers uint64    `json:"answers"` // that had its address
+	Answers uint64    `json:"answers"` // that it was chosen for
 }
 
 // Status tells how the responder is.

@@ -26,7 +26,7 @@ var (
 	dnsServerSince   = gauge("dns_server_since_timestamp_seconds", "Since when health says what it does of a server, since the epoch.", "pool", "server")
 	dnsServerWeight  = gauge("dns_server_weight", "The weight of a server of a pool of dns.", "pool", "server")
 	dnsServerGiven   = gauge("dns_server_given", "Whether the address of a server is among those that are answered.", "pool", "server")
-	dnsServerAnswers = counter("dns_server_answers_total", "Answers that had the address of a server.", "pool", "server")
+	dnsServerAnswers = counter("dns_server_answers_total", "Answers that a server was chosen for.", "pool", "server")
 )
 
 // dnsStates are all states that a server of a pool may be in.
