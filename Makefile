@@ -88,6 +88,7 @@ fuzz:
 	$(GO) test ./internal/statesync -run '^$$' -fuzz . -fuzztime 60s
 	$(GO) test ./l7 -run '^$$' -fuzz FuzzFraming -fuzztime 60s
 	$(GO) test ./l7 -run '^$$' -fuzz FuzzSameRequests -fuzztime 60s
+	$(GO) test ./internal/dns -run '^$$' -fuzz . -fuzztime 60s
 	$(GO) test ./loader -run '^$$' -fuzz FuzzFrames -fuzztime 60s -parallel 1
 
 # The tests against other implementations.

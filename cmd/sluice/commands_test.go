@@ -210,6 +210,12 @@ func jsonShape(t *testing.T, text string) []string {
 	return keys
 }
 
+// keysOf are those of jsonShape that one key has below it, and itself.
+func keysOf(t *testing.T, text, key string) []string {
+	t.Helper()
+	return slices.DeleteFunc(jsonShape(t, text), func(k string) bool { return k != key && !strings.HasPrefix(k, key+".") })
+}
+
 // deadKeys are those of a daemon that does not run.
 var deadKeys = strings.Fields(`
 left left.dead_since left.instances left.instances.addresses left.instances.fenced left.instances.held left.instances.interface

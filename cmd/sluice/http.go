@@ -124,26 +124,23 @@ func asService(u *lb.Upstream) lb.Service {
 	return s
 }
 
-// Change makes an operator's change to servers of services and upstreams.
+// Change makes an operator's change to servers of services, upstreams and records.
 func (d daemonOf) Change(c control.Change) (text string, err error) {
-	cfg := d.config()
-	var upstreams []lb.Service
-	for i := range cfg.HTTP.Upstreams {
-		upstreams = append(upstreams, asService(&cfg.HTTP.Upstreams[i]))
-	}
+	others := changeable(d.config())
 	switch {
 	case d.loop != nil:
-		text, err = d.loop.Change(c, upstreams...)
-	case len(upstreams) == 0:
-		return "", errors.New("there is no service and no upstream, so there is no backend to change")
+		text, err = d.loop.Change(c, others...)
+	case len(others) == 0:
+		return "", errors.New("there is no service, no upstream and no record, so there is no backend to change")
 	default:
-		if text, err = d.overrides.Apply(c, upstreams); err == nil {
+		if text, err = d.overrides.Apply(c, others); err == nil {
 			d.log.Info("changed by an operator", "change", text)
 			d.events.Record(events.Event{Type: events.OperatorChange, To: string(c.Action), Text: text})
 		}
 	}
 	if err == nil {
 		d.http.proxy.Refresh()
+		d.dns.responder.Refresh()
 	}
 	return text, err
 }

@@ -109,13 +109,7 @@ func TestHTTP(t *testing.T) {
 	})
 	t.Run("status", func(t *testing.T) {
 		out := r.wantRun(0, "lb1", "status", "--json").stdout
-		var keys []string
-		for _, k := range jsonShape(t, out) {
-			if k == "http" || strings.HasPrefix(k, "http.") {
-				keys = append(keys, k)
-			}
-		}
-		if diff := cmp.Diff(httpStatusKeys, keys); diff != "" {
+		if diff := cmp.Diff(httpStatusKeys, keysOf(t, out, "http")); diff != "" {
 			t.Errorf("keys (-want +got):\n%s", diff)
 		}
 		text := r.wantRun(0, "lb1", "status", "-c", file, "--node", "lb1").stdout

@@ -50,6 +50,9 @@ func (n *node) recordReady(cfg *config.Config) {
 	if k := len(cfg.HTTP.Servers); k > 0 {
 		text += ", " + count(k, "HTTP server")
 	}
+	if k := len(cfg.DNS.Records); k > 0 {
+		text += ", " + count(k, "DNS record")
+	}
 	n.events.Record(events.Event{Type: events.DaemonReady, Text: text})
 }
 

@@ -129,13 +129,17 @@ func (n *node) tryReload(dry bool) ([]string, error) {
 		n.forget(before)
 		return diff.Changes, err
 	}
+	if err := n.reloadDNS(before, next); err != nil {
+		n.forget(before)
+		return diff.Changes, errors.Join(err, n.reloadHTTP(before))
+	}
 	if n.loop != nil {
 		// New services may be as healthy as a new check; it is run before they serve.
 		n.tracker.Set(checksOfBoth(before, next), trackedBy(before, n.routers))
 		if err := n.reloadServices(before, next); err != nil {
 			n.forget(before)
 			n.tracker.Set(before.Checks, trackedBy(before, n.routers))
-			return diff.Changes, errors.Join(err, n.reloadHTTP(before))
+			return diff.Changes, errors.Join(err, n.reloadHTTP(before), n.reloadDNS(next, before))
 		}
 	}
 	n.reloadVRRP(next, routers)

@@ -86,6 +86,7 @@ type node struct {
 	// Operators' changes to servers.
 	overrides *control.Overrides
 	http      httpFront
+	dns       dnsFront
 
 	transitions transitions
 
@@ -175,6 +176,9 @@ func (n *node) run(ctx context.Context) (err error) {
 	if err := n.openHTTP(); err != nil {
 		return err
 	}
+	if err := n.openDNS(); err != nil {
+		return err
+	}
 	if len(n.cfg.Services) > 0 {
 		if err := n.startDatapath(inside, &goroutines); err != nil {
 			return n.undo(err)
@@ -197,6 +201,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	if err := n.makeRouters(inside, &goroutines); err != nil {
 		return n.undo(err)
 	}
+	n.probeDNS(inside, &goroutines)
 	if n.sharing != nil {
 		goroutines.Go(func() { n.tellSynced(inside) })
 	}

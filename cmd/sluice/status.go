@@ -55,7 +55,7 @@ func (n *node) status() control.Status {
 		s.Upgrade = n.tables.datapath.Upgraded()
 		s.Sync = n.syncStatus(s.Services)
 	}
-	s.HTTP = n.httpStatus()
+	s.HTTP, s.DNS = n.httpStatus(), n.dnsStatus()
 	for _, a := range n.ownAlarms() {
 		s.Problems = append(s.Problems, a.Text)
 	}
@@ -262,6 +262,7 @@ func printStatus(w io.Writer, s control.Status) error {
 		}
 	}
 	printHTTP(&b, s)
+	printDNS(&b, s)
 	var dropped []string
 	for _, o := range s.Outcomes {
 		if o.Dropped && o.Packets > 0 {

@@ -21,14 +21,19 @@ func (n *node) makeTracker() {
 		w.Service = n.loop.Quorum
 	}
 	n.tracker = track.New(n.cfg.Checks, trackedBy(n.cfg, n.routers), w, n.log)
-	told := track.Told{Check: n.recordCheck, Standing: n.recordStanding}
-	if n.loop != nil {
-		n.loop.Tell(n.tracker.Dirty)
-		n.loop.Consult(n.tracker)
-		told.Check = func(before, now track.CheckStatus) {
-			n.recordCheck(before, now)
+	told := track.Told{Standing: n.recordStanding, Check: func(before, now track.CheckStatus) {
+		n.recordCheck(before, now)
+		if n.loop != nil {
 			n.loop.Dirty() // servers may be as healthy as the check
 		}
+		n.dns.touch()
+	}}
+	if n.loop != nil {
+		n.loop.Tell(func() {
+			n.tracker.Dirty()
+			n.dns.touch() // another node's operator may have changed servers
+		})
+		n.loop.Consult(n.tracker)
 	}
 	n.tracker.Tell(told)
 }

@@ -71,6 +71,7 @@ type Config struct {
 	Sync Sync
 
 	HTTP lb.HTTP // no servers: nothing is served
+	DNS  lb.DNS  // no listen: nothing is answered
 
 	Admin Admin
 }

@@ -31,6 +31,7 @@ func Compare(before, after *Config) Difference {
 	d.checks(before.Checks, after.Checks)
 	d.instances(before.VRRP, after.VRRP)
 	d.http(before.HTTP, after.HTTP)
+	d.dns(before.DNS, after.DNS)
 	if a, b := before.Admin.Listen, after.Admin.Listen; a != b {
 		d.change("admin.listen: %s -> %s", listenText(a), listenText(b))
 	}
@@ -71,7 +72,7 @@ func (d *Difference) refuse(before, after *Config) {
 			d.Refused = append(d.Refused, fmt.Sprintf("%s: %v -> %v: %s", v.what, v.before, v.after, v.advice))
 		}
 	}
-	d.refuseOthers(*before, *after, "", "Datapath", "Admin", "File", "Files", "Node", "Nodes", "ShareIndex", "ShareCount", "PortShare", "Services", "Pools", "Checks", "VRRP", "HTTP")
+	d.refuseOthers(*before, *after, "", "Datapath", "Admin", "File", "Files", "Node", "Nodes", "ShareIndex", "ShareCount", "PortShare", "Services", "Pools", "Checks", "VRRP", "HTTP", "DNS")
 	d.refuseOthers(a, b, "datapath.", "Interfaces", "Mode", "MaxFlows", "Ports", "NATLog", "TunnelSource4", "TunnelSource6", "ProbeAddresses4", "ProbeAddresses6")
 	d.refuseOthers(before.Admin, after.Admin, "admin.", "Socket", "Listen")
 	if !reflect.DeepEqual(heartbeats(before), heartbeats(after)) {
@@ -174,20 +175,25 @@ func named[T any](d *Difference, what string, before, after []T, name func(T) st
 
 func (d *Difference) services(before, after []lb.Service) {
 	named(d, "service", before, after, func(s lb.Service) string { return s.Name }, func(a, b lb.Service) {
-		var parts []string
-		parts = append(parts, servers(a.Pool.Servers, b.Pool.Servers)...)
-		if a.Pool.Name != b.Pool.Name {
-			parts = append(parts, "pool")
-		}
-		if !reflect.DeepEqual(a.Pool.Probe, b.Pool.Probe) {
-			parts = append(parts, "health")
-		}
+		parts := poolsThatDiffer(a.Pool, b.Pool)
 		a.Pool, b.Pool = lb.Pool{}, lb.Pool{}
 		parts = append(parts, fieldsThatDiffer(a, b)...)
 		if len(parts) > 0 {
 			d.change("service %s: %s", b.Name, strings.Join(parts, ", "))
 		}
 	})
+}
+
+// poolsThatDiffer says what differs between two pools.
+func poolsThatDiffer(before, after lb.Pool) []string {
+	parts := servers(before.Servers, after.Servers)
+	if before.Name != after.Name {
+		parts = append(parts, "pool")
+	}
+	if !reflect.DeepEqual(before.Probe, after.Probe) {
+		parts = append(parts, "health")
+	}
+	return parts
 }
 
 // servers says what differs between the servers of two pools.

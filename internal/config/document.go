@@ -39,8 +39,11 @@ func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config 
 	c.Sync = d.sync(doc.set["sync"], files)
 	h := d.http(doc.set["http"], files, pools, def)
 	c.HTTP = h.HTTP
+	names := d.dns(doc.set["dns"], pools, usersOf(services, h))
+	c.DNS = names.DNS
 	held := d.crossCheck(c, services, instances, doc.set["sync"])
 	d.checkProxied(h, proxied, instances, held)
+	d.checkDNSListens(names, h, instances, held)
 
 	c.Admin = d.admin(doc.set["admin"])
 	if opts.Fits != nil && len(d.errs) == 0 {

@@ -2,7 +2,6 @@ package config
 
 import (
 	"fmt"
-	"reflect"
 	"strings"
 
 	"github.com/sluice-lb/sluice/internal/lb"
@@ -11,13 +10,7 @@ import (
 // http finds what differs on layer 7. All of it can change while the daemon runs.
 func (d *Difference) http(before, after lb.HTTP) {
 	named(d, "upstream", before.Upstreams, after.Upstreams, func(u lb.Upstream) string { return u.Name }, func(a, b lb.Upstream) {
-		parts := servers(a.Pool.Servers, b.Pool.Servers)
-		if a.Pool.Name != b.Pool.Name {
-			parts = append(parts, "pool")
-		}
-		if !reflect.DeepEqual(a.Pool.Probe, b.Pool.Probe) {
-			parts = append(parts, "health")
-		}
+		parts := poolsThatDiffer(a.Pool, b.Pool)
 		a.Pool, b.Pool = lb.Pool{}, lb.Pool{}
 		if parts = append(parts, fieldsThatDiffer(a, b)...); len(parts) > 0 {
 			d.change("upstream %s: %s", b.Name, strings.Join(parts, ", "))

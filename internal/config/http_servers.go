@@ -2,6 +2,7 @@ package config
 
 import (
 	"crypto/tls"
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"regexp"
@@ -109,7 +110,7 @@ func (d *decoder) listens(n *node, files fileSystem) (all []listenDef) {
 				continue
 			}
 		}
-		for _, a := range d.listenAddresses(at) {
+		for _, a := range d.listenAddresses(at, 80) {
 			l.Address = a
 			all = append(all, listenDef{HTTPListen: l, at: at})
 		}
@@ -117,9 +118,10 @@ func (d *decoder) listens(n *node, files fileSystem) (all []listenDef) {
 	return all
 }
 
-// listenAddresses decodes "ip:port", or ":port" for all addresses of both families.
-func (d *decoder) listenAddresses(n *node) []netip.AddrPort {
-	s, ok := d.addressText(n, "listen", "\"192.0.2.100:80\"")
+// listenAddresses decodes "ip:port", or ":port" for all addresses of both families. Usual
+// is a port for messages.
+func (d *decoder) listenAddresses(n *node, usual int) []netip.AddrPort {
+	s, ok := d.addressText(n, "listen", fmt.Sprintf("\"192.0.2.100:%d\"", usual))
 	if !ok {
 		return nil
 	}
@@ -134,7 +136,7 @@ func (d *decoder) listenAddresses(n *node) []netip.AddrPort {
 		if isPort(s) {
 			hint = ": write \":" + s + "\" for all addresses"
 		}
-		d.errorf(n, "listen must be an address with a port, such as \"192.0.2.100:80\" or \"[2001:db8::100]:80\", or \":80\" for all addresses, not %q%s", s, hint)
+		d.errorf(n, "listen must be an address with a port, such as \"192.0.2.100:%d\" or \"[2001:db8::100]:%[1]d\", or \":%[1]d\" for all addresses, not %[2]q%[3]s", usual, s, hint)
 		return nil
 	case a.Addr().Zone() != "" || a.Addr().Is4In6() || a.Addr().IsMulticast():
 		d.errorf(n, "listen: %v is no address to listen on", a.Addr())

@@ -8,9 +8,8 @@ import (
 
 // topLevel is what a file may hold. x- keys are left out before it is asked.
 var topLevel = schema{
-	what:  "a configuration",
-	keys:  []string{"nodes", "node", "datapath", "pools", "services", "checks", "vrrp", "sync", "http", "admin", "include", "defaults"},
-	later: []string{"dns"},
+	what: "a configuration",
+	keys: []string{"nodes", "node", "datapath", "pools", "services", "checks", "vrrp", "sync", "http", "dns", "admin", "include", "defaults"},
 	hints: map[string]string{
 		"vrrp_instance":  "instances are a list under \"vrrp\"",
 		"vrrp_script":    "scripts are checks of type exec, a list under \"checks\"",

@@ -168,6 +168,7 @@ var supported = []*schema{
 	&topLevel, &defaultsSchema, &serviceDefaultsSchema, &nodeSchema, &datapathSchema, &natSchema, &tunnelSchema, &poolSchema, &tlsSchema, &querySchema,
 	&serverSchema, &healthSchema, &serviceSchema, &sourceLimitSchema, &instanceSchema, &authenticationSchema, &checkSchema, &recoverSchema, &trackSchema, &notifySchema, &routeSchema, &ruleSchema, &adminSchema,
 	&heartbeatSchema, &syncSchema, &httpSchema, &accessLogSchema, &upstreamSchema, &upstreamTLSSchema, &httpServerSchema, &listenSchema, &serverTLSSchema,
+	&dnsSchema, &dnsZoneSchema, &nameServerSchema, &dnsRecordSchema, &dnsRateSchema, &dnsTCPSchema,
 	&locationSchema, &returnSchema, &redirectSchema, &rewriteSchema, &headersSchema, &rateLimitSchema, &errorPageSchema, &gzipSchema,
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sluice-lb/sluice/internal/dns"
 	"github.com/sluice-lb/sluice/internal/health"
 	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/l7"
@@ -41,6 +42,8 @@ type Status struct {
 	Services []ServiceStatus `json:"services"`
 	// HTTP is layer 7, where anything is served there.
 	HTTP *l7.Status `json:"http,omitempty"`
+	// DNS is there where anything is answered.
+	DNS *dns.Status `json:"dns,omitempty"`
 	// Outcomes counts packets that were not forwarded.
 	Outcomes []loader.Outcome `json:"outcomes"`
 	// Tables are those of single flows.
@@ -345,6 +348,9 @@ func (s *Status) FindProblems() {
 	}
 	if s.HTTP != nil {
 		s.Problems = append(s.Problems, httpProblems(s.HTTP)...)
+	}
+	if s.DNS != nil {
+		s.Problems = append(s.Problems, dnsProblems(s.DNS)...)
 	}
 	for _, v := range s.Services {
 		switch v.State {

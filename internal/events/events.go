@@ -30,6 +30,7 @@ const (
 	ServiceState  Type = "service.state"  // Service; From and To: up, below_quorum, down
 	ServerState   Type = "server.state"   // Service, Server; From and To as in `sluice status`
 	UpstreamState Type = "upstream.state" // Service, the upstream's name, Server; the same
+	PoolState     Type = "pool.state"     // Service, the pool's name, Server; the same, for dns
 	CheckState    Type = "check.state"    // Check; From and To: unknown, up, down
 	CheckRecovery Type = "check.recovery" // Check; To: tried, recovered
 
@@ -43,7 +44,7 @@ const (
 func Types() []Type {
 	return []Type{
 		DaemonStart, DaemonReady, DaemonAdopt, DaemonUpgrade, DaemonReload, DaemonStop, VRRPState, VRRPPriority,
-		ServiceState, ServerState, UpstreamState, CheckState, CheckRecovery, AlarmBegin, AlarmEnd, OperatorChange,
+		ServiceState, ServerState, UpstreamState, PoolState, CheckState, CheckRecovery, AlarmBegin, AlarmEnd, OperatorChange,
 	}
 }
 

@@ -74,6 +74,7 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 	s.sync(r.Status.Sync)
 	s.services(r.Status)
 	s.http(r.Status.HTTP)
+	s.dns(r.Status.DNS)
 	s.probes(r.Probes)
 }
 

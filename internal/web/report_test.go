@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/internal/dns"
 	"github.com/sluice-lb/sluice/internal/events"
 	"github.com/sluice-lb/sluice/internal/health"
 	"github.com/sluice-lb/sluice/internal/lb"
@@ -56,6 +57,17 @@ func fullStatus() control.Status {
 				Servers: []l7.UpstreamServer{{Address: netip.MustParseAddrPort("192.0.2.11:8080"), State: l7.StateFailing, Why: "requests have failed", Since: run, Weight: 1, Requests: 4, Failures: 2}},
 			}},
 			LogDropped: 3,
+		},
+		DNS: &dns.Status{
+			Listeners: []dns.ListenerStatus{{Address: netip.MustParseAddrPort("192.0.2.100:53"), UDP: 61, TCP: 62, Accepted: 63}},
+			Zones:     []dns.ZoneStatus{{Name: "example.com.", Serial: 64}},
+			Records:   []dns.RecordStatus{{Name: "www.example.com.", Policy: "source_hash", TTL: 65, Pool: "pool", Queries: 66}},
+			Pools: []dns.PoolStatus{{
+				Name: "pool", Port: 80, Healthy: true,
+				Servers: []dns.PoolServer{{Address: "192.0.2.11:80", State: dns.StateDrained, Why: "by an operator", Since: run, Weight: 67, Backup: true, Given: true, Answers: 68}},
+			}},
+			Answers: map[string]uint64{"NOERROR": 69}, Dropped: map[string]uint64{"malformed": 70},
+			Truncated: 71, Slipped: 72, Connections: 73, Evicted: 74,
 		},
 		Services: []control.ServiceStatus{{
 			Name: "web", Addresses: []lb.Frontend{lb.FrontendOf(netip.MustParseAddrPort("192.0.2.100:80"))}, Pool: "pool", Protocol: "tcp",

@@ -117,7 +117,7 @@ var notInMetrics = []string{
 	"sync.strangers.address", "sync.strangers.why", "sync.strangers.error", "sync.strangers.count", "sync.strangers.last", "sync.taken.refused.port_in_use.example",
 	"checks.type", "checks.since", "checks.why", "checks.last_error",
 	"services.backends.why", "services.backends.slow_start.ends", "upgrade.from_layout", "upgrade.to_layout", "upgrade.not_kept",
-	"http.upstreams.servers.why",
+	"http.upstreams.servers.why", "dns.pools.servers.why", "dns.pools.port",
 }
 
 // Everything else that a status tells is in the metrics: they change with it.
