@@ -193,14 +193,26 @@ func (n *node) sharedPort() *statesync.Port {
 	return n.port
 }
 
-// tellSynced has each instance know whether this node holds the state of the node that
-// is Active for it.
+// tellSynced has each instance know whether this node may take the place of the node that
+// is Active for it: it holds that one's state, and reaches the servers that serve there.
 func (n *node) tellSynced(ctx context.Context) {
 	ticker := time.NewTicker(time.Second) // another node may be Active by now
 	defer ticker.Stop()
+	unreached := map[string]string{} // by instance, as the log has it
 	for {
 		for _, r := range n.instances() {
-			r.SetSynced(n.holdsStateOf(r.Status().Peer.Address))
+			s := r.Status()
+			held, why := n.holdsStateOf(s.Peer.Address), ""
+			if held {
+				why = n.unreachedOf(s.Peer.Address)
+			}
+			if why != "" && unreached[s.Name] == "" && !s.AwaitsState.IsZero() {
+				n.log.Warn("the VIPs stay where they are: a server that serves there is not reached from here", "instance", s.Name, "server", why, "at_most_until", s.AwaitsState.Format(time.TimeOnly))
+				unreached[s.Name] = why
+			} else if why == "" {
+				delete(unreached, s.Name)
+			}
+			r.SetSynced(held && why == "")
 		}
 		select {
 		case <-ctx.Done():
@@ -214,16 +226,36 @@ func (n *node) tellSynced(ctx context.Context) {
 // holdsStateOf tells whether the state of the node at an address is here: of one that
 // is not in the roster, those of all that are.
 func (n *node) holdsStateOf(address netip.Addr) bool {
-	cfg, s := n.config(), n.sharing
+	s := n.sharing
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return !slices.ContainsFunc(n.namesOf(address), func(name string) bool { return !s.synced[name] })
+}
+
+// unreachedOf names a server that the node at an address reaches, and this one does not.
+func (n *node) unreachedOf(address netip.Addr) string {
+	for _, name := range n.namesOf(address) {
+		if why := n.loop.Unreached(name); why != "" {
+			return why
+		}
+	}
+	return ""
+}
+
+// namesOf returns the name of the node at an address, or those of all peers that share
+// their state where it is not in the roster.
+func (n *node) namesOf(address netip.Addr) (names []string) {
+	cfg := n.config()
 	for _, other := range cfg.Nodes {
 		if other.Address == address {
-			return s.synced[other.Name]
+			return []string{other.Name}
 		}
 	}
 	_, peers := syncPeers(cfg)
-	return !slices.ContainsFunc(peers, func(p statesync.Peer) bool { return !s.synced[p.Name] })
+	for _, p := range peers {
+		names = append(names, p.Name)
+	}
+	return names
 }
 
 // syncStatus describes it. Services are described already.

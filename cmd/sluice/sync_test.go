@@ -146,6 +146,22 @@ func TestNoConnectionBreaks(t *testing.T) {
 	}
 }
 
+// A node that comes back and does not reach a server that has connections leaves the VIP to
+// the node that does, until it does, too.
+func TestNoReturnWithoutTheServers(t *testing.T) {
+	r := newSyncRig(t, forwardModes[0])
+	r.stop(r.daemons["lb1"])
+	r.waitVIP(soon, r.mode.vip, "lb2", "lb1")
+	r.ip("lb1", "neighbour", "replace", "192.0.2.12", "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "permanent")
+	r.daemons["lb1"] = r.start("lb1", r.file)
+	r.waitShared("lb1")
+	r.waitHeldBack("lb1", "does not reach a server that serves there")
+	r.goesOn("lb1 waits")
+	r.ip("lb1", "neighbour", "del", "192.0.2.12", "dev", "eth0")
+	r.waitVIP(time.Minute, r.mode.vip, "lb1", "lb2")
+	r.goesOn("lb1 is back")
+}
+
 // ip runs ip(8) on a node.
 func (r *rig) ip(on string, args ...string) {
 	r.Helper()

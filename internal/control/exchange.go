@@ -125,6 +125,7 @@ type sharedTable struct {
 	refused time.Time        // when another node has refused it last
 	problem string           // why none is followed, or cannot be kept in mind
 	foreign []netip.AddrPort // backends of a followed table that are not configured here
+	serving []netip.AddrPort // those that its node reaches
 }
 
 // A strangeTable is one of a service that is not here.

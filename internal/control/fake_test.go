@@ -226,6 +226,13 @@ func (w *fakeWorld) lead(address string, n byte) {
 	w.hops[netip.MustParseAddr(address)] = hopTo(n)
 }
 
+// mislead takes the way to an address away.
+func (w *fakeWorld) mislead(address string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.hops, netip.MustParseAddr(address))
+}
+
 func (w *fakeWorld) refuse(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

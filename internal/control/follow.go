@@ -88,10 +88,10 @@ func (l *Loop) adoptFrom(peer string, tables []lb.TableState) ([]RefusedTable, e
 		t := x.tables[table.Service]
 		was := *t
 		if text := why[table.Service]; text != "" {
-			t.peer, t.problem, t.foreign = "", fmt.Sprintf("the table of %s is not followed: %s", peer, text), nil
+			t.peer, t.problem, t.foreign, t.serving = "", fmt.Sprintf("the table of %s is not followed: %s", peer, text), nil, nil
 			refused = append(refused, RefusedTable{Service: table.Service, Why: text, Held: t.epoch})
 		} else {
-			t.peer, t.problem, t.foreign = peer, "", foreignOf(l.services, table)
+			t.peer, t.problem, t.foreign, t.serving = peer, "", foreignOf(l.services, table), servingIn(table)
 			t.epoch = table.Epoch
 		}
 		t.seen = max(t.seen, table.Epoch.Term)
@@ -158,6 +158,42 @@ func foreignOf(services []lb.Service, table lb.TableState) []netip.AddrPort {
 		}
 	}
 	return all
+}
+
+// servingIn returns the backends of a table that its node reaches.
+func servingIn(table lb.TableState) []netip.AddrPort {
+	var all []netip.AddrPort
+	for _, b := range table.Backends {
+		if !b.Failed {
+			all = append(all, b.Address)
+		}
+	}
+	return all
+}
+
+// Unreached names a server that a peer reaches, by its table that is in force here, and
+// that this node does not; "": there is none. As the Active node it would end the
+// connections that this server has.
+func (l *Loop) Unreached(peer string) string {
+	x := l.sharing
+	if x == nil {
+		return ""
+	}
+	views, _ := l.Views()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, v := range views {
+		t := x.tables[v.Service.Name]
+		if t == nil || t.peer != peer {
+			continue
+		}
+		for _, s := range v.Servers {
+			if (s.State == ServerDown || s.State == ServerNoRoute) && slices.Contains(t.serving, s.Address) {
+				return fmt.Sprintf("%v of service %s, which %s reaches: %s", s.Address, v.Service.Name, peer, s.Why)
+			}
+		}
+	}
+	return ""
 }
 
 func epochText(e lb.Epoch) string { return fmt.Sprintf("%d.%d", e.Term, e.Number) }

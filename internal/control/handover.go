@@ -280,7 +280,7 @@ func heldBack(s vrrp.Status) string {
 		why = append(why, fmt.Sprintf("%s of its group hears an active node", s.Waits))
 	}
 	if !s.AwaitsState.IsZero() {
-		why = append(why, fmt.Sprintf("it does not hold the state of %v yet, and waits for it until %s at the latest (sync_wait)", s.Peer.Address, s.AwaitsState.Format(time.TimeOnly)))
+		why = append(why, fmt.Sprintf("it does not hold the state of %v yet, or does not reach a server that serves there, and waits for it until %s at the latest (sync_wait)", s.Peer.Address, s.AwaitsState.Format(time.TimeOnly)))
 	}
 	return strings.Join(why, "; ")
 }

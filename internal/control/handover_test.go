@@ -292,7 +292,7 @@ func TestHoldThatCannotBeKept(t *testing.T) {
 func TestHeldBackBySync(t *testing.T) {
 	until := time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)
 	s := vrrp.Status{Name: "VI_1", AwaitsState: until, Peer: vrrp.Peer{Address: netip.MustParseAddr("192.0.2.2")}}
-	want := "it does not hold the state of 192.0.2.2 yet, and waits for it until 15:04:05 at the latest (sync_wait)"
+	want := "it does not hold the state of 192.0.2.2 yet, or does not reach a server that serves there, and waits for it until 15:04:05 at the latest (sync_wait)"
 	if got := NewInstance(s, nil).HeldBack; got != want {
 		t.Errorf("held back: %q, want %q", got, want)
 	}
