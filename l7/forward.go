@@ -5,11 +5,16 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httputil"
+	"net/textproto"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/sluice-lb/sluice/internal/lb"
 )
@@ -30,10 +35,18 @@ func (b *buffers) Get() []byte {
 
 func (b *buffers) Put(p []byte) { b.pool.Put((*[copyBuffer]byte)(p)) }
 
-// newForwarder returns what sends a location's requests to its upstream.
-func newForwarder(l *lb.Location, u *upstream, b *buffers, log *slog.Logger) http.Handler {
-	request, answer := newChanges(l.RequestHeaders), newChanges(l.ResponseHeaders)
-	return &httputil.ReverseProxy{
+// A forwarder sends the requests of a location to its upstream.
+type forwarder struct {
+	location        *lb.Location
+	upstream        *upstream
+	buffers         *buffers
+	request, answer *changes
+	upgrades        *httputil.ReverseProxy // what asks for another protocol
+}
+
+func newForwarder(l *lb.Location, u *upstream, b *buffers, log *slog.Logger) *forwarder {
+	f := &forwarder{location: l, upstream: u, buffers: b, request: newChanges(l.RequestHeaders), answer: newChanges(l.ResponseHeaders)}
+	f.upgrades = &httputil.ReverseProxy{
 		Transport:  u,
 		BufferPool: b,
 		ErrorLog:   slog.NewLogLogger(log.Handler(), slog.LevelDebug),
@@ -43,30 +56,202 @@ func newForwarder(l *lb.Location, u *upstream, b *buffers, log *slog.Logger) htt
 			r.Out.URL = target(l, r.In.URL, x.path)
 			dropUnderscores(r.Out.Header)
 			r.Out.Header.Del("Expect") // the body is asked for when it is read
-			x.tellForwarded(r.Out.Header)
-			if h := x.world.config.RequestID; h != "" {
-				r.Out.Header.Set(h, x.id)
-			}
-			request.apply(r.Out.Header, x)
+			f.tell(r.Out.Header, x)
 		},
 		ModifyResponse: func(r *http.Response) error {
-			x := exchangeOf(r.Request.Context())
-			if r.StatusCode == http.StatusSwitchingProtocols {
-				return nil
+			if r.StatusCode != http.StatusSwitchingProtocols {
+				f.change(r, exchangeOf(r.Request.Context()))
 			}
-			if l.InterceptErrors {
-				if p := errorPage(l.ErrorPages, r.StatusCode); p != nil {
-					replace(r, p, x.request.Method)
-				}
-			}
-			answer.apply(r.Header, x)
 			return nil
 		},
-		ErrorHandler: func(_ http.ResponseWriter, r *http.Request, err error) {
-			x := exchangeOf(r.Context())
-			x.err = err
-			x.fail(x.statusOf(err))
-		},
+		ErrorHandler: func(_ http.ResponseWriter, r *http.Request, err error) { exchangeOf(r.Context()).failBy(err) },
+	}
+	return f
+}
+
+// serve has a server answer the request.
+func (f *forwarder) serve(x *exchange) {
+	r := onlyWebSocket(x.request)
+	if _, x.upgrade = r.Header["Upgrade"]; x.upgrade {
+		f.upgrades.ServeHTTP(x.writer, r.WithContext(withExchange(r.Context(), x)))
+		return
+	}
+	x.out = http.Request{
+		Method: r.Method, URL: target(f.location, r.URL, x.path), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: headers.Get().(http.Header), Host: r.Host, Body: http.NoBody,
+	}
+	endToEnd(x.out.Header, r.Header)
+	f.tell(x.out.Header, x)
+	f.exchange(x)
+	if !x.full { // it may have not done with it yet
+		clear(x.out.Header)
+		headers.Put(x.out.Header)
+	}
+}
+
+// headers has the memory of headers that are sent.
+var headers = sync.Pool{New: func() any { return http.Header{} }}
+
+// exchange sends the request that is ready, and the answer to the client.
+func (f *forwarder) exchange(x *exchange) {
+	res, err := f.upstream.roundTrip(&x.out, x)
+	if err != nil {
+		x.failBy(err)
+		return
+	}
+	defer res.Body.Close()
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		x.failBy(errSwitched)
+		return
+	}
+	removeHopByHop(res.Header)
+	f.change(res, x)
+	f.giveAnswer(res, x)
+}
+
+// tell tells a server what it is to know beside what the client says.
+func (f *forwarder) tell(out http.Header, x *exchange) {
+	x.tellForwarded(out)
+	if h := x.world.config.RequestID; h != "" {
+		out.Set(h, x.id)
+	}
+	f.request.apply(out, x)
+}
+
+// change makes an answer what the location wants it to be.
+func (f *forwarder) change(r *http.Response, x *exchange) {
+	if f.location.InterceptErrors {
+		if p := errorPage(f.location.ErrorPages, r.StatusCode); p != nil {
+			replace(r, p, x.request.Method)
+		}
+	}
+	f.answer.apply(r.Header, x)
+}
+
+// giveAnswer sends the client an answer. One that breaks off does not end as a whole one.
+func (f *forwarder) giveAnswer(res *http.Response, x *exchange) {
+	h := x.writer.Header()
+	maps.Copy(h, res.Header)
+	announced := len(res.Trailer)
+	if announced > 0 {
+		h["Trailer"] = []string{strings.Join(slices.Sorted(maps.Keys(res.Trailer)), ", ")}
+	}
+	x.writer.WriteHeader(res.StatusCode)
+	if err := f.copy(res, x); err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	if len(res.Trailer) == 0 {
+		return
+	}
+	_ = x.writer.FlushError() // or net/http may find out a length, and there are no chunks; an error ends the connection
+	prefix := ""
+	if len(res.Trailer) > announced {
+		prefix = http.TrailerPrefix
+	}
+	for name, values := range res.Trailer {
+		h[prefix+name] = append(h[prefix+name], values...)
+	}
+}
+
+// copy copies the body of an answer. What comes piece by piece goes on piece by piece: of
+// an unknown length, and events.
+func (f *forwarder) copy(res *http.Response, x *exchange) error {
+	streams := res.ContentLength < 0 || isEventStream(res.Header)
+	buffer := f.buffers.Get()
+	defer f.buffers.Put(buffer)
+	pending := true // something waits to be sent, the head at the least
+	for {
+		if streams && pending && !allThere(res.Body) {
+			if err := x.writer.FlushError(); err != nil {
+				return err
+			}
+			pending = false
+		}
+		n, err := res.Body.Read(buffer)
+		if n > 0 {
+			if _, err := x.writer.Write(buffer[:n]); err != nil {
+				return err
+			}
+			pending = true
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// allThere tells whether the rest of a body has come, and reading it waits for nobody.
+func allThere(body io.Reader) bool {
+	b, ok := body.(*answerBody)
+	if !ok {
+		return false
+	}
+	e, ok := b.ReadCloser.(*plainExchange)
+	return ok && e.allThere()
+}
+
+// isEventStream tells whether an answer is one of server-sent events.
+func isEventStream(h http.Header) bool {
+	for _, kind := range h["Content-Type"] {
+		kind, _, _ = strings.Cut(kind, ";")
+		return strings.EqualFold(strings.TrimSpace(kind), "text/event-stream")
+	}
+	return false
+}
+
+// failBy answers a request of which nothing has become.
+func (x *exchange) failBy(err error) {
+	x.err = err
+	x.fail(x.statusOf(err))
+}
+
+// endToEnd adds what of a request's header goes on to a server: not what is about the
+// connection, nor what a server may take for something else. The values are shared.
+func endToEnd(out, in http.Header) {
+	for name, values := range in {
+		if !ofConnection(name) && name != "Expect" && strings.IndexByte(name, '_') < 0 { // the body is asked for when it is read
+			out[name] = values
+		}
+	}
+	removeNamed(out, in["Connection"])
+	for _, v := range in["Te"] {
+		if httpguts.HeaderValuesContainsToken([]string{v}, "trailers") {
+			out["Te"] = []string{"trailers"}
+		}
+	}
+}
+
+// ofConnection tells whether a header is about the connection that it comes by (RFC 9110,
+// section 7.6.1).
+func ofConnection(name string) bool {
+	switch name {
+	case "Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
+		return true
+	}
+	return false
+}
+
+// removeHopByHop removes what is about the connection that a message has come by.
+func removeHopByHop(h http.Header) {
+	removeNamed(h, h["Connection"])
+	for name := range h {
+		if ofConnection(name) {
+			delete(h, name)
+		}
+	}
+}
+
+// removeNamed removes the headers that "Connection" names.
+func removeNamed(h http.Header, connection []string) {
+	for _, line := range connection {
+		for name := range strings.SplitSeq(line, ",") {
+			if name = textproto.TrimString(name); name != "" {
+				h.Del(name)
+			}
+		}
 	}
 }
 
@@ -76,7 +261,7 @@ func (x *exchange) statusOf(err error) int {
 	case bodyError != nil:
 		x.err = bodyError
 		return statusOf(bodyError)
-	case x.request.Context().Err() != nil && errors.Is(x.request.Context().Err(), context.Canceled):
+	case errors.Is(x.clientGone(), context.Canceled):
 		return statusClientGone
 	case timedOut(err):
 		return http.StatusGatewayTimeout

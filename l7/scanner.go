@@ -91,6 +91,20 @@ func (s *scanner) scan(p []byte) (good int, wrong bool) {
 				s.at = chunkDataCR
 			}
 			continue
+		case requestLine:
+			// The target: what may stand in it is skipped at once.
+			if n := targetIn(p[i:]); s.spaces == 1 && n > 0 {
+				s.more(n)
+				i += n - 1
+				continue
+			}
+		case headerName:
+			if n := tokenIn(p[i:]); n > 0 {
+				s.name = append(s.name, p[i:i+min(n, mostName-len(s.name))]...)
+				s.more(n)
+				i += n - 1
+				continue
+			}
 		case headerValue:
 			// Most bytes are here: what does not matter is skipped at once.
 			if !s.matters {
@@ -120,6 +134,26 @@ func (s *scanner) more(n int) bool {
 	s.count += n
 	s.tooLong = s.count > s.maxHead
 	return s.tooLong
+}
+
+// targetIn tells how many of the first bytes may stand in a target.
+func targetIn(p []byte) int {
+	for i, c := range p {
+		if c <= ' ' || c == 0x7f {
+			return i
+		}
+	}
+	return len(p)
+}
+
+// tokenIn tells how many of the first bytes may stand in a token.
+func tokenIn(p []byte) int {
+	for i, c := range p {
+		if !tokens[c] {
+			return i
+		}
+	}
+	return len(p)
 }
 
 // invalidValue finds a byte that a header's value must not have.
@@ -386,10 +420,18 @@ func hexDigit(c byte) (uint64, bool) {
 
 // isToken tells whether a byte may stand in a method or a header's name (RFC 9110,
 // section 5.6.2).
-func isToken(c byte) bool {
-	switch {
-	case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
-		return true
+func isToken(c byte) bool { return tokens[c] }
+
+// tokens are the bytes that isToken is true for.
+var tokens = func() (all [256]bool) {
+	for c := range all {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+			all[c] = true
+		}
 	}
-	return strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0
-}
+	for _, c := range []byte("!#$%&'*+-.^_`|~") {
+		all[c] = true
+	}
+	return all
+}()
