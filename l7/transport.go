@@ -23,7 +23,7 @@ const (
 	// maxAnswerHead bounds the head of a server's answer, in bytes.
 	maxAnswerHead = 256 << 10
 	// copyBuffer is what is read of an answer at once, in bytes.
-	copyBuffer = 32 << 10
+	copyBuffer = 64 << 10
 )
 
 // A transport is the connections to the servers of an upstream.
