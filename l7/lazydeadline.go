@@ -41,7 +41,7 @@ func (c *lazyConn) SetReadDeadline(t time.Time) error {
 
 // SetDeadline sets the deadlines for reads and writes.
 func (c *lazyConn) SetDeadline(t time.Time) error {
-	return errors.Join(c.SetReadDeadline(t), c.Conn.SetWriteDeadline(t))
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
 }
 
 // apply sets the deadline that is wanted, if what is set would come too late, or breaks

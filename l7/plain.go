@@ -194,5 +194,5 @@ func newPlainConn(c net.Conn, server string, timeout time.Duration) *plainConn {
 	return p
 }
 
-// tooLong is the error of an answer whose head does not end.
-var tooLong = fmt.Errorf("the head of the answer is longer than %d bytes", maxAnswerHead)
+// errLongHead is the error of an answer whose head does not end.
+var errLongHead = fmt.Errorf("the head of the answer is longer than %d bytes", maxAnswerHead)

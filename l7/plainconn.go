@@ -36,7 +36,7 @@ type plainConn struct {
 // Read reads what comes from the server, in the time that it has for it.
 func (c *plainConn) Read(p []byte) (int, error) {
 	if c.left == 0 {
-		return 0, tooLong
+		return 0, errLongHead
 	}
 	if c.left > 0 && len(p) > c.left {
 		p = p[:c.left]
