@@ -188,7 +188,7 @@ func newPlainConn(c net.Conn, server string, timeout time.Duration) *plainConn {
 	p.reader.Reset(p)
 	if s, ok := c.(syscall.Conn); ok {
 		if raw, err := s.SyscallConn(); err == nil {
-			p.raw, p.poll = raw, p.look
+			p.raw, p.look = raw, p.lookAt
 		}
 	}
 	return p

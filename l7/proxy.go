@@ -65,8 +65,8 @@ func New(o Options) *Proxy {
 // none of the machine's. The garbage collector counts it, and so lets at least as
 // much garbage come together before it collects. A request makes some kilobytes of
 // it; without ballast a busy proxy would collect many times a second for a heap of a few
-// megabytes.
-const ballastSize = 64 << 20
+// megabytes. So the heap may be so much larger than it needs to be.
+const ballastSize = 32 << 20
 
 // errClosed is the error of a proxy that was closed.
 var errClosed = errors.New("the proxy is closed")
