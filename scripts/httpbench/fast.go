@@ -23,7 +23,7 @@ import (
 const (
 	// fastEvery is the time from an answer to the fast client's next request.
 	fastEvery = 2 * time.Millisecond
-	// fastRounds are before the slow clients, and beside them.
+	// fastRounds are before the slow clients, beside them, and after them.
 	fastRounds = 3
 )
 
@@ -38,7 +38,8 @@ func (b *bench) measureCrowds(ctx context.Context, f *figures) error {
 	return nil
 }
 
-// measureSlow has a fast client ask before there are slow ones, and beside them.
+// measureSlow has a fast client ask before there are slow ones, beside them, and when they
+// have gone: whatever else goes on is in the way of both.
 func (b *bench) measureSlow(ctx context.Context, f *figures) error {
 	p := b.proxies[0]
 	ask := func(name string) error {
@@ -59,6 +60,9 @@ func (b *bench) measureSlow(ctx context.Context, f *figures) error {
 		return err
 	}
 	if err := errors.Join(ask("p99"), c.end()); err != nil {
+		return err
+	}
+	if err := ask("none.p99"); err != nil {
 		return err
 	}
 	f.add("http.slow_clients.p99.ratio", "x", median(f.values["http.slow_clients.p99_ms"])/median(f.values["http.slow_clients.none.p99_ms"]))
