@@ -104,13 +104,6 @@ func TestWhatWrkSays(t *testing.T) {
 
 // A process's time is that of its children, too.
 func TestProcessorTime(t *testing.T) {
-	got, err := parseStat([]byte("7 (a b) c) S 1 7 7 0 -1 4194560 1 2 3 4 150 25 9 9 20 0 1 0 5 6 7"))
-	if err != nil || got != 1750*time.Millisecond {
-		t.Errorf("got %v, %v, want 1.75s", got, err)
-	}
-	if _, err := parseStat([]byte("7 (a) S 1")); err == nil {
-		t.Error("a line that is cut off is taken")
-	}
 	cmd := exec.Command("sh", "-c", "while :; do :; done & wait")
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -119,6 +112,9 @@ func TestProcessorTime(t *testing.T) {
 	defer in.Close()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
+	}
+	if _, err := cpuTime(-1); err == nil {
+		t.Error("a process that there is not has a time")
 	}
 	children := func() []byte {
 		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))
@@ -133,7 +129,7 @@ func TestProcessorTime(t *testing.T) {
 	}()
 	testenv.Eventually(t, time.Minute, "the time of a child", func() (bool, error) {
 		used, err := cpuTime(cmd.Process.Pid)
-		return used >= 5*tick, err
+		return used >= 50*time.Millisecond, err
 	})
 }
 
