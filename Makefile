@@ -8,7 +8,7 @@ GO ?= go
 GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 PREFIX ?= /usr/local
 
-.PHONY: build install generate check-generated demo lab lab-down test test-unprivileged bench bench-sync bench-failover soak test-kernels lint fuzz interop clean
+.PHONY: build install generate check-generated demo lab lab-down test test-unprivileged bench bench-sync bench-failover bench-http soak test-kernels lint fuzz interop clean
 
 build:
 	$(GO) build -o bin/sluice ./cmd/sluice
@@ -46,12 +46,13 @@ test:
 	scripts/setup test
 	SLUICE_REQUIRE_ROOT=$$(test "$$(id -u)" = 0 && echo 1) $(GO) test -race -p 1 -timeout 40m ./...
 
-# The data plane, then state synchronisation, then failover.
+# The data plane, then state synchronisation, failover and the HTTP proxy.
 bench:
 	scripts/setup bench
 	$(GO) test ./loader -run '^Test(Veth)?Figures$$' -count 1 -v -figures | grep -E '^(figure:|---|FAIL|ok|panic)'
 	$(MAKE) --no-print-directory bench-sync
 	$(MAKE) --no-print-directory bench-failover
+	$(MAKE) --no-print-directory bench-http
 
 # A million connections on their way to another node: some two minutes.
 bench-sync:
@@ -63,6 +64,13 @@ bench-failover:
 	scripts/setup bench
 	$(GO) build -o bin/sluice ./cmd/sluice
 	$(GO) run ./scripts/failover
+
+# What a request costs in the HTTP proxy, beside nginx and haproxy: some four minutes.
+bench-http:
+	scripts/setup bench
+	$(GO) build -o bin/sluice ./cmd/sluice
+	$(GO) build -o bin/httpbench ./scripts/httpbench
+	bin/httpbench
 
 # That nobody takes over from a node that is at work, on a machine that is busy beyond
 # reason: SOAK of each configuration.

@@ -15,10 +15,12 @@ import (
 )
 
 const (
-	// logBacklog is how many lines wait for the disk before more are dropped.
-	logBacklog = 8192
-	// logBatch is what is written at once, in bytes, where so much waits.
+	// logBacklog is what waits for the disk before more is dropped, in bytes.
+	logBacklog = 2 << 20
+	// logBatch is what is written at once, in bytes, without waiting for more.
 	logBatch = 64 << 10
+	// logDelay is how long a line waits for others, to be written with them.
+	logDelay = 100 * time.Millisecond
 	// lookForRotation is how often a log looks whether its file is another one now.
 	lookForRotation = time.Second
 )
@@ -27,18 +29,21 @@ const (
 // request never waits for the disk. What the disk does not take in time is dropped, and
 // counted.
 type accessLog struct {
-	config lb.AccessLog
-	log    *slog.Logger
-	lines  chan *[]byte
-	quit   chan struct{}
-	done   chan struct{}
+	config     lb.AccessLog
+	log        *slog.Logger
+	backlog    int           // see logBacklog
+	some, much chan struct{} // lines wait; so many that they are to be written now
+	quit       chan struct{}
+	done       chan struct{}
 
 	dropped atomic.Uint64
 	mu      sync.Mutex
+	waiting []byte // lines
+	count   uint64 // of them
 	problem string
 }
 
-// linePool has the memory of lines that are written.
+// linePool has the memory of lines that are made.
 var linePool = sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }}
 
 // openAccessLog opens a log. It fails where the file cannot be opened now; what happens
@@ -48,7 +53,10 @@ func openAccessLog(config lb.AccessLog, log *slog.Logger) (*accessLog, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the access log: %w", err)
 	}
-	l := &accessLog{config: config, log: log, lines: make(chan *[]byte, logBacklog), quit: make(chan struct{}), done: make(chan struct{})}
+	l := &accessLog{
+		config: config, log: log, backlog: logBacklog,
+		some: make(chan struct{}, 1), much: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}),
+	}
 	go l.run(f)
 	return l, nil
 }
@@ -57,23 +65,43 @@ func openLogFile(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o640) // not to wait for who reads a pipe
 }
 
-// put has a line written about a request. It waits for nothing.
+// put has a line written about a request that is over now. It waits for nothing.
 func (l *accessLog) put(x *exchange, status int, took time.Duration) {
-	if len(l.lines) == cap(l.lines) {
+	line := linePool.Get().(*[]byte)
+	if now := x.began.Add(took); l.config.Format == lb.LogJSON {
+		*line = appendJSON((*line)[:0], x, status, took, now)
+	} else {
+		*line = appendCombined((*line)[:0], x, status, now)
+	}
+	l.add(*line)
+	linePool.Put(line)
+}
+
+// add has a line wait for its turn.
+func (l *accessLog) add(line []byte) {
+	l.mu.Lock()
+	before := len(l.waiting)
+	if before+len(line) > l.backlog {
+		l.mu.Unlock()
 		l.dropped.Add(1)
 		return
 	}
-	line := linePool.Get().(*[]byte)
-	if l.config.Format == lb.LogJSON {
-		*line = appendJSON((*line)[:0], x, status, took)
-	} else {
-		*line = appendCombined((*line)[:0], x, status)
+	l.waiting = append(l.waiting, line...)
+	l.count++
+	l.mu.Unlock()
+	switch {
+	case before == 0:
+		wake(l.some)
+	case before+len(line) >= logBatch:
+		wake(l.much)
 	}
+}
+
+// wake wakes up who waits for c, now or the next time.
+func wake(c chan struct{}) {
 	select {
-	case l.lines <- line:
+	case c <- struct{}{}:
 	default:
-		l.dropped.Add(1)
-		linePool.Put(line)
 	}
 }
 
@@ -82,22 +110,18 @@ func (l *accessLog) run(f *os.File) {
 	defer close(l.done)
 	ticker := time.NewTicker(lookForRotation)
 	defer ticker.Stop()
+	var spare []byte // memory for the lines that come next
 	for {
 		select {
-		case line := <-l.lines:
-			l.write(f, line)
+		case <-l.some:
+			l.gather()
+			spare = l.write(f, spare)
+		case <-l.much:
+			spare = l.write(f, spare)
 		case <-ticker.C:
 			f = l.follow(f)
 		case <-l.quit:
-			for {
-				select {
-				case line := <-l.lines:
-					l.write(f, line)
-					continue
-				default:
-				}
-				break
-			}
+			l.write(f, spare)
 			if f != nil {
 				f.Close()
 			}
@@ -106,20 +130,26 @@ func (l *accessLog) run(f *os.File) {
 	}
 }
 
-// write writes a line, and those that wait behind it.
-func (l *accessLog) write(f *os.File, first *[]byte) {
-	lines := uint64(1)
-	batch := *first
-	for len(batch) < logBatch {
-		select {
-		case more := <-l.lines:
-			batch = append(batch, *more...)
-			linePool.Put(more)
-			lines++
-			continue
-		default:
-		}
-		break
+// gather waits for more lines behind the first one.
+func (l *accessLog) gather() {
+	late := time.NewTimer(logDelay)
+	defer late.Stop()
+	select {
+	case <-l.much:
+	case <-late.C:
+	case <-l.quit:
+	}
+}
+
+// write writes the lines that wait, has others wait in spare, and returns the memory of
+// those that it has written.
+func (l *accessLog) write(f *os.File, spare []byte) []byte {
+	l.mu.Lock()
+	batch, lines := l.waiting, l.count
+	l.waiting, l.count = spare[:0], 0
+	l.mu.Unlock()
+	if lines == 0 {
+		return batch
 	}
 	err := errors.New("the file is gone")
 	if f != nil {
@@ -129,10 +159,10 @@ func (l *accessLog) write(f *os.File, first *[]byte) {
 		l.dropped.Add(lines)
 	}
 	l.setProblem(err)
-	if cap(batch) <= logBatch {
-		*first = batch[:0]
-		linePool.Put(first)
+	if cap(batch) > 4*logBatch {
+		return nil
 	}
+	return batch
 }
 
 // follow opens the file anew where a rotation has put another one in its place, or

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/textproto"
 	"os"
 	"slices"
 	"sync"
@@ -22,10 +23,14 @@ var (
 	errTimeout  = errors.New("the server takes too long")
 )
 
-// RoundTrip sends a request to a server of the upstream and, where that does not
-// work and the request may be repeated, to others: none of them has it twice.
+// RoundTrip is roundTrip for net/http.
 func (u *upstream) RoundTrip(out *http.Request) (*http.Response, error) {
-	x := exchangeOf(out.Context())
+	return u.roundTrip(out, exchangeOf(out.Context()))
+}
+
+// roundTrip sends a request to a server of the upstream and, where that does not
+// work and the request may be repeated, to others: none of them has it twice.
+func (u *upstream) roundTrip(out *http.Request, x *exchange) (*http.Response, error) {
 	g := u.now.Load()
 	u.requests.Add(1)
 	c := choice{client: x.client.Addr()}
@@ -42,14 +47,14 @@ func (u *upstream) RoundTrip(out *http.Request) (*http.Response, error) {
 		return nil, errNoServer
 	}
 	for {
-		a := &attempt{upstream: u, generation: g, server: s}
-		x.attempts = append(x.attempts, a)
+		a := x.attempt()
+		a.upstream, a.generation, a.server = u, g, s
 		a.send(out, x)
 		if !a.failed() {
 			u.judge(g, s, false, time.Now())
 			return a.response, nil
 		}
-		if a.err != nil && (out.Context().Err() != nil || x.bodyFailure() != nil) {
+		if a.err != nil && (x.clientGone() != nil || x.bodyFailure() != nil) {
 			a.end() // it is the client's doing
 			return nil, a.err
 		}
@@ -78,6 +83,18 @@ func (u *upstream) RoundTrip(out *http.Request) (*http.Response, error) {
 	}
 }
 
+// attempt returns a new one.
+func (x *exchange) attempt() *attempt {
+	if x.attempts == nil {
+		x.list[0] = &x.first
+		x.attempts = x.list[:]
+		return &x.first
+	}
+	a := &attempt{}
+	x.attempts = append(x.attempts, a)
+	return a
+}
+
 // An attempt is a request that one server has.
 type attempt struct {
 	upstream   *upstream
@@ -92,21 +109,37 @@ type attempt struct {
 	asked    atomic.Bool // a connection was asked for
 	response *http.Response
 	err      error
-	cancel   context.CancelFunc
+	cancel   context.CancelFunc // nil: the transport is told by the body's Close
 	over     sync.Once
+
+	mu      sync.Mutex
+	settled bool // interim answers come too late
+
+	plain plainExchange // of a plainTransport
+	body  answerBody
 }
 
 // send sends the request and waits for the head of the answer.
 func (a *attempt) send(out *http.Request, x *exchange) {
 	config := a.generation.config
 	a.began = time.Now()
-	ctx, cancel := context.WithCancel(out.Context())
-	a.cancel = cancel
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { a.sent.Store(true) }, GetConn: func(string) { a.asked.Store(true) }})
-	r := out.WithContext(ctx)
-	url := *out.URL
-	url.Scheme, url.Host = scheme(config), a.server.text
-	r.URL = &url
+	plain := a.generation.transport.plain
+	if x.upgrade {
+		plain = nil
+	}
+	r := out
+	switch {
+	case plain == nil:
+		x.full = true
+		ctx := withExchange(x.request.Context(), x)
+		if x.upgrade {
+			ctx = out.Context() // net/http's proxy has put more into it
+		}
+		r = a.forFull(ctx, out, x)
+	case len(x.attempts) > 1: // the one before may not have done with out yet
+		again := *out
+		r = &again
+	}
 	switch config.Host {
 	case lb.HostClient:
 	case lb.HostUpstream:
@@ -115,13 +148,50 @@ func (a *attempt) send(out *http.Request, x *exchange) {
 		r.Host = config.Host
 	}
 	x.giveBody(r)
-	a.response, a.err = a.generation.transport.RoundTrip(r)
+	if plain != nil {
+		a.response, a.err = plain.roundTrip(r, a, x)
+	} else {
+		a.response, a.err = a.generation.transport.full.RoundTrip(r)
+		a.settle()
+	}
 	a.took = time.Since(a.began)
 	if a.err != nil {
 		return
 	}
 	a.status = a.response.StatusCode
 	a.response.Body = a.watch(a.response)
+}
+
+// forFull makes a request one for net/http's transport.
+func (a *attempt) forFull(ctx context.Context, out *http.Request, x *exchange) *http.Request {
+	ctx, a.cancel = context.WithCancel(ctx)
+	trace := &httptrace.ClientTrace{WroteHeaders: func() { a.sent.Store(true) }, GetConn: func(string) { a.asked.Store(true) }}
+	if !x.upgrade {
+		trace.Got1xxResponse = func(status int, h textproto.MIMEHeader) error {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			if !a.settled {
+				x.interim(status, http.Header(h))
+			}
+			return nil
+		}
+	}
+	r := out.WithContext(httptrace.WithClientTrace(ctx, trace))
+	if _, ok := r.Header["User-Agent"]; !ok {
+		r.Header["User-Agent"] = []string{""} // or net/http would say what it is
+	}
+	url := *out.URL
+	url.Scheme, url.Host = scheme(a.generation.config), a.server.text
+	r.URL = &url
+	return r
+}
+
+// settle has interim answers that are still on their way be dropped: the final one has
+// come, or there is none.
+func (a *attempt) settle() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.settled = true
 }
 
 // failed tells whether another server should have the request.
@@ -176,7 +246,9 @@ func (a *attempt) drop() {
 // end lets go of the server.
 func (a *attempt) end() {
 	a.over.Do(func() {
-		a.cancel()
+		if a.cancel != nil {
+			a.cancel()
+		}
 		a.upstream.release(a.server)
 	})
 }
@@ -186,11 +258,14 @@ func (a *attempt) watch(r *http.Response) io.ReadCloser {
 	if rw, ok := r.Body.(io.ReadWriteCloser); ok && r.StatusCode == http.StatusSwitchingProtocols {
 		return &upgraded{rw, a}
 	}
-	b := &answerBody{ReadCloser: r.Body, attempt: a, timeout: a.generation.config.ReadTimeout}
-	b.timer = time.AfterFunc(b.timeout, func() {
-		b.late.Store(true)
-		a.cancel()
-	})
+	b := &a.body
+	b.ReadCloser, b.attempt, b.timeout = r.Body, a, a.generation.config.ReadTimeout
+	if a.cancel != nil {
+		b.timer = time.AfterFunc(b.timeout, func() {
+			b.late.Store(true)
+			a.cancel()
+		})
+	}
 	return b
 }
 
@@ -200,16 +275,20 @@ type answerBody struct {
 	io.ReadCloser
 	attempt *attempt
 	timeout time.Duration
-	timer   *time.Timer
+	timer   *time.Timer // nil: the transport has one
 	late    atomic.Bool
 	judged  bool
 	once    sync.Once
 }
 
 func (b *answerBody) Read(p []byte) (int, error) {
-	b.timer.Reset(b.timeout)
+	if b.timer != nil {
+		b.timer.Reset(b.timeout)
+	}
 	n, err := b.ReadCloser.Read(p)
-	b.timer.Stop() // how long the client takes is not the server's fault
+	if b.timer != nil {
+		b.timer.Stop() // how long the client takes is not the server's fault
+	}
 	b.attempt.server.bytes.Add(uint64(n))
 	if err != nil && err != io.EOF && !b.judged {
 		b.judged = true
@@ -226,7 +305,9 @@ func (b *answerBody) Read(p []byte) (int, error) {
 func (b *answerBody) Close() error {
 	var err error
 	b.once.Do(func() {
-		b.timer.Stop()
+		if b.timer != nil {
+			b.timer.Stop()
+		}
 		err = b.ReadCloser.Close()
 		b.attempt.end()
 	})

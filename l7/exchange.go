@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -29,11 +30,21 @@ type exchange struct {
 	path    string         // normalized
 	id      string         // "": requests have none
 
+	upgrade  bool        // it asks for another protocol
 	incoming *clientBody // nil: there is no body
 	trailers []string    // names of those that are sent on
 	body     *requestBody
 	attempts []*attempt
-	err      error // why there is no answer of a server
+	gone     atomic.Bool // the client has, as its connection tells
+	full     bool        // net/http's transport has had the request
+	err      error       // why there is no answer of a server
+
+	// What every exchange has, or nearly every one: it is made at once.
+	answerer response
+	noBody   requestBody
+	out      http.Request
+	first    attempt
+	list     [1]*attempt
 }
 
 type exchangeKey struct{}

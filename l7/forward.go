@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httputil"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,10 +32,18 @@ func (b *buffers) Get() []byte {
 
 func (b *buffers) Put(p []byte) { b.pool.Put((*[copyBuffer]byte)(p)) }
 
-// newForwarder returns what sends a location's requests to its upstream.
-func newForwarder(l *lb.Location, u *upstream, b *buffers, log *slog.Logger) http.Handler {
-	request, answer := newChanges(l.RequestHeaders), newChanges(l.ResponseHeaders)
-	return &httputil.ReverseProxy{
+// A forwarder sends the requests of a location to its upstream.
+type forwarder struct {
+	location        *lb.Location
+	upstream        *upstream
+	buffers         *buffers
+	request, answer *changes
+	upgrades        *httputil.ReverseProxy // what asks for another protocol
+}
+
+func newForwarder(l *lb.Location, u *upstream, b *buffers, log *slog.Logger) *forwarder {
+	f := &forwarder{location: l, upstream: u, buffers: b, request: newChanges(l.RequestHeaders), answer: newChanges(l.ResponseHeaders)}
+	f.upgrades = &httputil.ReverseProxy{
 		Transport:  u,
 		BufferPool: b,
 		ErrorLog:   slog.NewLogLogger(log.Handler(), slog.LevelDebug),
@@ -43,31 +53,156 @@ func newForwarder(l *lb.Location, u *upstream, b *buffers, log *slog.Logger) htt
 			r.Out.URL = target(l, r.In.URL, x.path)
 			dropUnderscores(r.Out.Header)
 			r.Out.Header.Del("Expect") // the body is asked for when it is read
-			x.tellForwarded(r.Out.Header)
-			if h := x.world.config.RequestID; h != "" {
-				r.Out.Header.Set(h, x.id)
-			}
-			request.apply(r.Out.Header, x)
+			f.tell(r.Out.Header, x)
 		},
 		ModifyResponse: func(r *http.Response) error {
-			x := exchangeOf(r.Request.Context())
-			if r.StatusCode == http.StatusSwitchingProtocols {
-				return nil
+			if r.StatusCode != http.StatusSwitchingProtocols {
+				f.change(r, exchangeOf(r.Request.Context()))
 			}
-			if l.InterceptErrors {
-				if p := errorPage(l.ErrorPages, r.StatusCode); p != nil {
-					replace(r, p, x.request.Method)
-				}
-			}
-			answer.apply(r.Header, x)
 			return nil
 		},
-		ErrorHandler: func(_ http.ResponseWriter, r *http.Request, err error) {
-			x := exchangeOf(r.Context())
-			x.err = err
-			x.fail(x.statusOf(err))
-		},
+		ErrorHandler: func(_ http.ResponseWriter, r *http.Request, err error) { exchangeOf(r.Context()).failBy(err) },
 	}
+	return f
+}
+
+// serve has a server answer the request.
+func (f *forwarder) serve(x *exchange) {
+	r := onlyWebSocket(x.request)
+	if _, x.upgrade = r.Header["Upgrade"]; x.upgrade {
+		f.upgrades.ServeHTTP(x.writer, r.WithContext(withExchange(r.Context(), x)))
+		return
+	}
+	x.out = http.Request{
+		Method: r.Method, URL: target(f.location, r.URL, x.path), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: headers.Get().(http.Header), Host: r.Host, Body: http.NoBody,
+	}
+	endToEnd(x.out.Header, r.Header)
+	f.tell(x.out.Header, x)
+	f.exchange(x)
+	if !x.full { // it may have not done with it yet
+		clear(x.out.Header)
+		headers.Put(x.out.Header)
+	}
+}
+
+// headers has the memory of headers that are sent.
+var headers = sync.Pool{New: func() any { return http.Header{} }}
+
+// exchange sends the request that is ready, and the answer to the client.
+func (f *forwarder) exchange(x *exchange) {
+	res, err := f.upstream.roundTrip(&x.out, x)
+	if err != nil {
+		x.failBy(err)
+		return
+	}
+	defer res.Body.Close()
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		x.failBy(errSwitched)
+		return
+	}
+	removeHopByHop(res.Header)
+	f.change(res, x)
+	f.giveAnswer(res, x)
+}
+
+// tell tells a server what it is to know beside what the client says.
+func (f *forwarder) tell(out http.Header, x *exchange) {
+	x.tellForwarded(out)
+	if h := x.world.config.RequestID; h != "" {
+		out.Set(h, x.id)
+	}
+	f.request.apply(out, x)
+}
+
+// change makes an answer what the location wants it to be.
+func (f *forwarder) change(r *http.Response, x *exchange) {
+	if f.location.InterceptErrors {
+		if p := errorPage(f.location.ErrorPages, r.StatusCode); p != nil {
+			replace(r, p, x.request.Method)
+		}
+	}
+	f.answer.apply(r.Header, x)
+}
+
+// giveAnswer sends the client an answer. One that breaks off does not end as a whole one.
+func (f *forwarder) giveAnswer(res *http.Response, x *exchange) {
+	h := x.writer.Header()
+	maps.Copy(h, res.Header)
+	announced := len(res.Trailer)
+	if announced > 0 {
+		h["Trailer"] = []string{strings.Join(slices.Sorted(maps.Keys(res.Trailer)), ", ")}
+	}
+	x.writer.WriteHeader(res.StatusCode)
+	if err := f.copy(res, x); err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	if len(res.Trailer) == 0 {
+		return
+	}
+	_ = x.writer.FlushError() // or net/http may find out a length, and there are no chunks; an error ends the connection
+	prefix := ""
+	if len(res.Trailer) > announced {
+		prefix = http.TrailerPrefix
+	}
+	for name, values := range res.Trailer {
+		h[prefix+name] = append(h[prefix+name], values...)
+	}
+}
+
+// copy copies the body of an answer. What comes piece by piece goes on piece by piece: of
+// an unknown length, and events.
+func (f *forwarder) copy(res *http.Response, x *exchange) error {
+	streams := res.ContentLength < 0 || isEventStream(res.Header)
+	buffer := f.buffers.Get()
+	defer f.buffers.Put(buffer)
+	pending := true // something waits to be sent, the head at the least
+	for {
+		if streams && pending && !allThere(res.Body) {
+			if err := x.writer.FlushError(); err != nil {
+				return err
+			}
+			pending = false
+		}
+		n, err := res.Body.Read(buffer)
+		if n > 0 {
+			if _, err := x.writer.Write(buffer[:n]); err != nil {
+				return err
+			}
+			pending = true
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// allThere tells whether the rest of a body has come, and reading it waits for nobody.
+func allThere(body io.Reader) bool {
+	b, ok := body.(*answerBody)
+	if !ok {
+		return false
+	}
+	e, ok := b.ReadCloser.(*plainExchange)
+	return ok && e.allThere()
+}
+
+// isEventStream tells whether an answer is one of server-sent events.
+func isEventStream(h http.Header) bool {
+	for _, kind := range h["Content-Type"] {
+		kind, _, _ = strings.Cut(kind, ";")
+		return strings.EqualFold(strings.TrimSpace(kind), "text/event-stream")
+	}
+	return false
+}
+
+// failBy answers a request of which nothing has become.
+func (x *exchange) failBy(err error) {
+	x.err = err
+	x.fail(x.statusOf(err))
 }
 
 // statusOf is what a client gets of whose request nothing has become.
@@ -76,22 +211,12 @@ func (x *exchange) statusOf(err error) int {
 	case bodyError != nil:
 		x.err = bodyError
 		return statusOf(bodyError)
-	case x.request.Context().Err() != nil && errors.Is(x.request.Context().Err(), context.Canceled):
+	case errors.Is(x.clientGone(), context.Canceled):
 		return statusClientGone
 	case timedOut(err):
 		return http.StatusGatewayTimeout
 	}
 	return http.StatusBadGateway
-}
-
-// dropUnderscores takes headers away whose names a server may take for others: CGI
-// makes X_Forwarded_For and X-Forwarded-For the same.
-func dropUnderscores(h http.Header) {
-	for name := range h {
-		if strings.IndexByte(name, '_') >= 0 {
-			delete(h, name)
-		}
-	}
 }
 
 // onlyWebSocket takes the wish for another protocol away, unless that is WebSocket: a
@@ -111,46 +236,6 @@ func onlyWebSocket(r *http.Request) *http.Request {
 	c.Header.Del("Upgrade")
 	c.Header.Del("Http2-Settings")
 	return &c
-}
-
-// changes are those of headers, ready to be made.
-type changes struct {
-	remove   []string
-	set, add []headerText
-}
-
-type headerText struct {
-	name string
-	text text
-}
-
-func newChanges(c lb.HeaderChanges) *changes {
-	texts := func(hs []lb.Header) (all []headerText) {
-		for _, h := range hs {
-			all = append(all, headerText{h.Name, newText(h.Value)})
-		}
-		return all
-	}
-	return &changes{c.Remove, texts(c.Set), texts(c.Add)}
-}
-
-// apply makes the changes. A value that came out empty is not sent, as in nginx.
-func (c *changes) apply(h http.Header, x *exchange) {
-	for _, name := range c.remove {
-		delete(h, name)
-	}
-	for _, t := range c.set {
-		if v := t.text.expand(x); v != "" {
-			h[t.name] = []string{v}
-		} else {
-			delete(h, t.name)
-		}
-	}
-	for _, t := range c.add {
-		if v := t.text.expand(x); v != "" {
-			h[t.name] = append(h[t.name], v)
-		}
-	}
 }
 
 // errorPage returns the page for a status; nil: there is none.

@@ -49,10 +49,11 @@ func parseHop(s string) (netip.AddrPort, bool) {
 // the peer is trusted, and is overwritten otherwise.
 func (x *exchange) tellForwarded(out http.Header) {
 	in := x.request.Header
-	peer := x.peer.Addr().String()
+	peer := x.conn.peerText
 	proto, host := x.scheme(), x.request.Host
-	chain, forwarded := peer, forwardedElement(x.peer.Addr(), host, proto)
+	chain, forwarded, client := peer, forwardedElement(x.peer.Addr(), peer, host, proto), peer
 	if x.trusted {
+		client = x.client.Addr().String()
 		if before := strings.Join(in["X-Forwarded-For"], ", "); before != "" {
 			chain = before + ", " + peer
 		}
@@ -66,11 +67,12 @@ func (x *exchange) tellForwarded(out http.Header) {
 			host = h
 		}
 	}
-	out["X-Forwarded-For"] = []string{chain}
-	out["X-Forwarded-Proto"] = []string{proto}
-	out["X-Forwarded-Host"] = []string{host}
-	out["Forwarded"] = []string{forwarded}
-	out["X-Real-Ip"] = []string{x.client.Addr().String()}
+	values := [...]string{chain, proto, host, forwarded, client} // at once
+	out["X-Forwarded-For"] = values[0:1:1]
+	out["X-Forwarded-Proto"] = values[1:2:2]
+	out["X-Forwarded-Host"] = values[2:3:3]
+	out["Forwarded"] = values[3:4:4]
+	out["X-Real-Ip"] = values[4:5:5]
 	delete(out, "X-Forwarded-Port") // nobody has checked it
 	if x.trusted {
 		if p := in["X-Forwarded-Port"]; p != nil {
@@ -80,16 +82,14 @@ func (x *exchange) tellForwarded(out http.Header) {
 }
 
 // forwardedElement is one hop in the words of RFC 7239.
-func forwardedElement(peer netip.Addr, host, proto string) string {
-	node := peer.String()
+func forwardedElement(peer netip.Addr, node, host, proto string) string {
 	if peer.Is6() {
 		node = `"[` + node + `]"`
 	}
-	e := "for=" + node
-	if host != "" && !strings.ContainsAny(host, `"\`) {
-		e += `;host="` + host + `"`
+	if host == "" || strings.ContainsAny(host, `"\`) {
+		return "for=" + node + ";proto=" + proto
 	}
-	return e + ";proto=" + proto
+	return "for=" + node + `;host="` + host + `";proto=` + proto
 }
 
 // nameRequest gives a request its id: a trusted proxy's, or one of our own.

@@ -3,6 +3,7 @@ package l7
 import (
 	"errors"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
@@ -30,18 +31,20 @@ const (
 // Reads are by one goroutine at a time.
 type framedConn struct {
 	net.Conn
-	sendTimeout time.Duration
+	sending deadline
 
 	scanner scanner
 	pending string // to be read before anything else
 	failed  bool   // nothing is read any more
 
-	mu  sync.Mutex
-	raw bool // it is no HTTP any more
+	mu      sync.Mutex
+	raw     bool           // it is no HTTP any more
+	over    bool           // nothing can be read any more
+	waiting *plainExchange // is told then; nil: nobody
 }
 
 func newFramedConn(c net.Conn, maxHead int, sendTimeout time.Duration) *framedConn {
-	return &framedConn{Conn: c, sendTimeout: sendTimeout, scanner: scanner{maxHead: maxHead}}
+	return &framedConn{Conn: &lazyConn{Conn: c}, sending: deadline{set: c.SetWriteDeadline, timeout: sendTimeout}, scanner: scanner{maxHead: maxHead}}
 }
 
 // release ends the look at what is read: the connection is that of an upgrade now.
@@ -59,6 +62,45 @@ func (c *framedConn) isRaw() bool {
 
 // Read reads what is right, and poison in the place of what is wrong.
 func (c *framedConn) Read(p []byte) (int, error) {
+	n, err := c.read(p)
+	if n == 0 && err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.ended()
+	}
+	return n, err
+}
+
+// wait has an exchange be told when the client has gone; false: it has. net/http, which
+// reads beside the handler to find that out, would tell by the request's context; that
+// is what HTTP/2 needs, and a dearer way.
+func (c *framedConn) wait(e *plainExchange) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.over {
+		c.waiting = e
+	}
+	return !c.over
+}
+
+// leave ends wait; false: the client has gone.
+func (c *framedConn) leave() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waiting = nil
+	return !c.over
+}
+
+// ended says that nothing can be read any more.
+func (c *framedConn) ended() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.over = true
+	if c.waiting != nil {
+		c.waiting.abandon()
+		c.waiting = nil
+	}
+}
+
+func (c *framedConn) read(p []byte) (int, error) {
 	if c.pending != "" {
 		n := copy(p, c.pending)
 		c.pending = c.pending[n:]
@@ -80,15 +122,15 @@ func (c *framedConn) Read(p []byte) (int, error) {
 		c.pending = bodyPoison
 	}
 	if good == 0 {
-		return c.Read(p)
+		return c.read(p)
 	}
 	return good, nil
 }
 
 // Write gives a client that does not read no more than sendTimeout for each piece.
 func (c *framedConn) Write(p []byte) (int, error) {
-	if c.sendTimeout > 0 && !c.isRaw() {
-		if err := c.SetWriteDeadline(time.Now().Add(c.sendTimeout)); err != nil {
+	if !c.isRaw() {
+		if err := c.sending.extend(); err != nil {
 			return 0, err
 		}
 	}

@@ -13,9 +13,10 @@ import (
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	conn := connectionOf(r.Context())
 	x := &exchange{
-		proxy: p, world: p.now.Load(), request: r, conn: conn, writer: &response{ResponseWriter: w, conn: conn},
+		proxy: p, world: p.now.Load(), request: r, conn: conn, answerer: response{ResponseWriter: w, conn: conn},
 		began: time.Now(), peer: conn.peer, local: conn.local, uri: r.RequestURI,
 	}
+	x.writer = &x.answerer
 	if r.ProtoMajor == 2 {
 		x.writer.send = x.world.config.Client.SendTimeout
 	}
@@ -179,11 +180,14 @@ func (x *exchange) forward() {
 		}
 	}
 	x.trailers = announcedTrailers(r)
-	var err error
-	if x.body, err = readAhead(x.incoming, r.ContentLength, limit); err != nil {
-		x.err = err
-		x.fail(statusOf(err))
-		return
+	x.body = &x.noBody
+	if x.incoming != nil {
+		var err error
+		if x.body, err = readAhead(x.incoming, r.ContentLength, limit); err != nil {
+			x.err = err
+			x.fail(statusOf(err))
+			return
+		}
 	}
 	defer x.body.close()
 	defer func() { // also of answers that nobody has closed
@@ -191,8 +195,7 @@ func (x *exchange) forward() {
 			a.end()
 		}
 	}()
-	r = onlyWebSocket(r)
-	x.location.proxy.ServeHTTP(x.writer, r.WithContext(withExchange(r.Context(), x)))
+	x.location.proxy.serve(x)
 }
 
 // isGRPC tells whether a request is a stream of messages in both directions, perhaps

@@ -99,6 +99,37 @@ func ends(frame http2.Frame) bool {
 	return reset || frame.Header().Flags.Has(http2.FlagDataEndStream) // the same bit in HEADERS
 }
 
+// A client that takes back a request, or whose connection ends, counts against no server,
+// and the server learns of it.
+func TestClientGoneOverHTTP2(t *testing.T) {
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		t.Run(method, func(t *testing.T) {
+			entered, left := make(chan struct{}), make(chan struct{})
+			at := freePort(t)
+			l := prefix("/", "u")
+			l.RequestBuffering = false
+			p := start(t, overHTTP2(t, at, func(_ http.ResponseWriter, r *http.Request) {
+				close(entered)
+				if _, err := io.Copy(io.Discard, r.Body); err == nil {
+					<-r.Context().Done()
+				}
+				close(left)
+			}, l))
+			f := dialHTTP2(t, at)
+			f.ask(t, 1, method)
+			<-entered
+			if err := f.WriteRSTStream(1, http2.ErrCodeCancel); err != nil {
+				t.Fatal(err)
+			}
+			<-left
+			testenv.Eventually(t, time.Minute, "the request is over", func() (bool, error) { return p.Status().Servers[0].InFlight == 0, nil })
+			if s := p.Status().Upstreams[0].Servers[0]; s.Failures != 0 || s.InFlight != 0 {
+				t.Errorf("the server: %+v", s)
+			}
+		})
+	}
+}
+
 // A lateEnd is a body that keeps its end for itself until it may tell.
 type lateEnd struct {
 	io.ReadCloser

@@ -29,6 +29,7 @@ type connection struct {
 	framed      *framedConn // nil: HTTP/2
 	tls         bool
 	peer, local netip.AddrPort
+	peerText    string // peer's address
 }
 
 type connectionKey struct{}
@@ -177,6 +178,8 @@ func connectionFor(c net.Conn) *connection {
 		switch t := c.(type) {
 		case *framedConn:
 			c = t.Conn
+		case *lazyConn:
+			c = t.Conn
 		case *tls.Conn:
 			c = t.NetConn()
 		case *carried:
@@ -212,6 +215,11 @@ func (l *listener) accept() {
 			}
 			wait = time.Millisecond
 			l.accepted.Add(1)
+			if routes := l.routes.Load(); routes.tls == nil && !routes.proxied { // nothing is to be read first
+				s := newSocket(c)
+				l.serveHTTP1(&carried{s, l.connection(s, routes, l.now.Load())})
+				continue
+			}
 			l.goroutines.Go(func() { l.begin(c) })
 		}
 	})
@@ -232,27 +240,45 @@ func (l *listener) begin(c net.Conn) {
 			return
 		}
 	}
-	conn := &connection{listener: l, servers: servers, tls: routes.tls != nil, peer: s.peer, local: s.local}
-	var nc net.Conn = &carried{s, conn}
-	if routes.tls != nil {
-		t := tls.Server(nc, routes.tls.config)
-		ctx, cancel := context.WithTimeout(context.Background(), servers.limits.HeaderTimeout)
-		err := t.HandshakeContext(ctx)
-		cancel()
-		if err != nil {
-			sayNoTLS(err)
-			l.refuse(c, err)
-			return
-		}
-		if t.ConnectionState().NegotiatedProtocol == "h2" {
-			servers.feed2.put(t)
-			return
-		}
-		nc = t
+	carrier := &carried{s, l.connection(s, routes, servers)}
+	if routes.tls == nil {
+		l.serveHTTP1(carrier)
+		return
 	}
+	l.beginTLS(carrier, routes, c)
+}
+
+// connection is what a client's connection is to its requests.
+func (l *listener) connection(s *socket, routes *routes, servers *servers) *connection {
+	return &connection{listener: l, servers: servers, tls: routes.tls != nil, peer: s.peer, local: s.local, peerText: s.peer.Addr().String()}
+}
+
+// serveHTTP1 has a connection served that speaks HTTP/1.
+func (l *listener) serveHTTP1(nc net.Conn) {
+	conn := connectionFor(nc)
+	limits := &conn.servers.limits
 	// Beyond what net/http reads of a head it answers with 431 by itself.
-	conn.framed = newFramedConn(nc, servers.limits.MaxHeader+8<<10, servers.limits.SendTimeout)
-	servers.feed1.put(conn.framed)
+	conn.framed = newFramedConn(nc, limits.MaxHeader+8<<10, limits.SendTimeout)
+	conn.servers.feed1.put(conn.framed)
+}
+
+// beginTLS has a connection with TLS served, of whichever version of HTTP.
+func (l *listener) beginTLS(carrier *carried, routes *routes, c net.Conn) {
+	servers := carrier.connection.servers
+	t := tls.Server(carrier, routes.tls.config)
+	ctx, cancel := context.WithTimeout(context.Background(), servers.limits.HeaderTimeout)
+	err := t.HandshakeContext(ctx)
+	cancel()
+	if err != nil {
+		sayNoTLS(err)
+		l.refuse(c, err)
+		return
+	}
+	if t.ConnectionState().NegotiatedProtocol == "h2" {
+		servers.feed2.put(t)
+		return
+	}
+	l.serveHTTP1(t)
 }
 
 // sayNoTLS tells a client that speaks plain HTTP where TLS is spoken.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -116,10 +117,23 @@ func TestServersDieUnderLoad(t *testing.T) {
 	t.Logf("%d requests, %d failures of servers that nobody saw", done.Load(), failures)
 }
 
-// Clients that send a byte now and then keep nobody else from an answer.
+// Clients that send a byte now and then keep nobody else from an answer. They have what a
+// connection needs, and nothing else: no connection to a server, no goroutine more.
 func TestManySlowClients(t *testing.T) {
-	at, _ := proxyTo(t, named2, nil)
-	for i := range 500 {
+	const clients, mostBytes, mostGoroutines = 500, 64 << 10, 2
+	var asked atomic.Int64
+	at, p := proxyTo(t, func(w http.ResponseWriter, r *http.Request) { asked.Add(1); named2(w, r) }, nil)
+	if status, _ := get(t, at, "a", "/"); status != 200 {
+		t.Fatalf("got %d", status)
+	}
+	memory := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapInuse + m.StackInuse
+	}
+	before, goroutines := memory(), runtime.NumGoroutine()
+	for i := range clients {
 		c, err := net.Dial("tcp", at.String())
 		if err != nil {
 			t.Fatal(err)
@@ -130,6 +144,22 @@ func TestManySlowClients(t *testing.T) {
 			half = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nhalf"
 		}
 		send(t, c, half)
+		send(t, c, "x")
+	}
+	testenv.Eventually(t, time.Minute, "the beginnings of all requests", func() (bool, error) {
+		s := p.Status()
+		return s.Servers[0].InFlight == clients/2 && s.Listeners[0].Accepted >= clients, nil
+	})
+	each := int64(memory()-before) / clients
+	t.Logf("%d bytes for each slow client, and %d goroutines in all", each, runtime.NumGoroutine()-goroutines)
+	if each > mostBytes {
+		t.Errorf("%d bytes for each slow client, want at most %d", each, mostBytes)
+	}
+	if n := runtime.NumGoroutine() - goroutines; n > mostGoroutines*clients {
+		t.Errorf("%d goroutines for %d slow clients, want at most %d each", n, clients, mostGoroutines)
+	}
+	if n := asked.Load(); n != 1 {
+		t.Errorf("the server has had %d requests, want the one that was whole", n)
 	}
 	for range 50 {
 		if status, body := get(t, at, "a", "/"); status != 200 || body != "ok" {

@@ -2,19 +2,40 @@ package l7
 
 import (
 	"strconv"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 )
 
+// A stamp is a second as logs write it.
+type stamp struct {
+	second int64
+	text   string
+}
+
+// lastStamp is the one that was written last: of many requests in a second it is worked
+// out once.
+var lastStamp atomic.Pointer[stamp]
+
+// stampOf is a time as nginx's format "combined" has it.
+func stampOf(now time.Time) string {
+	s := lastStamp.Load()
+	if s == nil || s.second != now.Unix() {
+		s = &stamp{now.Unix(), now.Format("02/Jan/2006:15:04:05 -0700")}
+		lastStamp.Store(s)
+	}
+	return s.text
+}
+
 // appendCombined writes a request as nginx's format "combined" does.
-func appendCombined(b []byte, x *exchange, status int) []byte {
+func appendCombined(b []byte, x *exchange, status int, now time.Time) []byte {
 	r := x.request
 	b = x.client.Addr().AppendTo(b)
 	b = append(b, " - "...)
 	user, _, _ := r.BasicAuth()
 	b = appendEscaped(b, user)
 	b = append(b, " ["...)
-	b = time.Now().AppendFormat(b, "02/Jan/2006:15:04:05 -0700")
+	b = append(b, stampOf(now)...)
 	b = append(b, `] "`...)
 	b = appendEscaped(b, r.Method)
 	b = append(b, ' ')
@@ -50,10 +71,10 @@ func appendEscaped(b []byte, s string) []byte {
 }
 
 // appendJSON writes a request as an object on one line.
-func appendJSON(b []byte, x *exchange, status int, took time.Duration) []byte {
+func appendJSON(b []byte, x *exchange, status int, took time.Duration, now time.Time) []byte {
 	r := x.request
 	b = append(b, `{"time":"`...)
-	b = time.Now().UTC().AppendFormat(b, time.RFC3339Nano)
+	b = now.UTC().AppendFormat(b, time.RFC3339Nano)
 	b = append(b, `","client":"`...)
 	b = x.client.Addr().AppendTo(b)
 	b = append(b, `","peer":"`...)

@@ -45,10 +45,9 @@ func normalize(path string) (string, bool) {
 	return "/" + strings.Join(out, "/"), true
 }
 
-// target is what a server is asked for: in's URL, changed as the location says. Path
-// is the normalized one. What no location changes goes on as it came.
+// target is what a server is asked for: in, or another URL where the location changes
+// it. Path is the normalized one. What no location changes goes on as it came.
 func target(l *lb.Location, in *url.URL, path string) *url.URL {
-	out := *in
 	changed := false
 	if l.StripPrefix {
 		path, changed = "/"+strings.TrimLeft(strings.TrimPrefix(path, l.Path), "/"), true
@@ -62,8 +61,10 @@ func target(l *lb.Location, in *url.URL, path string) *url.URL {
 		path, changed = "/"+strings.TrimLeft(rewritten, "/"), true
 		break
 	}
-	if changed {
-		out.Path, out.RawPath = path, ""
+	if !changed {
+		return in
 	}
+	out := *in
+	out.Path, out.RawPath = path, ""
 	return &out
 }

@@ -50,6 +50,7 @@ type Proxy struct {
 	closed    bool
 	upstreams map[string]*upstream // guarded by applying
 	old       []*servers           // of listeners or limits that were; the same
+	ballast   []byte               // see ballastSize
 	stats     statsBook
 }
 
@@ -59,6 +60,13 @@ func New(o Options) *Proxy {
 	p.now.Store(&world{config: &lb.HTTP{}})
 	return p
 }
+
+// ballastSize is memory, in bytes, that nobody uses, and that is never touched: so it is
+// none of the machine's. The garbage collector counts it, and so lets at least as
+// much garbage come together before it collects. A request makes some kilobytes of
+// it; without ballast a busy proxy would collect many times a second for a heap of a few
+// megabytes. So the heap may be so much larger than it needs to be.
+const ballastSize = 32 << 20
 
 // errClosed is the error of a proxy that was closed.
 var errClosed = errors.New("the proxy is closed")
@@ -81,6 +89,9 @@ func (p *Proxy) Apply(config lb.HTTP) error {
 		return err
 	}
 	c.commit()
+	if p.ballast == nil && len(config.Servers) > 0 {
+		p.ballast = make([]byte, ballastSize)
+	}
 	p.prune(time.Now())
 	p.refresh()
 	return nil

@@ -268,17 +268,21 @@ func named2(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "
 
 // A disk that hangs costs lines, not requests.
 func TestAccessLogNeverWaits(t *testing.T) {
-	l := &accessLog{lines: make(chan *[]byte, 2)} // nobody writes
 	r, err := http.NewRequest(http.MethodGet, "/", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	x := &exchange{request: r, writer: &response{}}
+	line := len(appendCombined(nil, x, 200, time.Now()))
+	l := &accessLog{backlog: 2*line + line/2} // nobody writes
 	for range 5 {
 		l.put(x, 200, 0)
 	}
 	if n := l.dropped.Load(); n != 3 {
 		t.Errorf("%d lines dropped of 5, with room for 2", n)
+	}
+	if l.count != 2 || len(l.waiting) != 2*line {
+		t.Errorf("%d lines of %d bytes wait, want 2 of %d", l.count, len(l.waiting), 2*line)
 	}
 }
 

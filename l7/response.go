@@ -2,6 +2,7 @@ package l7
 
 import (
 	"bufio"
+	"maps"
 	"net"
 	"net/http"
 	"strconv"
@@ -51,6 +52,15 @@ func (w *response) FlushError() error {
 	w.patience(w.send)
 	defer w.patience(0)
 	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+// interim sends the client an interim answer (RFC 9110, section 15.2).
+func (x *exchange) interim(status int, answer http.Header) {
+	h := x.writer.Header()
+	removeHopByHop(answer)
+	maps.Copy(h, answer)
+	x.writer.WriteHeader(status)
+	clear(h) // net/http would send it again with the final answer
 }
 
 // patience gives a client of HTTP/2 so long to let a piece of its answer through; 0: as

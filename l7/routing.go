@@ -2,7 +2,6 @@ package l7
 
 import (
 	"net"
-	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -92,8 +91,8 @@ type location struct {
 	config   *lb.Location
 	upstream *upstream // of Upstream, or of a redirect to a server; nil: neither
 	access   access
-	limit    *limiter // nil: none
-	proxy    http.Handler
+	limit    *limiter   // nil: none
+	proxy    *forwarder // nil: it is not Upstream
 	log      *accessLog // nil: none
 }
 

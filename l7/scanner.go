@@ -91,6 +91,20 @@ func (s *scanner) scan(p []byte) (good int, wrong bool) {
 				s.at = chunkDataCR
 			}
 			continue
+		case requestLine:
+			// The target: what may stand in it is skipped at once.
+			if n := targetIn(p[i:]); s.spaces == 1 && n > 0 {
+				s.more(n)
+				i += n - 1
+				continue
+			}
+		case headerName:
+			if n := tokenIn(p[i:]); n > 0 {
+				s.name = append(s.name, p[i:i+min(n, mostName-len(s.name))]...)
+				s.more(n)
+				i += n - 1
+				continue
+			}
 		case headerValue:
 			// Most bytes are here: what does not matter is skipped at once.
 			if !s.matters {
@@ -120,16 +134,6 @@ func (s *scanner) more(n int) bool {
 	s.count += n
 	s.tooLong = s.count > s.maxHead
 	return s.tooLong
-}
-
-// invalidValue finds a byte that a header's value must not have.
-func invalidValue(p []byte) int {
-	for i, c := range p {
-		if c < ' ' && c != '\t' || c == 0x7f {
-			return i
-		}
-	}
-	return -1
 }
 
 // next begins a request.
@@ -370,26 +374,4 @@ func (s *scanner) trailer(c byte) bool {
 		s.next()
 		return true
 	}
-}
-
-func hexDigit(c byte) (uint64, bool) {
-	switch {
-	case '0' <= c && c <= '9':
-		return uint64(c - '0'), true
-	case 'a' <= c && c <= 'f':
-		return uint64(c-'a') + 10, true
-	case 'A' <= c && c <= 'F':
-		return uint64(c-'A') + 10, true
-	}
-	return 0, false
-}
-
-// isToken tells whether a byte may stand in a method or a header's name (RFC 9110,
-// section 5.6.2).
-func isToken(c byte) bool {
-	switch {
-	case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
-		return true
-	}
-	return strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"syscall"
 	"time"
 
 	"github.com/pires/go-proxyproto"
@@ -22,13 +23,14 @@ const (
 	// maxAnswerHead bounds the head of a server's answer, in bytes.
 	maxAnswerHead = 256 << 10
 	// copyBuffer is what is read of an answer at once, in bytes.
-	copyBuffer = 32 << 10
+	copyBuffer = 64 << 10
 )
 
 // A transport is the connections to the servers of an upstream.
 type transport struct {
-	*http.Transport
-	made lb.Upstream // what of a configuration it was made of
+	plain *plainTransport // nil: servers are spoken to in HTTP/2, or with TLS
+	full  *http.Transport // what plain is not for
+	made  lb.Upstream     // what of a configuration it was made of
 }
 
 // essence is what of a configuration makes a transport: another one needs another.
@@ -48,6 +50,14 @@ func (t *transport) serves(u *lb.Upstream) bool { return reflect.DeepEqual(t.mad
 
 func newTransport(u *lb.Upstream) (*transport, error) {
 	d := dialer{u.ConnectTimeout, u.SendTimeout, u.ProxyProtocol}
+	keepalive := u.Keepalive
+	if u.ProxyProtocol != 0 { // it is about one client
+		keepalive = 0
+	}
+	var plain *plainTransport
+	if !u.HTTP2 && u.TLS == nil {
+		plain = &plainTransport{dialer: d, keepalive: keepalive, readTimeout: u.ReadTimeout}
+	}
 	protocols := &http.Protocols{}
 	switch {
 	case !u.HTTP2:
@@ -60,7 +70,7 @@ func newTransport(u *lb.Upstream) (*transport, error) {
 	t := &http.Transport{
 		DialContext:            d.dial,
 		DisableCompression:     true,
-		DisableKeepAlives:      u.Keepalive == 0 || u.ProxyProtocol != 0, // the PROXY protocol is about one client
+		DisableKeepAlives:      keepalive == 0 || plain != nil, // then it is for upgrades alone
 		MaxIdleConnsPerHost:    u.Keepalive,
 		IdleConnTimeout:        idleFor,
 		ResponseHeaderTimeout:  u.ReadTimeout,
@@ -75,7 +85,7 @@ func newTransport(u *lb.Upstream) (*transport, error) {
 		}
 		t.TLSClientConfig = config
 	}
-	return &transport{t, essence(u)}, nil
+	return &transport{plain, t, essence(u)}, nil
 }
 
 func clientTLS(u *lb.Upstream) (*tls.Config, error) {
@@ -101,7 +111,12 @@ func scheme(u *lb.Upstream) string {
 }
 
 // retire ends the connections that nothing uses; the others end when they have been idle.
-func (t *transport) retire() { t.CloseIdleConnections() }
+func (t *transport) retire() {
+	t.full.CloseIdleConnections()
+	if t.plain != nil {
+		t.plain.retire()
+	}
+}
 
 // A dialer connects to servers.
 type dialer struct {
@@ -115,7 +130,7 @@ func (d dialer) dial(ctx context.Context, network, address string) (net.Conn, er
 	if err != nil {
 		return nil, err
 	}
-	u := &upstreamConn{c, d.sendTimeout}
+	u := &upstreamConn{c, deadline{set: c.SetWriteDeadline, timeout: d.sendTimeout}}
 	if x := exchangeOf(ctx); x != nil && d.proxyProtocol != 0 {
 		h := proxyproto.HeaderProxyFromAddrs(byte(d.proxyProtocol), net.TCPAddrFromAddrPort(x.client), net.TCPAddrFromAddrPort(x.local))
 		if _, err := h.WriteTo(u); err != nil {
@@ -130,16 +145,22 @@ func (d dialer) dial(ctx context.Context, network, address string) (net.Conn, er
 // piece.
 type upstreamConn struct {
 	net.Conn
-	sendTimeout time.Duration
+	sending deadline
 }
 
 func (c *upstreamConn) Write(p []byte) (int, error) {
-	if c.sendTimeout > 0 {
-		if err := c.SetWriteDeadline(time.Now().Add(c.sendTimeout)); err != nil {
-			return 0, err
-		}
+	if err := c.sending.extend(); err != nil {
+		return 0, err
 	}
 	return c.Conn.Write(p)
+}
+
+// SyscallConn is for a look at what has come.
+func (c *upstreamConn) SyscallConn() (syscall.RawConn, error) {
+	if s, ok := c.Conn.(syscall.Conn); ok {
+		return s.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
 }
 
 // CloseWrite is for upgraded connections, of which one direction may end first.

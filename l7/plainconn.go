@@ -1,0 +1,251 @@
+package l7
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A plainConn is a connection to a server. It is one exchange's at a time.
+type plainConn struct {
+	net.Conn
+	server string
+	raw    syscall.RawConn
+	look   func(fd uintptr) // sets silent
+	silent bool             // nothing was there to be read at the last look
+	reader bufio.Reader     // of what Read reads
+	reused bool             // an exchange has had it before
+	heard  bool             // something has come of the answer
+	left   int              // bytes that its head may still have; < 0: any number
+	since  time.Time        // when it became idle
+
+	mu        sync.Mutex
+	uploading bool     // a body is on its way: until it is there, the server may be silent
+	answering bool     // the head of the answer has come
+	deadline  deadline // for reading
+}
+
+// Read reads what comes from the server, in the time that it has for it.
+func (c *plainConn) Read(p []byte) (int, error) {
+	if c.left == 0 {
+		return 0, errLongHead
+	}
+	if c.left > 0 && len(p) > c.left {
+		p = p[:c.left]
+	}
+	if err := c.patience(); err != nil {
+		return 0, err
+	}
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.heard = true
+		if c.left > 0 {
+			c.left -= n
+		}
+	}
+	return n, err
+}
+
+// patience sets the deadline for what is read next.
+func (c *plainConn) patience() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.uploading && !c.answering {
+		return c.deadline.lift()
+	}
+	return c.deadline.extend()
+}
+
+// uploaded says that all of the request's body is on its way, or none of it any more:
+// from now on there is a time for the answer.
+func (c *plainConn) uploaded() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.uploading = false
+	_ = c.deadline.extend() // the connection is closed: a read says so
+}
+
+// begin makes the connection another exchange's.
+func (c *plainConn) begin(uploads bool) {
+	c.heard, c.left = false, maxAnswerHead
+	c.mu.Lock()
+	c.uploading, c.answering = uploads, false
+	c.mu.Unlock()
+}
+
+// answered says that the head of the answer has come.
+func (c *plainConn) answered() {
+	c.left = -1
+	c.mu.Lock()
+	c.answering = true
+	c.mu.Unlock()
+}
+
+// quiet tells whether the server has said nothing since the last answer, nor closed the
+// connection: it may have another request.
+func (c *plainConn) quiet() bool {
+	if c.raw == nil {
+		return true
+	}
+	return c.raw.Control(c.look) == nil && c.silent
+}
+
+// lookAt asks for a byte without taking it, and without memory for it: MSG_TRUNC has TCP
+// copy nothing. It never waits.
+func (c *plainConn) lookAt(fd uintptr) {
+	_, _, err := unix.RawSyscall6(unix.SYS_RECVFROM, fd, 0, 1, unix.MSG_PEEK|unix.MSG_TRUNC|unix.MSG_DONTWAIT, 0, 0)
+	c.silent = err == unix.EAGAIN
+}
+
+// A plainExchange is a request and its answer on a connection.
+type plainExchange struct {
+	transport *plainTransport
+	conn      *plainConn
+	request   *http.Request
+	of        *exchange
+	stop      func() bool // of HTTP/2: has the end of the request's context leave the connection alone; false: it has not
+	upload    *upload     // nil: the whole request was sent at once
+	body      io.ReadCloser
+	keep      bool  // the connection may be used again behind the answer
+	over      error // why nothing more is to be read; nil: something is
+}
+
+// run sends a request whose head is ready, and reads the head of the answer.
+func (e *plainExchange) run(head []byte, a *attempt) (*http.Response, error) {
+	if !e.wait() {
+		e.finish(false)
+		return nil, context.Canceled
+	}
+	text, body, err := inline(head, e.request)
+	if err != nil {
+		e.finish(false)
+		return nil, err
+	}
+	e.conn.begin(body != nil)
+	a.sent.Store(true)
+	if _, err := e.conn.Write(text); err != nil {
+		e.finish(false)
+		return nil, err
+	}
+	if body != nil {
+		e.upload = startUpload(e.conn, body, e.request)
+	}
+	res, err := e.answer()
+	if err != nil {
+		e.finish(false)
+		if failure := e.upload.failure(); failure != nil {
+			err = failure // the answer is missing for that reason
+		}
+		return nil, err
+	}
+	e.keep = !res.Close && e.transport.keepalive > 0
+	e.body, res.Body = res.Body, e
+	return res, nil
+}
+
+// wait has the connection be closed when the client has gone; false: it has.
+func (e *plainExchange) wait() bool {
+	if f := e.of.conn.framed; f != nil {
+		if f.wait(e) {
+			return true
+		}
+		e.of.gone.Store(true)
+		return false
+	}
+	e.stop = context.AfterFunc(e.of.request.Context(), e.abandon)
+	return true
+}
+
+// leave ends wait; false: the connection has been closed, or will be.
+func (e *plainExchange) leave() bool {
+	if f := e.of.conn.framed; f != nil {
+		return f.leave()
+	}
+	return e.stop()
+}
+
+// abandon closes the connection: the client has gone.
+func (e *plainExchange) abandon() {
+	e.of.gone.Store(true)
+	e.conn.Close()
+}
+
+// answer reads the head of the answer. Interim ones go to the client.
+func (e *plainExchange) answer() (*http.Response, error) {
+	for {
+		res, err := http.ReadResponse(&e.conn.reader, e.request)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("read the answer: %w", err)
+		case res.StatusCode == http.StatusSwitchingProtocols:
+			return nil, errSwitched
+		case res.StatusCode >= 200:
+			e.conn.answered()
+			return res, nil
+		case res.StatusCode < 100:
+			return nil, fmt.Errorf("read the answer: its status is %q", res.Status)
+		}
+		e.of.interim(res.StatusCode, res.Header)
+	}
+}
+
+// Read reads the answer's body.
+func (e *plainExchange) Read(p []byte) (int, error) {
+	if e.over != nil {
+		return 0, e.over
+	}
+	n, err := e.body.Read(p)
+	switch {
+	case err == io.EOF:
+		e.finish(true)
+	case err != nil:
+		err = e.of.causeOf(err)
+		e.finish(false)
+	}
+	return n, err
+}
+
+// Close ends the exchange. What has not been read of the answer nobody can read.
+func (e *plainExchange) Close() error {
+	e.finish(false)
+	return nil
+}
+
+// allThere tells whether all of the answer that is not read yet has come.
+func (e *plainExchange) allThere() bool {
+	n := e.conn.reader.Buffered()
+	if e.over != nil || n < len(lastChunk) {
+		return e.over != nil
+	}
+	b, err := e.conn.reader.Peek(n)
+	return err == nil && string(b[n-len(lastChunk):]) == lastChunk
+}
+
+// lastChunk ends a body in chunks.
+const lastChunk = "0\r\n\r\n"
+
+// finish lets go of the connection: it is kept if both request and answer have come to
+// their ends.
+func (e *plainExchange) finish(whole bool) {
+	if e.over != nil {
+		return
+	}
+	e.over = http.ErrBodyReadAfterClose
+	if whole {
+		e.over = io.EOF
+	}
+	uploaded := e.upload.end()
+	if undisturbed := e.leave(); undisturbed && whole && uploaded && e.keep && e.conn.reader.Buffered() == 0 {
+		e.transport.put(e.conn)
+		return
+	}
+	e.conn.Close()
+}
