@@ -22,6 +22,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	x.host = conn.listener.routes.Load().find(r.Host)
 	x.host.stats.begin()
+	x.log = x.holdLog()
 	defer x.finish()
 	x.findClient(x.world.config.TrustedProxies)
 	x.nameRequest(x.world.config.RequestID)
@@ -70,6 +71,9 @@ func wellNamed(r *http.Request) bool {
 		if !isToken(r.Method[i]) {
 			return false
 		}
+	}
+	if !isHost(r.Host) {
+		return false
 	}
 	if r.ProtoMajor == 1 {
 		return true
@@ -132,10 +136,7 @@ func (x *exchange) answer() {
 func (x *exchange) redirectToServer(r *lb.Redirect) {
 	u := x.location.upstream
 	g := u.now.Load()
-	c := choice{client: x.client.Addr()}
-	if g.config.Policy == lb.Hash {
-		c.key = x.key(g.config.Key)
-	}
+	c := x.choice(g)
 	u.requests.Add(1)
 	s := u.pick(g, c, time.Now())
 	if s == nil {
@@ -145,6 +146,7 @@ func (x *exchange) redirectToServer(r *lb.Redirect) {
 		return
 	}
 	u.release(s) // what the client does there is not known here
+	u.bind(g, x, c.bound, s, x.writer.Header())
 	to := target(x.location.config, x.request.URL, x.path)
 	x.redirect(r.Status, scheme(g.config)+"://"+authority(s.address, scheme(g.config))+to.RequestURI())
 }
@@ -213,11 +215,11 @@ func (x *exchange) finish() {
 		status = http.StatusOK // net/http writes it
 	}
 	x.host.stats.end(status, x.incoming.received(), x.writer.bytes)
-	log := x.host.log
-	if x.location != nil {
-		log = x.location.log
+	if x.log == nil {
+		return
 	}
-	if log != nil {
-		log.put(x, status, took)
+	if x.location == nil || !x.location.config.NoLog {
+		x.log.put(x, status, took)
 	}
+	x.log.release()
 }

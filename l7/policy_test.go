@@ -33,7 +33,7 @@ func weighted(t *testing.T, change func(*lb.Upstream), weights ...int) (*upstrea
 	if err != nil {
 		t.Fatal(err)
 	}
-	u.commit(g)
+	u.commit(g, nil, time.Now())
 	return u, g
 }
 
@@ -234,7 +234,11 @@ func TestAllHaveFailed(t *testing.T) {
 	if s := u.pick(g, choice{}, time.Now()); s == nil {
 		t.Error("nobody is asked")
 	}
-	u.learn(g, func(_ *lb.Upstream, s lb.Server) Standing { return Standing{StateDown, "", s.Weight} }, time.Now())
+	down := map[*server]Standing{}
+	for _, s := range g.primaries {
+		down[s] = Standing{State: StateDown, Weight: s.weight}
+	}
+	u.refresh(down, time.Now())
 	if s := u.pick(g, choice{}, time.Now()); s != nil {
 		t.Errorf("%s is asked, which health says is down", letter(s))
 	}
@@ -244,22 +248,19 @@ func TestAllHaveFailed(t *testing.T) {
 // that is drained gets nothing new.
 func TestOperatorsWeights(t *testing.T) {
 	u, g := weighted(t, func(c *lb.Upstream) { c.Policy = lb.Hash }, 1, 1, 1)
-	stands := map[string]Standing{"a": {StateUp, "", 1}, "b": {StateUp, "", 5}, "c": {StateDrained, "by an operator", 1}}
-	learn := func() []Event {
-		return u.learn(u.now.Load(), func(_ *lb.Upstream, s lb.Server) Standing {
-			return stands[string(rune('a'+s.Address.As4()[3]-1))]
-		}, time.Now())
+	stands := map[*server]Standing{
+		g.primaries[0]: {State: StateUp, Weight: 1}, g.primaries[1]: {State: StateUp, Weight: 5},
+		g.primaries[2]: {State: StateDrained, Why: "by an operator", Weight: 1},
 	}
 	want := []Event{{"u", "192.0.2.3:80", StateUnknown, StateDrained, "by an operator"}}
-	if diff := cmp.Diff(want, learn()); diff != "" {
+	if diff := cmp.Diff(want, u.refresh(stands, time.Now())); diff != "" {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}
 	again, err := u.prepare(g.config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	u.commit(again)
-	learn()
+	u.commit(again, stands, time.Now())
 	counts := map[string]int{}
 	for i := range 3000 {
 		s := u.pick(u.now.Load(), choice{key: fmt.Sprint(i)}, time.Now())

@@ -125,7 +125,7 @@ func (n *node) tryReload(dry bool) ([]string, error) {
 		n.forget(before)
 		return diff.Changes, err
 	}
-	if err := n.reloadHTTP(next); err != nil {
+	if err := n.reloadHTTP(before, next); err != nil {
 		n.forget(before)
 		return diff.Changes, err
 	}
@@ -135,7 +135,7 @@ func (n *node) tryReload(dry bool) ([]string, error) {
 		if err := n.reloadServices(before, next); err != nil {
 			n.forget(before)
 			n.tracker.Set(before.Checks, trackedBy(before, n.routers))
-			return diff.Changes, errors.Join(err, n.reloadHTTP(before))
+			return diff.Changes, errors.Join(err, n.reloadHTTP(next, before))
 		}
 	}
 	n.reloadVRRP(next, routers)
