@@ -44,7 +44,7 @@ func (x *exchange) locate() int {
 	if !wellNamed(r) {
 		return http.StatusBadRequest
 	}
-	if r.Method == http.MethodConnect {
+	if r.Method == http.MethodConnect || r.Method == http.MethodTrace { // as in nginx: TRACE would show what the proxy adds
 		return http.StatusMethodNotAllowed
 	}
 	asked := r.URL.Path
@@ -81,6 +81,15 @@ func wellNamed(r *http.Request) bool {
 	// A length that is no number is 0 for net/http, until the body comes.
 	if l := r.Header["Content-Length"]; l != nil && (len(l) != 1 || strings.Trim(l[0], "0123456789") != "" || l[0] == "") {
 		return false
+	}
+	if r.Method != http.MethodConnect && r.URL.Host != "" { // the path is a URL
+		return false
+	}
+	if h := r.Header["Host"]; h != nil { // beside :authority
+		if len(h) != 1 || !strings.EqualFold(h[0], r.Host) {
+			return false
+		}
+		delete(r.Header, "Host")
 	}
 	return r.Host != "" && !strings.ContainsAny(r.Host, hostRubbish)
 }
@@ -172,12 +181,12 @@ func (x *exchange) forward() {
 		return
 	}
 	limit := 0
-	if c.RequestBuffering && !isGRPC(r) {
+	if c.RequestBuffering && !x.isGRPC() {
 		limit = c.RequestBuffer
 	}
 	if r.ContentLength != 0 {
 		x.incoming = &clientBody{ReadCloser: r.Body, limits: &x.world.config.Client, most: c.MaxBody, began: x.began}
-		if !isGRPC(r) {
+		if !x.isGRPC() {
 			x.incoming.deadline = http.NewResponseController(x.writer.ResponseWriter).SetReadDeadline
 		}
 	}
@@ -201,9 +210,14 @@ func (x *exchange) forward() {
 }
 
 // isGRPC tells whether a request is a stream of messages in both directions, perhaps
-// with hours between them.
-func isGRPC(r *http.Request) bool {
-	return r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")
+// with hours between them. Only servers that speak HTTP/2 know that: towards others it is a
+// body like any other, whatever the client calls it.
+func (x *exchange) isGRPC() bool {
+	if x.request.ProtoMajor != 2 || !x.location.upstream.now.Load().config.HTTP2 {
+		return false
+	}
+	rest, ok := strings.CutPrefix(x.request.Header.Get("Content-Type"), "application/grpc")
+	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
 }
 
 // finish counts the request and has it logged. It goes on with a panic.

@@ -38,3 +38,22 @@ func TestHostsThatAreAddresses(t *testing.T) {
 		})
 	}
 }
+
+// What a client asks for by a URL is its path and query, in texts too; and two methods are
+// nobody's.
+func TestRequestURIAndMethods(t *testing.T) {
+	at := freePort(t)
+	l := prefix("/", "")
+	l.Redirect = &lb.Redirect{Status: http.StatusFound, To: "https://$host$request_uri"}
+	start(t, one(at, nil, l))
+	for _, tt := range []struct{ request, want string }{
+		{"GET /a%20b?c=d HTTP/1.1\r\nHost: a.example\r\n\r\n", "302 https://a.example/a%20b?c=d"},
+		{"GET http://a.example/a?b HTTP/1.1\r\nHost: a.example\r\n\r\n", "302 https://a.example/a?b"},
+		{"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", "405 "}, {"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", "405 "},
+	} {
+		res, _ := raw(t, at, tt.request)
+		if got := fmt.Sprint(res.StatusCode, " ", res.Header.Get("Location")); got != tt.want {
+			t.Errorf("%.20q: %s, want %s", tt.request, got, tt.want)
+		}
+	}
+}
