@@ -271,3 +271,61 @@ func TestOperatorsWeights(t *testing.T) {
 		t.Errorf("requests by server: %v", counts)
 	}
 }
+
+// A server that is new beside others, and is to be probed, has to wait for its first
+// verdict; where nobody else serves it need not, and it goes before the backups.
+func TestNewServerWaitsForItsVerdict(t *testing.T) {
+	for _, tt := range []struct {
+		name         string
+		probed       bool
+		known, other Standing // of the new server, and of the one that was there
+		want         string   // four times, round robin
+	}{
+		{"not probed yet", true, Standing{State: StateUnknown, Weight: 1, Pending: true}, Standing{State: StateUp, Weight: 1}, "aaaa"},
+		{"up", true, Standing{State: StateUp, Weight: 1}, Standing{State: StateUp, Weight: 1}, "abab"},
+		{"never probed", false, Standing{State: StateUnknown, Weight: 1}, Standing{State: StateUnknown, Weight: 1}, "abab"},
+		{"nobody else", true, Standing{State: StateUnknown, Weight: 1, Pending: true}, Standing{State: StateDown, Weight: 1}, "bbbb"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			u, g := weighted(t, func(c *lb.Upstream) {
+				if tt.probed {
+					c.Pool.Probe = &lb.Probe{}
+				}
+				c.Pool.Servers = append(c.Pool.Servers, lb.Server{Address: aServer(9).Addr(), Port: 80, Weight: 1, Backup: true})
+			}, 1)
+			next := *g.config
+			next.Pool.Servers = append(next.Pool.Servers[:2:2], lb.Server{Address: aServer(2).Addr(), Port: 80, Weight: 1})
+			grown, err := u.prepare(&next)
+			if err != nil {
+				t.Fatal(err)
+			}
+			u.commit(grown, map[*server]Standing{
+				grown.primaries[0]: tt.other, grown.primaries[1]: tt.known, grown.backups[0]: {State: StateUp, Weight: 1},
+			}, time.Now())
+			if got := sequence(u, grown, 4, false); got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+// What requests show of a server is told once: when it begins to rest, and when it is good
+// again.
+func TestFailingIsTold(t *testing.T) {
+	u, g := weighted(t, func(c *lb.Upstream) { c.MaxFails, c.FailTimeout = 2, time.Second }, 1)
+	var got []Event
+	u.tell = func(all []Event) { got = append(got, all...) }
+	now, s := time.Now(), g.primaries[0]
+	for _, failed := range []bool{true, true, true, false, false} {
+		u.judge(g, s, failed, now)
+		now = now.Add(2 * time.Second)
+		u.pick(g, choice{}, now)
+		now = now.Add(time.Millisecond)
+	}
+	want := []Event{
+		{"u", "192.0.2.1:80", StateUnknown, StateFailing, "requests have failed"}, {"u", "192.0.2.1:80", StateFailing, StateUnknown, "a request has not failed"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
+	}
+}

@@ -118,7 +118,7 @@ func (c *change) prepare() error {
 		config := &c.after.config.Upstreams[i]
 		u := c.proxy.upstreams[config.Name]
 		if u == nil {
-			u = &upstream{name: config.Name, budget: c.proxy.budget}
+			u = &upstream{name: config.Name, budget: c.proxy.budget, tell: c.proxy.tell}
 		}
 		g, err := u.prepare(config)
 		if err != nil {

@@ -52,10 +52,12 @@ type server struct {
 	why       string
 	since     time.Time
 	ramp      ramp
+	fresh     bool // it is new beside others, and is to be probed first
 
 	// What requests have shown, as in nginx: failures in a row of windows, the moment of
 	// the last one, and the moment at which the present window began.
 	fails             int
+	failing           bool // as the last event has said
 	accessed, checked time.Time
 }
 
@@ -92,7 +94,8 @@ type generation struct {
 // An upstream chooses servers for requests. It outlives reloads.
 type upstream struct {
 	name     string
-	budget   *budget // of connections to servers
+	budget   *budget       // of connections to servers
+	tell     func([]Event) // is told of what requests have shown; nil: nobody is
 	now      atomic.Pointer[generation]
 	requests atomic.Uint64
 	failures atomic.Uint64 // answered by nobody
@@ -133,7 +136,9 @@ func (u *upstream) prepare(config *lb.Upstream) (*generation, error) {
 		s := u.servers[at]
 		if s == nil {
 			s = &server{address: at, text: at.String(), state: StateUnknown, since: time.Now(), wanted: c.Weight, weight: c.Weight, effective: c.Weight}
-			s.ramp.away = len(u.servers) > 0 // a newcomer beside others
+			if len(u.servers) > 0 { // a newcomer beside others
+				s.ramp.away, s.fresh = true, config.Pool.Probe != nil
+			}
 		}
 		if c.Backup {
 			g.backups = append(g.backups, s)
@@ -211,6 +216,7 @@ func (u *upstream) learn(g *generation, known map[*server]Standing, now time.Tim
 // the one before that has no result yet leaves what the one before has found.
 func (s *server) learn(known Standing, now time.Time) *Event {
 	s.wanted = known.Weight
+	s.fresh = s.fresh && known.Pending
 	if known.Pending && known.State == StateUnknown && s.state != StateUnknown {
 		return nil
 	}
@@ -220,6 +226,9 @@ func (s *server) learn(known Standing, now time.Time) *Event {
 		return nil
 	}
 	s.state, s.since = known.State, now
+	if known.State == StateDown {
+		s.failing = false // that is said already
+	}
 	if before == StateDown { // what requests have shown of it is of before
 		s.fails, s.effective, s.current = 0, s.weight, 0
 	}
@@ -230,7 +239,7 @@ func (s *server) learn(known Standing, now time.Time) *Event {
 }
 
 // pick chooses a server that has not had the request yet, and counts it as active.
-// Backups come when no primary may be chosen. Where requests alone have shown
+// Backups come when no primary may be chosen, those that were never probed before them. Where requests alone have shown
 // failures everywhere, who has rested shortest of all is better than nobody. Nil: there
 // is no server.
 func (u *upstream) pick(g *generation, c choice, now time.Time) *server {
@@ -245,19 +254,21 @@ func (u *upstream) pick(g *generation, c choice, now time.Time) *server {
 			(g.config.MaxConns == 0 || s.active < g.config.MaxConns) && !slices.Contains(c.tried, s)
 	}
 	rested := func(s *server) bool { return usable(s) && !s.resting(g.config, now) }
-	for _, ok := range []eligible{rested, usable} {
-		for _, primary := range []bool{true, false} {
-			s := g.choose(primary, ok, c)
-			if s == nil {
-				continue
-			}
-			if now.Sub(s.checked) > g.config.FailTimeout {
-				s.checked = now
-			}
-			s.active++
-			s.requests.Add(1)
-			return s
+	sure := func(s *server) bool { return rested(s) && !s.fresh }
+	for _, try := range []struct {
+		primary bool
+		ok      eligible
+	}{{true, sure}, {true, rested}, {false, rested}, {true, usable}, {false, usable}} {
+		s := g.choose(try.primary, try.ok, c)
+		if s == nil {
+			continue
 		}
+		if now.Sub(s.checked) > g.config.FailTimeout {
+			s.checked = now
+		}
+		s.active++
+		s.requests.Add(1)
+		return s
 	}
 	return nil
 }
@@ -306,21 +317,37 @@ func (u *upstream) judge(g *generation, s *server, failed bool, now time.Time) {
 		s.failures.Add(1)
 	}
 	u.mu.Lock()
-	defer u.mu.Unlock()
+	before := s.failing
+	u.mark(g, s, failed, now)
+	after, state := s.failing, s.state
+	u.mu.Unlock()
+	switch {
+	case after == before || u.tell == nil:
+	case after:
+		u.tell([]Event{{u.name, s.text, state, StateFailing, "requests have failed"}})
+	default:
+		u.tell([]Event{{u.name, s.text, StateFailing, state, "a request has not failed"}})
+	}
+}
+
+// mark does so for who holds u.mu.
+func (u *upstream) mark(g *generation, s *server, failed bool, now time.Time) {
+	out := g.config.MaxFails > 0 && s.fails >= g.config.MaxFails
 	switch {
 	case failed:
 		s.fails++
 		s.accessed, s.checked = now, now
 		if g.config.MaxFails > 0 {
 			s.effective = max(0, s.effective-s.weight/g.config.MaxFails)
+			s.failing = s.failing || s.fails >= g.config.MaxFails
 		}
 	case s.accessed.Before(s.checked): // it has rested since the last failure
-		if g.config.MaxFails > 0 && s.fails >= g.config.MaxFails && s.serves() {
+		if out && s.serves() {
 			s.ramp.away = true // it was as good as down
 			s.turn(g, now)
 			u.step(u.now.Load(), now)
 		}
-		s.fails = 0
+		s.fails, s.failing = 0, false
 	}
 }
 

@@ -228,6 +228,10 @@ var httpMistakes = []mistakeCase{
 		`6:28: next_upstream: none stands alone`,
 		`6:34: next_upstream must be one of error, timeout, non_idempotent, http_403, http_404, http_429, http_500, http_502, http_503, http_504, none, not "http_501"; did you mean "http_500"?`,
 	}},
+	{"what nginx says of each server", inUpstream("servers: [{address: 192.0.2.1, slow_start: 30s, down: true}]"), []string{
+		`6:36: unknown key "slow_start" in a server; it stands beside the servers, and is for all of them`,
+		`6:53: unknown key "down" in a server; write weight: 0`,
+	}},
 	{"one server twice", inUpstream("servers: [{address: 192.0.2.1}, {address: \"192.0.2.1:80\"}]"), []string{
 		`5:5: server 192.0.2.1:80 is there twice on port 80: the first one is on line 6`}},
 	{"an authority that is none", inUpstream("tls: {ca: sorry.html}\nservers: [{address: 192.0.2.1}]"), []string{`6:15: ca: sorry.html holds no certificate in PEM`}},
