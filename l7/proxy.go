@@ -45,7 +45,6 @@ type Proxy struct {
 	event   func(Event)
 	buffers buffers
 	room    *room
-	budget  *budget
 	now     atomic.Pointer[world]
 
 	applying  sync.Mutex // held while the configuration changes
@@ -61,8 +60,8 @@ type Proxy struct {
 
 // New returns a proxy that serves nothing yet.
 func New(o Options) *Proxy {
-	p := &Proxy{log: o.Log, health: o.Health, event: o.Event, room: newRoom(), upstreams: map[string]*upstream{}}
-	p.budget = newBudget(p.closeIdle)
+	p := &Proxy{log: o.Log, health: o.Health, event: o.Event, upstreams: map[string]*upstream{}}
+	p.room = newRoom(p.closeIdle)
 	p.now.Store(&world{config: &lb.HTTP{}})
 	return p
 }
@@ -118,7 +117,7 @@ func (c *change) prepare() error {
 		config := &c.after.config.Upstreams[i]
 		u := c.proxy.upstreams[config.Name]
 		if u == nil {
-			u = &upstream{name: config.Name, budget: c.proxy.budget, tell: c.proxy.tell}
+			u = &upstream{name: config.Name, budget: c.proxy.room.servers, tell: c.proxy.tell}
 		}
 		g, err := u.prepare(config)
 		if err != nil {
@@ -300,12 +299,11 @@ func (c *change) commit() {
 
 // divide gives clients and servers their parts of what connections there may be.
 func (p *Proxy) divide(wanted int) {
-	clients, servers := divide(openFiles(), wanted)
-	if wanted > clients {
-		p.log.Warn("there may be fewer connections of clients than configured", "max_connections", wanted, "possible", clients, "open_files", openFiles())
+	d := divide(openFiles(), wanted)
+	if wanted > d.clients {
+		p.log.Warn("there may be fewer connections of clients than configured", "max_connections", wanted, "possible", d.clients, "open_files", openFiles())
 	}
-	p.room.resize(clients)
-	p.budget.resize(servers)
+	p.room.resize(d)
 }
 
 // closeIdle closes the connections to servers that nothing uses.

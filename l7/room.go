@@ -13,8 +13,9 @@ import (
 )
 
 // A daemon that has no file left to open can neither probe nor talk to its peers. So of
-// the files that it may have open some are for all else, and connections of clients and
-// connections to servers have one half of the others each.
+// the files that it may have open some are for all else. Of the others connections of
+// clients may be three quarters, and connections to servers what these leave: one quarter
+// is never theirs.
 const (
 	filesForOthers     = 256  // at least
 	mostFilesForOthers = 4096 // an eighth of all, but no more than that
@@ -30,15 +31,22 @@ func openFiles() int {
 	return int(min(limit.Cur, math.MaxInt32))
 }
 
-// divide tells how many connections clients and servers may have; wanted is what clients
-// are to have, 0: as many as possible.
-func divide(files, wanted int) (clients, servers int) {
-	room := files - min(max(files/8, filesForOthers), mostFilesForOthers)
-	clients = max(room/2, leastConnections)
+// A division of the files that a process may have open.
+type division struct {
+	all     int // connections
+	clients int // of them, at most
+	servers int // of them, always to be had
+}
+
+// divide divides files; wanted is how many connections clients are to have, 0: as many as
+// possible.
+func divide(files, wanted int) division {
+	all := max(files-min(max(files/8, filesForOthers), mostFilesForOthers), 4*leastConnections)
+	d := division{all: all, clients: all * 3 / 4, servers: all / 4}
 	if wanted > 0 {
-		clients = min(clients, wanted)
+		d.clients = min(d.clients, wanted)
 	}
-	return clients, max(room-clients, leastConnections)
+	return d
 }
 
 const (
@@ -54,26 +62,41 @@ const (
 // but for one of each listener.
 type room struct {
 	waiting atomic.Int32 // listeners that wait
+	servers *budget
 
 	mu             sync.Mutex
 	freed          sync.Cond
-	most           int
+	division       division
 	open           map[*socket]bool
 	waited, closed uint64 // connections that had to wait, and that were idle and have made room
 }
 
-func newRoom() *room {
-	r := &room{open: map[*socket]bool{}}
+// newRoom returns the room of clients, and what servers have beside it. CloseIdle closes
+// the connections to servers that nothing uses.
+func newRoom(closeIdle func()) *room {
+	r := &room{open: map[*socket]bool{}, servers: &budget{freed: make(chan struct{})}}
 	r.freed.L = &r.mu
+	r.servers.makeRoom = func() {
+		closeIdle()
+		if !r.servers.fits() {
+			r.closeIdle()
+		}
+	}
 	return r
 }
 
-// resize makes most the number of connections that there may be. It closes none.
-func (r *room) resize(most int) {
+// resize has room divided in another way. It closes nothing.
+func (r *room) resize(d division) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.most = most
+	r.division = d
 	r.freed.Broadcast()
+	r.mu.Unlock()
+	r.servers.resize(d)
+}
+
+// fits tells whether there may be one connection more. r.mu is held.
+func (r *room) fits() bool {
+	return len(r.open) < r.division.clients && len(r.open)+int(r.servers.used.Load()) < r.division.all
 }
 
 // wake has everybody who waits look whether that makes sense still.
@@ -87,22 +110,19 @@ func (r *room) wake() {
 func (r *room) enter(s *socket, giveUp func() bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.open) >= r.most {
+	if !r.fits() {
 		r.waited++
 		r.waiting.Add(1)
 		defer r.waiting.Add(-1)
 	}
-	for len(r.open) >= r.most {
+	for !r.fits() {
 		if giveUp() {
 			return false
 		}
-		if idle := r.idle(time.Now()); len(idle) > 0 {
-			r.closed += uint64(len(idle))
-			r.mu.Unlock()
-			for _, s := range idle {
-				s.Close()
-			}
-			r.mu.Lock()
+		r.mu.Unlock()
+		closed := r.closeIdle()
+		r.mu.Lock()
+		if closed || r.fits() {
 			continue
 		}
 		again := time.AfterFunc(lookForIdle, r.wake)
@@ -110,7 +130,20 @@ func (r *room) enter(s *socket, giveUp func() bool) bool {
 		again.Stop()
 	}
 	r.open[s] = true
+	r.servers.clients.Store(int64(len(r.open)))
 	return true
+}
+
+// closeIdle closes the connections that have been idle for longest. False: none is.
+func (r *room) closeIdle() bool {
+	r.mu.Lock()
+	idle := r.idle(time.Now())
+	r.closed += uint64(len(idle))
+	r.mu.Unlock()
+	for _, s := range idle {
+		s.Close()
+	}
+	return len(idle) > 0
 }
 
 // idle returns the connections that have been idle for longest: of many a few at a time,
@@ -128,10 +161,11 @@ func (r *room) idle(now time.Time) []*socket {
 	}
 	slices.SortFunc(all, func(a, b quiet) int { return int(a.since - b.since) })
 	var sockets []*socket
-	for _, q := range all[:min(len(all), max(1, r.most/32))] {
+	for _, q := range all[:min(len(all), max(1, r.division.clients/32))] {
 		delete(r.open, q.s) // nobody else is to find it
 		sockets = append(sockets, q.s)
 	}
+	r.servers.clients.Store(int64(len(r.open)))
 	return sockets
 }
 
@@ -140,6 +174,7 @@ func (r *room) leave(s *socket) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.open, s)
+	r.servers.clients.Store(int64(len(r.open)))
 	r.freed.Signal()
 }
 
@@ -159,27 +194,35 @@ func (r *room) full() bool { return r.waiting.Load() > 0 }
 
 // A budget bounds the connections to servers. A nil budget bounds nothing.
 type budget struct {
-	makeRoom func() // closes the connections that nothing uses
+	makeRoom      func()       // closes connections that are idle
+	used, clients atomic.Int64 // connections to servers, and those of clients
 
-	mu      sync.Mutex
-	most    int
-	used    int
-	waiting int
-	freed   chan struct{} // closed when there is room
+	mu       sync.Mutex
+	division division
+	waiting  int
+	freed    chan struct{} // closed when there is room
 }
 
 // errTooMany is why a server is not asked: it is not the server's doing.
 var errTooMany = errors.New("there are too many connections to servers")
 
-func newBudget(makeRoom func()) *budget {
-	return &budget{makeRoom: makeRoom, freed: make(chan struct{})}
-}
-
-func (b *budget) resize(most int) {
+func (b *budget) resize(d division) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.most = most
+	b.division = d
 	b.tell()
+}
+
+// most is how many connections to servers there may be now. b.mu is held.
+func (b *budget) most() int {
+	return max(b.division.servers, b.division.all-int(b.clients.Load()))
+}
+
+// fits tells whether there may be one more.
+func (b *budget) fits() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return int(b.used.Load()) < b.most()
 }
 
 // tell wakes who waits. b.mu is held.
@@ -198,8 +241,8 @@ func (b *budget) take(ctx context.Context) error {
 	}
 	for {
 		b.mu.Lock()
-		if b.used < b.most {
-			b.used++
+		if int(b.used.Load()) < b.most() {
+			b.used.Add(1)
 			b.mu.Unlock()
 			return nil
 		}
@@ -222,7 +265,7 @@ func (b *budget) giveBack() {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.used--
+	b.used.Add(-1)
 	b.tell()
 }
 
@@ -234,17 +277,18 @@ type ConnectionsStatus struct {
 	Waited  uint64 `json:"waited"`  // connections that had to wait before they were served
 	Closed  uint64 `json:"closed"`  // that were idle and have made room
 
-	Servers    int `json:"servers"` // to servers
-	MaxServers int `json:"max_servers"`
+	Servers    int `json:"servers"`     // to servers
+	MaxServers int `json:"max_servers"` // beside the clients' as they are now
 }
 
 func (p *Proxy) connections() ConnectionsStatus {
 	s := ConnectionsStatus{Waiting: int(p.room.waiting.Load())}
 	p.room.mu.Lock()
-	s.Open, s.Max, s.Waited, s.Closed = len(p.room.open), p.room.most, p.room.waited, p.room.closed
+	s.Open, s.Max, s.Waited, s.Closed = len(p.room.open), p.room.division.clients, p.room.waited, p.room.closed
 	p.room.mu.Unlock()
-	p.budget.mu.Lock()
-	s.Servers, s.MaxServers = p.budget.used, p.budget.most
-	p.budget.mu.Unlock()
+	b := p.room.servers
+	b.mu.Lock()
+	s.Servers, s.MaxServers = int(b.used.Load()), b.most()
+	b.mu.Unlock()
 	return s
 }

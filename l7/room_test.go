@@ -2,6 +2,7 @@ package l7
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -18,22 +19,54 @@ import (
 
 func TestDivide(t *testing.T) {
 	for _, tt := range []struct {
-		name             string
-		files, wanted    int
-		clients, servers int
+		name          string
+		files, wanted int
+		want          division
 	}{
-		{"what a shell gives", 1024, 0, 384, 384}, {"what systemd gives", 524288, 0, 260096, 260096},
-		{"fewer clients", 1024, 100, 100, 668}, {"more than there can be", 1024, 5000, 384, 384}, {"next to nothing", 64, 0, 16, 16},
+		{"what a shell gives", 1024, 0, division{768, 576, 192}}, {"what systemd gives", 524288, 0, division{520192, 390144, 130048}},
+		{"fewer clients", 1024, 100, division{768, 100, 192}}, {"more than there can be", 1024, 5000, division{768, 576, 192}},
+		{"next to nothing", 64, 0, division{64, 48, 16}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			clients, servers := divide(tt.files, tt.wanted)
-			if clients != tt.clients || servers != tt.servers {
-				t.Errorf("%d and %d, want %d and %d", clients, servers, tt.clients, tt.servers)
-			}
-			if tt.files >= 1024 && clients+servers > tt.files-filesForOthers {
-				t.Errorf("%d of %d files are left for all else", tt.files-clients-servers, tt.files)
+			if got := divide(tt.files, tt.wanted); got != tt.want {
+				t.Errorf("%+v, want %+v", got, tt.want)
 			}
 		})
+	}
+}
+
+// Clients and servers have what the others leave, and servers a part that clients never
+// have.
+func TestRoomForBoth(t *testing.T) {
+	r := newRoom(func() {})
+	r.resize(division{all: 8, clients: 6, servers: 2})
+	ended, end := context.WithCancel(t.Context())
+	end()
+	take := func() bool { return r.servers.take(ended) == nil }
+	enter := func() bool { return r.enter(&socket{room: r}, func() bool { return true }) }
+	for _, tt := range []struct {
+		do   func() bool
+		want string
+	}{{take, "yyyyy"}, {enter, "yyyn"}, {take, "n"}} {
+		for i, want := range tt.want {
+			if got := tt.do(); got != (want == 'y') {
+				t.Errorf("%v, number %d: %v, want %c", tt.want, i, got, want)
+			}
+		}
+	}
+	for range 5 {
+		r.servers.giveBack()
+	}
+	got := ""
+	for _, do := range []func() bool{enter, enter, enter, enter, take, take, take} {
+		if do() {
+			got += "y"
+		} else {
+			got += "n"
+		}
+	}
+	if want := "yyynyyn"; got != want {
+		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
@@ -226,7 +259,7 @@ func TestMaxConnectionsOverReload(t *testing.T) {
 			t.Fatal(err)
 		}
 		if tt.want == 0 {
-			tt.want, _ = divide(openFiles(), 0)
+			tt.want = divide(openFiles(), 0).clients
 		}
 		s := p.Status()
 		if diff := cmp.Diff([]int{tt.want, tt.problems}, []int{s.Connections.Max, len(s.Problems)}); diff != "" {
@@ -249,7 +282,7 @@ func TestBudgetOfServers(t *testing.T) {
 		Listen: []lb.HTTPListen{{Address: at}}, Locations: []lb.Location{prefix("/", "one"), prefix("/two", "two")},
 	}}}
 	p := start(t, config)
-	p.budget.resize(1)
+	p.room.servers.resize(division{servers: 1})
 	for _, path := range []string{"/", "/two", "/"} {
 		if status, _ := get(t, at, "a", path); status != http.StatusOK {
 			t.Fatalf("%s: %d", path, status)
