@@ -53,6 +53,8 @@ const (
 	// quietAtFirst is how long a connection that is new may say nothing before it counts
 	// as idle.
 	quietAtFirst = time.Second
+	// shortWait is no problem: what was idle is being closed.
+	shortWait = time.Second
 	// lookForIdle is how often somebody who waits looks for connections that are idle.
 	lookForIdle = 100 * time.Millisecond
 )
@@ -68,7 +70,8 @@ type room struct {
 	freed          sync.Cond
 	division       division
 	open           map[*socket]bool
-	waited, closed uint64 // connections that had to wait, and that were idle and have made room
+	since          time.Time // when the first one of who waits began
+	waited, closed uint64    // connections that had to wait, and that were idle and have made room
 }
 
 // newRoom returns the room of clients, and what servers have beside it. CloseIdle closes
@@ -112,7 +115,9 @@ func (r *room) enter(s *socket, giveUp func() bool) bool {
 	defer r.mu.Unlock()
 	if !r.fits() {
 		r.waited++
-		r.waiting.Add(1)
+		if r.waiting.Add(1) == 1 {
+			r.since = time.Now()
+		}
 		defer r.waiting.Add(-1)
 	}
 	for !r.fits() {
@@ -186,6 +191,13 @@ func (r *room) closeAll() {
 	for _, s := range all {
 		s.Close()
 	}
+}
+
+// crowded tells whether somebody has been waiting for more than a moment.
+func (r *room) crowded(now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.waiting.Load() > 0 && now.Sub(r.since) > shortWait
 }
 
 // full tells whether somebody waits: answers say then that they are the last ones of

@@ -205,3 +205,19 @@ func TestSlowStartOfOthers(t *testing.T) {
 		t.Errorf("all together: %s", got)
 	}
 }
+
+func TestReason(t *testing.T) {
+	now := time.Now()
+	slow := &SlowStart{30, now.Add(21 * time.Second)}
+	for _, tt := range []struct {
+		server UpstreamServer
+		want   string
+	}{
+		{UpstreamServer{}, ""}, {UpstreamServer{Why: "refused"}, "refused"}, {UpstreamServer{SlowStart: slow}, "slow start, 30 %, 21s left"},
+		{UpstreamServer{Why: "requests have failed", SlowStart: slow}, "requests have failed; slow start, 30 %, 21s left"},
+	} {
+		if got := tt.server.Reason(now); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}

@@ -115,8 +115,8 @@ func (p *Proxy) Status() Status {
 	}
 	s.LogDropped = p.linesLost.Load()
 	s.Connections = p.connections()
-	if c := s.Connections; c.Waiting > 0 {
-		s.Problems = append(s.Problems, fmt.Sprintf("%d connections of clients are as many as there may be: new ones wait (max_connections, and the limit of open files)", c.Max))
+	if c := s.Connections; p.room.crowded(time.Now()) {
+		s.Problems = append(s.Problems, fmt.Sprintf("%d connections of clients and %d to servers are as many as there may be: new ones wait (max_connections, and the limit of open files)", c.Open, c.Servers))
 	}
 	if c := s.Connections; w.config.MaxConnections > c.Max {
 		s.Problems = append(s.Problems, fmt.Sprintf("max_connections is %d, and the limit of open files is good for %d: raise it (LimitNOFILE)", w.config.MaxConnections, c.Max))
@@ -238,4 +238,16 @@ func (u *upstream) able() (known bool, problem string) {
 		return false, ""
 	}
 	return true, "down: no server can serve"
+}
+
+// Reason says what there is to say of a server beside its numbers.
+func (b UpstreamServer) Reason(now time.Time) string {
+	slow := ""
+	if s := b.SlowStart; s != nil {
+		slow = fmt.Sprintf("slow start, %d %%, %v left", s.Percent, max(0, s.Ends.Sub(now)).Round(time.Second))
+	}
+	if b.Why != "" && slow != "" {
+		return b.Why + "; " + slow
+	}
+	return b.Why + slow
 }

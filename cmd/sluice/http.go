@@ -196,11 +196,7 @@ func printHTTP(b *strings.Builder, s control.Status) {
 			if k.Backup {
 				state += " backup"
 			}
-			why := k.Why
-			if slow := k.SlowStart; why == "" && slow != nil {
-				why = fmt.Sprintf("slow start, %d %%, %v left", slow.Percent, max(0, slow.Ends.Sub(s.Time)).Round(time.Second))
-			}
-			fmt.Fprintf(t, "  %s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\n", k.Address, state, age(s.Time, k.Since), k.Weight, k.InFlight, k.Requests, k.Failures, k.Bytes, why)
+			fmt.Fprintf(t, "  %s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\n", k.Address, state, age(s.Time, k.Since), k.Weight, k.InFlight, k.Requests, k.Failures, k.Bytes, k.Reason(s.Time))
 		}
 		t.Flush()
 	}
