@@ -35,8 +35,11 @@ type accessLog struct {
 	some, much chan struct{} // lines wait; so many that they are to be written now
 	quit       chan struct{}
 	done       chan struct{}
+	dropped    *atomic.Uint64 // lines, of this log and others
+	// users are the requests under way whose lines come here, and the configuration. With
+	// the last one the log ends: whatever is configured meanwhile, no line is lost.
+	users atomic.Int64
 
-	dropped atomic.Uint64
 	mu      sync.Mutex
 	waiting []byte // lines
 	count   uint64 // of them
@@ -48,17 +51,52 @@ var linePool = sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b 
 
 // openAccessLog opens a log. It fails where the file cannot be opened now; what happens
 // to it later is a problem.
-func openAccessLog(config lb.AccessLog, log *slog.Logger) (*accessLog, error) {
+func openAccessLog(config lb.AccessLog, lost *atomic.Uint64, log *slog.Logger) (*accessLog, error) {
 	f, err := openLogFile(config.Path)
 	if err != nil {
 		return nil, fmt.Errorf("open the access log: %w", err)
 	}
 	l := &accessLog{
-		config: config, log: log, backlog: logBacklog,
+		config: config, log: log, backlog: logBacklog, dropped: lost,
 		some: make(chan struct{}, 1), much: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}),
 	}
+	l.users.Store(1)
 	go l.run(f)
 	return l, nil
+}
+
+// hold keeps the log open until release. False: it has ended.
+func (l *accessLog) hold() bool {
+	for {
+		n := l.users.Load()
+		if n == 0 {
+			return false
+		}
+		if l.users.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+// release ends a hold, or the configuration's use.
+func (l *accessLog) release() {
+	if l.users.Add(-1) == 0 {
+		close(l.quit)
+	}
+}
+
+// holdLog keeps the log open that the request's line goes to: that of its server, or,
+// where another configuration has ended that since, of the one in force; nil: none.
+func (x *exchange) holdLog() *accessLog {
+	l := x.host.log
+	for l != nil && !l.hold() {
+		now := x.proxy.now.Load().log
+		if now == l { // the proxy is closed
+			return nil
+		}
+		l = now
+	}
+	return l
 }
 
 func openLogFile(path string) (*os.File, error) {
@@ -105,7 +143,7 @@ func wake(c chan struct{}) {
 	}
 }
 
-// run writes until close.
+// run writes until nobody uses the log.
 func (l *accessLog) run(f *os.File) {
 	defer close(l.done)
 	ticker := time.NewTicker(lookForRotation)
@@ -210,9 +248,8 @@ func (l *accessLog) Problem() string {
 	return l.problem
 }
 
-// close writes what there is and waits for it.
-func (l *accessLog) close() {
-	close(l.quit)
+// wait waits until the log has ended and all is written.
+func (l *accessLog) wait() {
 	late := time.NewTimer(closeWait)
 	defer late.Stop()
 	select {

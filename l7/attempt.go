@@ -33,10 +33,7 @@ func (u *upstream) RoundTrip(out *http.Request) (*http.Response, error) {
 func (u *upstream) roundTrip(out *http.Request, x *exchange) (*http.Response, error) {
 	g := u.now.Load()
 	u.requests.Add(1)
-	c := choice{client: x.client.Addr()}
-	if g.config.Policy == lb.Hash {
-		c.key = x.key(g.config.Key)
-	}
+	c := x.choice(g)
 	most := g.config.Next.Tries
 	if most == 0 {
 		most = g.count()
@@ -52,32 +49,35 @@ func (u *upstream) roundTrip(out *http.Request, x *exchange) (*http.Response, er
 		a.send(out, x)
 		if !a.failed() {
 			u.judge(g, s, false, time.Now())
+			u.bind(g, x, c.bound, s, a.response.Header)
 			return a.response, nil
 		}
 		if a.err != nil && (x.clientGone() != nil || x.bodyFailure() != nil) {
 			a.end() // it is the client's doing
 			return nil, a.err
 		}
-		if a.unasked() {
-			a.end() // it is the request's doing: no server would have it
+		if a.unasked() || errors.Is(a.err, errTooMany) {
+			a.end() // it is the request's doing, or the proxy's: no server would have it
 			return nil, a.err
 		}
 		// A server that says that there is no such thing, or that it is not for
 		// everybody, works.
 		u.judge(g, s, a.status != http.StatusForbidden && a.status != http.StatusNotFound, time.Now())
 		c.tried = append(c.tried, s)
-		s = nil
+		var next *server
 		if len(c.tried) < most && a.repeatable(x) {
-			s = u.pick(g, c, time.Now())
+			next = u.pick(g, c, time.Now())
 		}
 		switch {
-		case s != nil:
+		case next != nil:
 			a.drop()
+			s = next
 		case a.err != nil:
 			a.end()
 			u.failures.Add(1)
 			return nil, a.err
 		default:
+			u.bind(g, x, c.bound, s, a.response.Header)
 			return a.response, nil // the last word of the last server
 		}
 	}

@@ -20,6 +20,7 @@ type exchange struct {
 	conn     *connection
 	host     *virtualHost
 	location *location
+	log      *accessLog // held; nil: none
 
 	began   time.Time
 	peer    netip.AddrPort // who is connected

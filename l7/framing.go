@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -36,6 +37,8 @@ type framedConn struct {
 	scanner scanner
 	pending string // to be read before anything else
 	failed  bool   // nothing is read any more
+
+	malformed *atomic.Uint64 // counts what is refused; nil: nobody wants to know
 
 	mu      sync.Mutex
 	raw     bool           // it is no HTTP any more
@@ -118,6 +121,9 @@ func (c *framedConn) read(p []byte) (int, error) {
 		return n, err
 	}
 	c.failed, c.pending = true, poison
+	if c.malformed != nil {
+		c.malformed.Add(1)
+	}
 	if c.scanner.inBody() {
 		c.pending = bodyPoison
 	}

@@ -22,6 +22,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	x.host = conn.listener.routes.Load().find(r.Host)
 	x.host.stats.begin()
+	x.log = x.holdLog()
 	defer x.finish()
 	x.findClient(x.world.config.TrustedProxies)
 	x.nameRequest(x.world.config.RequestID)
@@ -43,7 +44,7 @@ func (x *exchange) locate() int {
 	if !wellNamed(r) {
 		return http.StatusBadRequest
 	}
-	if r.Method == http.MethodConnect {
+	if r.Method == http.MethodConnect || r.Method == http.MethodTrace { // as in nginx: TRACE would show what the proxy adds
 		return http.StatusMethodNotAllowed
 	}
 	asked := r.URL.Path
@@ -71,12 +72,24 @@ func wellNamed(r *http.Request) bool {
 			return false
 		}
 	}
+	if !isHost(r.Host) {
+		return false
+	}
 	if r.ProtoMajor == 1 {
 		return true
 	}
 	// A length that is no number is 0 for net/http, until the body comes.
 	if l := r.Header["Content-Length"]; l != nil && (len(l) != 1 || strings.Trim(l[0], "0123456789") != "" || l[0] == "") {
 		return false
+	}
+	if r.Method != http.MethodConnect && r.URL.Host != "" { // the path is a URL
+		return false
+	}
+	if h := r.Header["Host"]; h != nil { // beside :authority
+		if len(h) != 1 || !strings.EqualFold(h[0], r.Host) {
+			return false
+		}
+		delete(r.Header, "Host")
 	}
 	return r.Host != "" && !strings.ContainsAny(r.Host, hostRubbish)
 }
@@ -132,10 +145,7 @@ func (x *exchange) answer() {
 func (x *exchange) redirectToServer(r *lb.Redirect) {
 	u := x.location.upstream
 	g := u.now.Load()
-	c := choice{client: x.client.Addr()}
-	if g.config.Policy == lb.Hash {
-		c.key = x.key(g.config.Key)
-	}
+	c := x.choice(g)
 	u.requests.Add(1)
 	s := u.pick(g, c, time.Now())
 	if s == nil {
@@ -145,6 +155,7 @@ func (x *exchange) redirectToServer(r *lb.Redirect) {
 		return
 	}
 	u.release(s) // what the client does there is not known here
+	u.bind(g, x, c.bound, s, x.writer.Header())
 	to := target(x.location.config, x.request.URL, x.path)
 	x.redirect(r.Status, scheme(g.config)+"://"+authority(s.address, scheme(g.config))+to.RequestURI())
 }
@@ -170,12 +181,12 @@ func (x *exchange) forward() {
 		return
 	}
 	limit := 0
-	if c.RequestBuffering && !isGRPC(r) {
+	if c.RequestBuffering && !x.isGRPC() {
 		limit = c.RequestBuffer
 	}
 	if r.ContentLength != 0 {
 		x.incoming = &clientBody{ReadCloser: r.Body, limits: &x.world.config.Client, most: c.MaxBody, began: x.began}
-		if !isGRPC(r) {
+		if !x.isGRPC() {
 			x.incoming.deadline = http.NewResponseController(x.writer.ResponseWriter).SetReadDeadline
 		}
 	}
@@ -199,9 +210,14 @@ func (x *exchange) forward() {
 }
 
 // isGRPC tells whether a request is a stream of messages in both directions, perhaps
-// with hours between them.
-func isGRPC(r *http.Request) bool {
-	return r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")
+// with hours between them. Only servers that speak HTTP/2 know that: towards others it is a
+// body like any other, whatever the client calls it.
+func (x *exchange) isGRPC() bool {
+	if x.request.ProtoMajor != 2 || !x.location.upstream.now.Load().config.HTTP2 {
+		return false
+	}
+	rest, ok := strings.CutPrefix(x.request.Header.Get("Content-Type"), "application/grpc")
+	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
 }
 
 // finish counts the request and has it logged. It goes on with a panic.
@@ -213,11 +229,11 @@ func (x *exchange) finish() {
 		status = http.StatusOK // net/http writes it
 	}
 	x.host.stats.end(status, x.incoming.received(), x.writer.bytes)
-	log := x.host.log
-	if x.location != nil {
-		log = x.location.log
+	if x.log == nil {
+		return
 	}
-	if log != nil {
-		log.put(x, status, took)
+	if x.location == nil || !x.location.config.NoLog {
+		x.log.put(x, status, took)
 	}
+	x.log.release()
 }

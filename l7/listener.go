@@ -26,6 +26,7 @@ const maxStreams = 128
 type connection struct {
 	listener    *listener
 	servers     *servers
+	socket      *socket
 	framed      *framedConn // nil: HTTP/2
 	tls         bool
 	peer, local netip.AddrPort
@@ -45,14 +46,19 @@ type listener struct {
 	at     netip.AddrPort
 	socket net.Listener
 	log    *slog.Logger
+	room   *room
 	routes atomic.Pointer[routes]
 	now    atomic.Pointer[servers] // who serves what is accepted
 
-	accepted, refused atomic.Uint64
-	goroutines        sync.WaitGroup
-	mu                sync.Mutex
-	beginning         map[net.Conn]bool // connections that are not served yet
-	closed            bool
+	accepted, refused, malformed atomic.Uint64
+
+	goroutines sync.WaitGroup // of connections that are not served yet
+	accepting  chan struct{}  // closed when no more are accepted
+	leaving    atomic.Bool
+
+	mu        sync.Mutex
+	beginning map[*socket]bool // connections that are not served yet
+	closed    bool
 }
 
 // Servers are net/http's for connections of one listener that were accepted under one
@@ -82,10 +88,14 @@ func newServers(at netip.AddrPort, config *lb.HTTP, handler http.Handler, log *s
 			ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 				return context.WithValue(ctx, connectionKey{}, connectionFor(c))
 			},
-			ConnState: func(_ net.Conn, state http.ConnState) {
+			ConnState: func(c net.Conn, state http.ConnState) {
 				switch state {
 				case http.StateNew:
 					s.conns.Add(1)
+				case http.StateActive:
+					connectionFor(c).socket.quietSince.Store(0)
+				case http.StateIdle:
+					connectionFor(c).socket.rest()
 				case http.StateClosed, http.StateHijacked:
 					s.conns.Add(-1)
 				}
@@ -190,21 +200,22 @@ func connectionFor(c net.Conn) *connection {
 	}
 }
 
-func listen(at netip.AddrPort, log *slog.Logger) (*listener, error) {
-	socket, err := bind(at)
+func listen(at netip.AddrPort, room *room, log *slog.Logger) (*listener, error) {
+	bound, err := bind(at)
 	if err != nil {
 		return nil, err
 	}
-	return &listener{at: at, socket: socket, log: log, beginning: map[net.Conn]bool{}}, nil
+	return &listener{at: at, socket: bound, log: log, room: room, accepting: make(chan struct{}), beginning: map[*socket]bool{}}, nil
 }
 
-// accept serves connections until the socket is closed.
+// accept serves connections until the listener leaves.
 func (l *listener) accept() {
-	l.goroutines.Go(func() {
+	go func() {
+		defer close(l.accepting)
 		wait := time.Millisecond
 		for {
 			c, err := l.socket.Accept()
-			if errors.Is(err, net.ErrClosed) {
+			if err != nil && l.leaving.Load() {
 				return
 			}
 			if err != nil { // there are too many open files, most likely
@@ -214,29 +225,33 @@ func (l *listener) accept() {
 				continue
 			}
 			wait = time.Millisecond
+			s := newSocket(c)
+			s.room = l.room
+			if !l.room.enter(s, l.leaving.Load) {
+				s.Close()
+				return
+			}
 			l.accepted.Add(1)
 			if routes := l.routes.Load(); routes.tls == nil && !routes.proxied { // nothing is to be read first
-				s := newSocket(c)
 				l.serveHTTP1(&carried{s, l.connection(s, routes, l.now.Load())})
 				continue
 			}
-			l.goroutines.Go(func() { l.begin(c) })
+			l.goroutines.Go(func() { l.begin(s) })
 		}
-	})
+	}()
 }
 
 // begin has a connection served: after the PROXY protocol and TLS, where they are due.
-func (l *listener) begin(c net.Conn) {
-	if !l.track(c) {
-		c.Close()
+func (l *listener) begin(s *socket) {
+	if !l.track(s) {
+		s.Close()
 		return
 	}
-	defer l.untrack(c)
+	defer l.untrack(s)
 	routes, servers := l.routes.Load(), l.now.Load()
-	s := newSocket(c)
 	if routes.proxied && contains(servers.trusted, s.peer.Addr()) {
 		if err := s.readProxyHeader(servers.limits.HeaderTimeout); err != nil {
-			l.refuse(c, err)
+			l.refuse(s, err)
 			return
 		}
 	}
@@ -245,12 +260,12 @@ func (l *listener) begin(c net.Conn) {
 		l.serveHTTP1(carrier)
 		return
 	}
-	l.beginTLS(carrier, routes, c)
+	l.beginTLS(carrier, routes)
 }
 
 // connection is what a client's connection is to its requests.
 func (l *listener) connection(s *socket, routes *routes, servers *servers) *connection {
-	return &connection{listener: l, servers: servers, tls: routes.tls != nil, peer: s.peer, local: s.local, peerText: s.peer.Addr().String()}
+	return &connection{listener: l, servers: servers, socket: s, tls: routes.tls != nil, peer: s.peer, local: s.local, peerText: s.peer.Addr().String()}
 }
 
 // serveHTTP1 has a connection served that speaks HTTP/1.
@@ -259,11 +274,12 @@ func (l *listener) serveHTTP1(nc net.Conn) {
 	limits := &conn.servers.limits
 	// Beyond what net/http reads of a head it answers with 431 by itself.
 	conn.framed = newFramedConn(nc, limits.MaxHeader+8<<10, limits.SendTimeout)
+	conn.framed.malformed = &l.malformed
 	conn.servers.feed1.put(conn.framed)
 }
 
 // beginTLS has a connection with TLS served, of whichever version of HTTP.
-func (l *listener) beginTLS(carrier *carried, routes *routes, c net.Conn) {
+func (l *listener) beginTLS(carrier *carried, routes *routes) {
 	servers := carrier.connection.servers
 	t := tls.Server(carrier, routes.tls.config)
 	ctx, cancel := context.WithTimeout(context.Background(), servers.limits.HeaderTimeout)
@@ -271,7 +287,7 @@ func (l *listener) beginTLS(carrier *carried, routes *routes, c net.Conn) {
 	cancel()
 	if err != nil {
 		sayNoTLS(err)
-		l.refuse(c, err)
+		l.refuse(carrier.socket, err)
 		return
 	}
 	if t.ConnectionState().NegotiatedProtocol == "h2" {
@@ -294,36 +310,56 @@ func sayNoTLS(err error) {
 	}
 }
 
-func (l *listener) refuse(c net.Conn, err error) {
+func (l *listener) refuse(s *socket, err error) {
 	l.refused.Add(1)
-	l.log.Debug("connection refused", "listen", l.at, "peer", c.RemoteAddr(), "error", err)
-	c.Close()
+	l.log.Debug("connection refused", "listen", l.at, "peer", s.peer, "error", err)
+	s.Close()
 }
 
 // track remembers a connection that is not served yet; false: the listener is closed.
-func (l *listener) track(c net.Conn) bool {
+func (l *listener) track(s *socket) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return false
 	}
-	l.beginning[c] = true
+	l.beginning[s] = true
 	return true
 }
 
-func (l *listener) untrack(c net.Conn) {
+func (l *listener) untrack(s *socket) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.beginning, c)
+	delete(l.beginning, s)
 }
 
-// close accepts nothing more. Connections that are served go on.
-func (l *listener) close() {
+// leave accepts nothing more but what has come already: that and what is served goes on.
+func (l *listener) leave() {
+	l.leaving.Store(true)
+	l.room.wake()
+	if d, ok := l.socket.(interface{ SetDeadline(time.Time) error }); ok && d.SetDeadline(time.Now().Add(lastAccepts)) == nil {
+		<-l.accepting
+	}
 	l.socket.Close()
+	<-l.accepting
+}
+
+// lastAccepts is how long connections are accepted that have come already.
+const lastAccepts = 10 * time.Millisecond
+
+// idle tells whether all that was accepted is served by now, or gone.
+func (l *listener) idle() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.beginning) == 0
+}
+
+// close ends what is not served yet of a listener that has left.
+func (l *listener) close() {
 	l.mu.Lock()
 	l.closed = true
-	for c := range l.beginning {
-		c.Close()
+	for s := range l.beginning {
+		s.Close()
 	}
 	l.mu.Unlock()
 	l.goroutines.Wait()

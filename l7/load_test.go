@@ -1,12 +1,15 @@
 package l7
 
 import (
+	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,11 +19,17 @@ import (
 	"github.com/sluice-lb/sluice/internal/testenv"
 )
 
-// A mortal is a server that can be killed and started again at the same address.
+var loadTime = flag.Duration("load.time", 2*time.Second, "how long servers die under load")
+
+// A mortal is a server that can be killed and started again at the same address. It
+// remembers what it was asked to do once.
 type mortal struct {
-	at netip.AddrPort
-	s  *http.Server
-	wg sync.WaitGroup
+	at    netip.AddrPort
+	s     *http.Server
+	wg    sync.WaitGroup
+	alive bool
+	once  *sync.Map // posts that some server has seen
+	twice *atomic.Int64
 }
 
 func (m *mortal) start(t *testing.T) {
@@ -29,92 +38,152 @@ func (m *mortal) start(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.s = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })}
+	m.s, m.alive = &http.Server{Handler: m}, true
 	m.wg.Go(func() { _ = m.s.Serve(l) })
+}
+
+// ServeHTTP answers with what it has got.
+func (m *mortal) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return
+	}
+	if r.Method == http.MethodPost {
+		if _, again := m.once.LoadOrStore(string(body), true); again {
+			m.twice.Add(1)
+		}
+	}
+	_, _ = w.Write(body)
 }
 
 // kill breaks off all connections.
 func (m *mortal) kill() {
 	_ = m.s.Close()
 	m.wg.Wait()
+	m.alive = false
 }
 
-// While servers die in the middle of requests and come back, no request that may be
-// repeated fails.
+// A worker asks again and again.
+type worker struct {
+	method string
+	done   atomic.Int64 // answers
+	failed int64        // posts that were not answered: they may not be repeated
+}
+
+func (w *worker) run(at netip.AddrPort, name string, stop <-chan struct{}) error {
+	tr := &http.Transport{DisableKeepAlives: w.method == http.MethodGet} // or it would repeat what the proxy has broken off
+	defer tr.CloseIdleConnections()
+	client := &http.Client{Transport: tr, Timeout: time.Minute}
+	for i := 0; ; i++ {
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
+		body := ""
+		if w.method != http.MethodGet {
+			body = fmt.Sprintf("%s %d", name, i)
+		}
+		r, err := http.NewRequest(w.method, fmt.Sprintf("http://%v/", at), strings.NewReader(body))
+		if err != nil {
+			return err
+		}
+		res, err := client.Do(r)
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.method, err)
+		}
+		got, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		switch {
+		case w.method == http.MethodPost && res.StatusCode == http.StatusBadGateway:
+			w.failed++
+		case err != nil || res.StatusCode != http.StatusOK || string(got) != body:
+			return fmt.Errorf("%s: status %s, %q for %q, %w", w.method, res.Status, got, body, err)
+		}
+		w.done.Add(1)
+	}
+}
+
+// While servers are killed and started at random, two of four at a time being alive at
+// least, no request that may be repeated fails, and none that may not be is repeated.
 func TestServersDieUnderLoad(t *testing.T) {
-	servers := make([]*mortal, 3)
+	servers := make([]*mortal, 4)
 	var addresses []netip.AddrPort
+	var once sync.Map
+	var twice atomic.Int64
 	for i := range servers {
-		servers[i] = &mortal{at: freePort(t)}
-		servers[i].start(t)
-		t.Cleanup(servers[i].kill)
-		addresses = append(addresses, servers[i].at)
+		m := &mortal{at: freePort(t), once: &once, twice: &twice}
+		servers[i] = m
+		m.start(t)
+		t.Cleanup(func() { m.kill() })
+		addresses = append(addresses, m.at)
 	}
 	u := upstreamOf("u", addresses...)
 	u.FailTimeout = 50 * time.Millisecond
 	at := freePort(t)
 	p := start(t, one(at, []lb.Upstream{u}, prefix("/", "u")))
 	stop, fail := make(chan struct{}), make(chan error, 8)
-	var done atomic.Int64
+	workers := []*worker{{method: http.MethodGet}, {method: http.MethodGet}, {method: http.MethodPut}, {method: http.MethodPost}}
 	var all sync.WaitGroup
-	for range 4 {
+	for i, w := range workers {
 		all.Go(func() {
-			tr := &http.Transport{}
-			defer tr.CloseIdleConnections()
-			client := &http.Client{Transport: tr, Timeout: time.Minute}
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				res, err := client.Get(fmt.Sprintf("http://%v/", at))
-				if err == nil {
-					_, err = io.Copy(io.Discard, res.Body)
-					res.Body.Close()
-					if err == nil && res.StatusCode != http.StatusOK {
-						err = fmt.Errorf("status %s", res.Status)
-					}
-				}
-				if err != nil {
-					fail <- err
-					return
-				}
-				done.Add(1)
+			if err := w.run(at, fmt.Sprint("worker ", i), stop); err != nil {
+				fail <- err
 			}
 		})
 	}
+	// more waits until each worker has had n answers more: a request meets few deaths.
 	more := func(n int64) {
-		before := done.Load()
-		testenv.Eventually(t, time.Minute, "more answers", func() (bool, error) {
-			select {
-			case err := <-fail:
-				return false, fmt.Errorf("%w: a request failed: %w", testenv.ErrGiveUp, err)
-			default:
-				return done.Load() >= before+n, nil
-			}
-		})
+		for _, w := range workers {
+			before := w.done.Load()
+			testenv.Eventually(t, time.Minute, "more answers", func() (bool, error) {
+				select {
+				case err := <-fail:
+					return false, fmt.Errorf("%w: a request failed: %w", testenv.ErrGiveUp, err)
+				default:
+					return w.done.Load() >= before+n, nil
+				}
+			})
+		}
 	}
-	for i := range 24 {
-		m := servers[i%len(servers)]
-		m.kill()
-		more(50)
-		m.start(t)
-		more(50)
+	kills, alive := 0, len(servers)
+	for end := time.Now().Add(*loadTime); time.Now().Before(end) || kills < 12; {
+		switch m := servers[rand.IntN(len(servers))]; {
+		case !m.alive:
+			m.start(t)
+			alive++
+		case alive > 2:
+			m.kill()
+			alive--
+			kills++
+			more(2)
+		}
+		more(rand.Int64N(20))
 	}
 	close(stop)
 	all.Wait()
-	failures := uint64(0)
+	select {
+	case err := <-fail:
+		t.Error(err)
+	default:
+	}
+	failures, done := uint64(0), int64(0)
 	for _, s := range p.Status().Upstreams[0].Servers {
 		failures += s.Failures
 		if s.InFlight != 0 {
 			t.Errorf("%v has %d requests in flight", s.Address, s.InFlight)
 		}
 	}
+	for _, w := range workers {
+		done += w.done.Load()
+	}
 	if failures == 0 {
 		t.Error("no server has failed: nothing was tried")
 	}
-	t.Logf("%d requests, %d failures of servers that nobody saw", done.Load(), failures)
+	if n := twice.Load(); n > 0 {
+		t.Errorf("%d posts were sent twice", n)
+	}
+	t.Logf("%d requests, %d deaths, %d failures of servers, %d posts without an answer", done, kills, failures, workers[3].failed)
 }
 
 // Clients that send a byte now and then keep nobody else from an answer. They have what a

@@ -166,8 +166,15 @@ func (t *plainTransport) reap() {
 // retire closes the connections that are idle; the others end with their requests.
 func (t *plainTransport) retire() {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	t.retired = true
+	t.mu.Unlock()
+	t.closeIdle()
+}
+
+// closeIdle closes the connections that are idle.
+func (t *plainTransport) closeIdle() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	for _, all := range t.idle {
 		for _, c := range all {
 			c.Close()

@@ -55,10 +55,7 @@ func leastConn(servers []*server, ok eligible) *server {
 // ipHash chooses by the client's network, as nginx: the first three octets of an IPv4
 // address, all of an IPv6 address.
 func ipHash(servers []*server, ok eligible, client netip.Addr) *server {
-	octets := client.AsSlice()
-	if client.Is4() {
-		octets = octets[:3]
-	}
+	octets := network(client)
 	total := 0
 	for _, s := range servers {
 		total += s.weight

@@ -33,7 +33,7 @@ func weighted(t *testing.T, change func(*lb.Upstream), weights ...int) (*upstrea
 	if err != nil {
 		t.Fatal(err)
 	}
-	u.commit(g)
+	u.commit(g, nil, time.Now())
 	return u, g
 }
 
@@ -234,7 +234,11 @@ func TestAllHaveFailed(t *testing.T) {
 	if s := u.pick(g, choice{}, time.Now()); s == nil {
 		t.Error("nobody is asked")
 	}
-	u.learn(g, func(_ *lb.Upstream, s lb.Server) Standing { return Standing{StateDown, "", s.Weight} }, time.Now())
+	down := map[*server]Standing{}
+	for _, s := range g.primaries {
+		down[s] = Standing{State: StateDown, Weight: s.weight}
+	}
+	u.refresh(down, time.Now())
 	if s := u.pick(g, choice{}, time.Now()); s != nil {
 		t.Errorf("%s is asked, which health says is down", letter(s))
 	}
@@ -244,22 +248,19 @@ func TestAllHaveFailed(t *testing.T) {
 // that is drained gets nothing new.
 func TestOperatorsWeights(t *testing.T) {
 	u, g := weighted(t, func(c *lb.Upstream) { c.Policy = lb.Hash }, 1, 1, 1)
-	stands := map[string]Standing{"a": {StateUp, "", 1}, "b": {StateUp, "", 5}, "c": {StateDrained, "by an operator", 1}}
-	learn := func() []Event {
-		return u.learn(u.now.Load(), func(_ *lb.Upstream, s lb.Server) Standing {
-			return stands[string(rune('a'+s.Address.As4()[3]-1))]
-		}, time.Now())
+	stands := map[*server]Standing{
+		g.primaries[0]: {State: StateUp, Weight: 1}, g.primaries[1]: {State: StateUp, Weight: 5},
+		g.primaries[2]: {State: StateDrained, Why: "by an operator", Weight: 1},
 	}
 	want := []Event{{"u", "192.0.2.3:80", StateUnknown, StateDrained, "by an operator"}}
-	if diff := cmp.Diff(want, learn()); diff != "" {
+	if diff := cmp.Diff(want, u.refresh(stands, time.Now())); diff != "" {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}
 	again, err := u.prepare(g.config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	u.commit(again)
-	learn()
+	u.commit(again, stands, time.Now())
 	counts := map[string]int{}
 	for i := range 3000 {
 		s := u.pick(u.now.Load(), choice{key: fmt.Sprint(i)}, time.Now())
@@ -268,5 +269,63 @@ func TestOperatorsWeights(t *testing.T) {
 	}
 	if counts["c"] > 0 || counts["b"] < 3*counts["a"] {
 		t.Errorf("requests by server: %v", counts)
+	}
+}
+
+// A server that is new beside others, and is to be probed, has to wait for its first
+// verdict; where nobody else serves it need not, and it goes before the backups.
+func TestNewServerWaitsForItsVerdict(t *testing.T) {
+	for _, tt := range []struct {
+		name         string
+		probed       bool
+		known, other Standing // of the new server, and of the one that was there
+		want         string   // four times, round robin
+	}{
+		{"not probed yet", true, Standing{State: StateUnknown, Weight: 1, Pending: true}, Standing{State: StateUp, Weight: 1}, "aaaa"},
+		{"up", true, Standing{State: StateUp, Weight: 1}, Standing{State: StateUp, Weight: 1}, "abab"},
+		{"never probed", false, Standing{State: StateUnknown, Weight: 1}, Standing{State: StateUnknown, Weight: 1}, "abab"},
+		{"nobody else", true, Standing{State: StateUnknown, Weight: 1, Pending: true}, Standing{State: StateDown, Weight: 1}, "bbbb"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			u, g := weighted(t, func(c *lb.Upstream) {
+				if tt.probed {
+					c.Pool.Probe = &lb.Probe{}
+				}
+				c.Pool.Servers = append(c.Pool.Servers, lb.Server{Address: aServer(9).Addr(), Port: 80, Weight: 1, Backup: true})
+			}, 1)
+			next := *g.config
+			next.Pool.Servers = append(next.Pool.Servers[:2:2], lb.Server{Address: aServer(2).Addr(), Port: 80, Weight: 1})
+			grown, err := u.prepare(&next)
+			if err != nil {
+				t.Fatal(err)
+			}
+			u.commit(grown, map[*server]Standing{
+				grown.primaries[0]: tt.other, grown.primaries[1]: tt.known, grown.backups[0]: {State: StateUp, Weight: 1},
+			}, time.Now())
+			if got := sequence(u, grown, 4, false); got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+// What requests show of a server is told once: when it begins to rest, and when it is good
+// again.
+func TestFailingIsTold(t *testing.T) {
+	u, g := weighted(t, func(c *lb.Upstream) { c.MaxFails, c.FailTimeout = 2, time.Second }, 1)
+	var got []Event
+	u.tell = func(all []Event) { got = append(got, all...) }
+	now, s := time.Now(), g.primaries[0]
+	for _, failed := range []bool{true, true, true, false, false} {
+		u.judge(g, s, failed, now)
+		now = now.Add(2 * time.Second)
+		u.pick(g, choice{}, now)
+		now = now.Add(time.Millisecond)
+	}
+	want := []Event{
+		{"u", "192.0.2.1:80", StateUnknown, StateFailing, "requests have failed"}, {"u", "192.0.2.1:80", StateFailing, StateUnknown, "a request has not failed"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
 	}
 }

@@ -34,7 +34,7 @@ type world struct {
 	upstreams []*upstream // in the order of the configuration
 	hosts     []*virtualHost
 	listeners map[netip.AddrPort]*listener
-	logs      map[lb.AccessLog]*accessLog
+	log       *accessLog // nil: none
 	certs     map[lb.ServerTLS]*certificate
 }
 
@@ -44,6 +44,7 @@ type Proxy struct {
 	health  Health
 	event   func(Event)
 	buffers buffers
+	room    *room
 	now     atomic.Pointer[world]
 
 	applying  sync.Mutex // held while the configuration changes
@@ -51,12 +52,16 @@ type Proxy struct {
 	upstreams map[string]*upstream // guarded by applying
 	old       []*servers           // of listeners or limits that were; the same
 	ballast   []byte               // see ballastSize
+	left      []*listener          // whose connections are not all served yet; the same
+	oldLogs   []*accessLog         // that requests use still; the same
+	linesLost atomic.Uint64        // of access logs
 	stats     statsBook
 }
 
 // New returns a proxy that serves nothing yet.
 func New(o Options) *Proxy {
 	p := &Proxy{log: o.Log, health: o.Health, event: o.Event, upstreams: map[string]*upstream{}}
+	p.room = newRoom(p.closeIdle)
 	p.now.Store(&world{config: &lb.HTTP{}})
 	return p
 }
@@ -82,7 +87,7 @@ func (p *Proxy) Apply(config lb.HTTP) error {
 		return errClosed
 	}
 	c := &change{proxy: p, before: p.now.Load(), after: &world{
-		config: &config, listeners: map[netip.AddrPort]*listener{}, logs: map[lb.AccessLog]*accessLog{}, certs: map[lb.ServerTLS]*certificate{},
+		config: &config, listeners: map[netip.AddrPort]*listener{}, certs: map[lb.ServerTLS]*certificate{},
 	}, generations: map[*upstream]*generation{}, upstreams: map[string]*upstream{}}
 	if err := c.prepare(); err != nil {
 		c.undo()
@@ -93,7 +98,6 @@ func (p *Proxy) Apply(config lb.HTTP) error {
 		p.ballast = make([]byte, ballastSize)
 	}
 	p.prune(time.Now())
-	p.refresh()
 	return nil
 }
 
@@ -113,7 +117,7 @@ func (c *change) prepare() error {
 		config := &c.after.config.Upstreams[i]
 		u := c.proxy.upstreams[config.Name]
 		if u == nil {
-			u = &upstream{name: config.Name}
+			u = &upstream{name: config.Name, budget: c.proxy.room.servers, tell: c.proxy.tell}
 		}
 		g, err := u.prepare(config)
 		if err != nil {
@@ -122,12 +126,12 @@ func (c *change) prepare() error {
 		c.upstreams[config.Name], c.generations[u] = u, g
 		c.after.upstreams = append(c.after.upstreams, u)
 	}
-	log, err := c.accessLog(c.after.config.AccessLog)
-	if err != nil {
+	var err error
+	if c.after.log, err = c.accessLog(c.after.config.AccessLog); err != nil {
 		return err
 	}
 	for i := range c.after.config.Servers {
-		host, err := c.host(&c.after.config.Servers[i], log)
+		host, err := c.host(&c.after.config.Servers[i], c.after.log)
 		if err != nil {
 			return err
 		}
@@ -145,11 +149,8 @@ func (c *change) host(config *lb.HTTPServer, log *accessLog) (*virtualHost, erro
 	v := &virtualHost{config: config, log: log, stats: c.proxy.stats.of(config.Name())}
 	var all []*location
 	for i := range config.Locations {
-		l := &location{config: &config.Locations[i], log: log}
+		l := &location{config: &config.Locations[i]}
 		l.access = newAccess(l.config.Rules, l.config.AllowOnly)
-		if l.config.NoLog {
-			l.log = nil
-		}
 		if l.config.RateLimit != nil {
 			l.limit = c.limiter(config, l.config)
 		}
@@ -192,16 +193,14 @@ func (c *change) accessLog(config lb.AccessLog) (*accessLog, error) {
 	if config.Path == "" {
 		return nil, nil
 	}
-	if l := c.before.logs[config]; l != nil {
-		c.after.logs[config] = l
+	if l := c.before.log; l != nil && l.config == config {
 		return l, nil
 	}
-	l, err := openAccessLog(config, c.proxy.log)
+	l, err := openAccessLog(config, &c.proxy.linesLost, c.proxy.log)
 	if err != nil {
 		return nil, err
 	}
-	c.opened = append(c.opened, l.close)
-	c.after.logs[config] = l
+	c.opened = append(c.opened, l.release)
 	return l, nil
 }
 
@@ -239,7 +238,7 @@ func (c *change) listen() error {
 		l := c.before.listeners[at]
 		if l == nil {
 			var err error
-			l, err = listen(at, c.proxy.log)
+			l, err = listen(at, c.proxy.room, c.proxy.log)
 			if missingFamily(at, err) {
 				continue // this host has no IPv6
 			}
@@ -265,9 +264,10 @@ func (c *change) undo() {
 func (c *change) commit() {
 	p := c.proxy
 	for u, g := range c.generations {
-		u.commit(g)
+		p.tell(u.commit(g, p.standings(g), time.Now()))
 	}
 	p.now.Store(c.after)
+	p.divide(c.after.config.MaxConnections)
 	for at, l := range c.after.listeners {
 		l.routes.Store(c.routes[at])
 		if s := l.now.Load(); s == nil || !s.fits(c.after.config) {
@@ -281,7 +281,8 @@ func (c *change) commit() {
 	for at, l := range c.before.listeners {
 		if c.after.listeners[at] == nil {
 			p.retire(l.now.Load()) // first: who is refused may know that the others are to go
-			l.close()
+			l.leave()
+			p.left = append(p.left, l)
 		}
 	}
 	for name, u := range p.upstreams {
@@ -290,10 +291,25 @@ func (c *change) commit() {
 		}
 	}
 	p.upstreams = c.upstreams
-	for config, l := range c.before.logs {
-		if c.after.logs[config] == nil {
-			l.close()
-		}
+	if l := c.before.log; l != nil && l != c.after.log {
+		p.oldLogs = append(p.oldLogs, l)
+		l.release()
+	}
+}
+
+// divide gives clients and servers their parts of what connections there may be.
+func (p *Proxy) divide(wanted int) {
+	d := divide(openFiles(), wanted)
+	if wanted > d.clients {
+		p.log.Warn("there may be fewer connections of clients than configured", "max_connections", wanted, "possible", d.clients, "open_files", openFiles())
+	}
+	p.room.resize(d)
+}
+
+// closeIdle closes the connections to servers that nothing uses.
+func (p *Proxy) closeIdle() {
+	for _, u := range p.now.Load().upstreams {
+		u.now.Load().transport.closeIdle()
 	}
 }
 
@@ -306,8 +322,10 @@ func (p *Proxy) retire(s *servers) {
 	p.old = append(p.old, s)
 }
 
-// prune lets go of servers that have nothing left to do.
+// prune lets go of listeners, servers and logs that have nothing left to do.
 func (p *Proxy) prune(now time.Time) {
+	p.left = slices.DeleteFunc(p.left, (*listener).idle)
+	p.oldLogs = slices.DeleteFunc(p.oldLogs, func(l *accessLog) bool { return l.users.Load() == 0 })
 	p.old = slices.DeleteFunc(p.old, func(s *servers) bool {
 		if !s.idle(now) {
 			return false
@@ -321,52 +339,29 @@ func (p *Proxy) prune(now time.Time) {
 func (p *Proxy) Refresh() {
 	p.applying.Lock()
 	defer p.applying.Unlock()
-	p.refresh()
-}
-
-func (p *Proxy) refresh() {
-	if p.health == nil {
-		return
-	}
 	for _, u := range p.upstreams {
-		g := u.now.Load()
-		for _, e := range u.learn(g, p.health, time.Now()) {
-			if p.event != nil {
-				p.event(e)
-			}
-		}
+		p.tell(u.refresh(p.standings(u.now.Load()), time.Now()))
 	}
 }
 
-// learn has what is known of an upstream's servers count.
-func (u *upstream) learn(g *generation, health Health, now time.Time) (changed []Event) {
-	reweighed := false
-	for _, s := range slices.Concat(g.primaries, g.backups) {
-		known := health(g.config, s.config)
-		u.mu.Lock()
-		before := s.state
-		s.why = known.Why
-		if before != known.State {
-			s.state, s.since = known.State, now
-			if before == StateDown { // what requests have shown of it is of before
-				s.fails, s.effective, s.current = 0, s.weight, 0
-			}
-		}
-		if s.weight != known.Weight {
-			s.reweigh(known.Weight)
-			reweighed = true
-		}
-		u.mu.Unlock()
-		if before != known.State && (before != StateUnknown || known.State != StateUp) {
-			changed = append(changed, Event{u.name, s.text, before, known.State, known.Why})
+// standings ask what is known of the servers of an upstream.
+func (p *Proxy) standings(g *generation) map[*server]Standing {
+	if p.health == nil {
+		return nil
+	}
+	known := map[*server]Standing{}
+	for _, c := range g.config.Pool.Servers {
+		known[g.server(c)] = p.health(g.config, c)
+	}
+	return known
+}
+
+func (p *Proxy) tell(changed []Event) {
+	for _, e := range changed {
+		if p.event != nil {
+			p.event(e)
 		}
 	}
-	if reweighed && g.config.Policy == lb.Hash {
-		next := *g
-		next.circle = newCircle(g.primaries) // weights change under applying alone
-		u.now.Store(&next)
-	}
-	return changed
 }
 
 // Close accepts nothing more, waits for the requests under way as long as ctx lasts, and
@@ -381,6 +376,10 @@ func (p *Proxy) Close(ctx context.Context) {
 	w := p.now.Load()
 	for _, l := range w.listeners {
 		p.retire(l.now.Load())
+		l.leave()
+		p.left = append(p.left, l)
+	}
+	for _, l := range p.left {
 		l.close()
 	}
 	var all sync.WaitGroup
@@ -391,7 +390,12 @@ func (p *Proxy) Close(ctx context.Context) {
 	for _, u := range p.upstreams {
 		u.now.Load().transport.retire()
 	}
-	for _, l := range w.logs {
-		l.close()
+	p.room.closeAll() // upgraded connections: their requests end, and have lines, too
+	if w.log != nil {
+		w.log.release()
+		p.oldLogs = append(p.oldLogs, w.log)
+	}
+	for _, l := range p.oldLogs {
+		l.wait()
 	}
 }

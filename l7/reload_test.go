@@ -274,7 +274,7 @@ func TestAccessLogNeverWaits(t *testing.T) {
 	}
 	x := &exchange{request: r, writer: &response{}}
 	line := len(appendCombined(nil, x, 200, time.Now()))
-	l := &accessLog{backlog: 2*line + line/2} // nobody writes
+	l := &accessLog{backlog: 2*line + line/2, dropped: new(atomic.Uint64)} // nobody writes
 	for range 5 {
 		l.put(x, 200, 0)
 	}

@@ -24,7 +24,7 @@ type response struct {
 func (w *response) WriteHeader(status int) {
 	if w.status == 0 && (status >= 200 || status == http.StatusSwitchingProtocols) {
 		w.status = status
-		if w.conn.servers.draining.Load() {
+		if w.conn.servers.draining.Load() || w.conn.listener.room.full() {
 			// Of HTTP/1 it closes the connection behind the answer; of HTTP/2 it is a
 			// GOAWAY.
 			w.Header().Set("Connection", "close")

@@ -179,7 +179,9 @@ func TestSorryPage(t *testing.T) {
 	u := upstreamOf("u", named(t, "a"))
 	l := prefix("/", "u")
 	l.ErrorPages = []lb.ErrorPage{{Status: []lb.StatusRange{{First: 502, Last: 504}}, As: 503, Body: []byte("<p>sorry"), ContentType: "text/html"}}
-	p := New(Options{Log: quiet, Health: func(_ *lb.Upstream, s lb.Server) Standing { return Standing{StateDown, "no answer", s.Weight} }})
+	p := New(Options{Log: quiet, Health: func(_ *lb.Upstream, s lb.Server) Standing {
+		return Standing{State: StateDown, Why: "no answer", Weight: s.Weight}
+	}})
 	if err := p.Apply(one(at, []lb.Upstream{u}, l)); err != nil {
 		t.Fatal(err)
 	}

@@ -49,12 +49,39 @@ func (r *routes) find(host string) *virtualHost {
 	return r.byDefault
 }
 
-// hostName is a Host header without its port, in lower case.
+// hostName is a Host header without its port, in lower case; an IPv6 address in brackets
+// is as lb.HostLiteral has it.
 func hostName(host string) string {
+	if strings.HasPrefix(host, "[") {
+		if name, ok := lb.HostLiteral(host[:strings.IndexByte(host, ']')+1]); ok {
+			return name
+		}
+	}
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
 	}
 	return strings.TrimSuffix(strings.ToLower(host), ".")
+}
+
+// isHost tells whether a Host header is a name or an address, with a port or without, and
+// can be read in one way only.
+func isHost(host string) bool {
+	port := ""
+	if strings.HasPrefix(host, "[") {
+		end := strings.IndexByte(host, ']') + 1
+		if _, ok := lb.HostLiteral(host[:end]); !ok {
+			return false
+		}
+		port = host[end:]
+	} else {
+		if i := strings.IndexByte(host, ':'); i >= 0 {
+			port = host[i:]
+		}
+		if strings.ContainsAny(host, "[]") {
+			return false
+		}
+	}
+	return port == "" || port[0] == ':' && strings.Trim(port[1:], "0123456789") == ""
 }
 
 // routesOf sorts the servers of a configuration by where they listen.
@@ -93,7 +120,6 @@ type location struct {
 	access   access
 	limit    *limiter   // nil: none
 	proxy    *forwarder // nil: it is not Upstream
-	log      *accessLog // nil: none
 }
 
 // locations are those of one server, in the order that they are looked at.

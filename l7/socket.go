@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -51,10 +53,36 @@ type socket struct {
 	net.Conn
 	reader      *bufio.Reader // what was read beyond a PROXY header; nil: nothing
 	peer, local netip.AddrPort
+	// quietSince is since when it counts as idle, in ns since the epoch, which may be in
+	// the future; 0: it does not.
+	quietSince atomic.Int64
+	room       *room // that it has a place in; nil: none
+	once       sync.Once
 }
 
 func newSocket(c net.Conn) *socket {
-	return &socket{Conn: c, peer: addrPort(c.RemoteAddr()), local: addrPort(c.LocalAddr())}
+	s := &socket{Conn: c, peer: addrPort(c.RemoteAddr()), local: addrPort(c.LocalAddr())}
+	s.quietSince.Store(time.Now().Add(quietAtFirst).UnixNano())
+	return s
+}
+
+// Close closes the connection, which others may have the place of then.
+func (s *socket) Close() error {
+	err := s.Conn.Close()
+	s.once.Do(func() {
+		if s.room != nil {
+			s.room.leave(s)
+		}
+	})
+	return err
+}
+
+// rest tells that the connection is idle from now on.
+func (s *socket) rest() {
+	s.quietSince.Store(time.Now().UnixNano())
+	if s.room != nil && s.room.full() {
+		s.room.wake()
+	}
 }
 
 func addrPort(a net.Addr) netip.AddrPort {

@@ -46,6 +46,9 @@ func (x *exchange) variable(name string) string {
 	case "request_id":
 		return x.id
 	case "request_uri":
+		if !strings.HasPrefix(x.uri, "/") { // http://host/path
+			return x.request.URL.RequestURI()
+		}
 		return x.uri
 	case "scheme":
 		return x.scheme()

@@ -311,3 +311,42 @@ func TestProxyProtocolToServers(t *testing.T) {
 		}
 	}
 }
+
+// A body that only calls itself gRPC has no more time than others: towards servers that
+// cannot know gRPC, and with names that begin alike.
+func TestWhatIsNoGRPC(t *testing.T) {
+	for _, tt := range []struct {
+		contentType string
+		http2       bool // to servers
+		want        int
+	}{
+		{"application/grpc", false, http.StatusRequestTimeout}, {"application/grpc-web", true, http.StatusRequestTimeout},
+		{"text/plain", true, http.StatusRequestTimeout},
+	} {
+		t.Run(tt.contentType, func(t *testing.T) {
+			at := freePort(t)
+			c := overHTTP2(t, at, named2, prefix("/", "u"))
+			c.Upstreams[0].HTTP2 = tt.http2
+			c.Client.BodyTimeout = 200 * time.Millisecond
+			start(t, c)
+			in, out := io.Pipe()
+			defer out.Close()
+			r, err := http.NewRequest(http.MethodPost, fmt.Sprintf("https://%v/", at), in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Header.Set("Content-Type", tt.contentType)
+			client := insecure(true)
+			defer client.CloseIdleConnections()
+			go func() { _, _ = io.WriteString(out, "a") }()
+			res, err := client.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			res.Body.Close()
+			if res.StatusCode != tt.want {
+				t.Errorf("got %s, want %d", res.Status, tt.want)
+			}
+		})
+	}
+}

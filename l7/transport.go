@@ -9,10 +9,10 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"strings"
+	"sync"
 	"syscall"
 	"time"
-
-	"github.com/pires/go-proxyproto"
 
 	"github.com/sluice-lb/sluice/internal/lb"
 )
@@ -48,8 +48,8 @@ func essence(u *lb.Upstream) lb.Upstream {
 // serves tells whether t is what a configuration needs.
 func (t *transport) serves(u *lb.Upstream) bool { return reflect.DeepEqual(t.made, essence(u)) }
 
-func newTransport(u *lb.Upstream) (*transport, error) {
-	d := dialer{u.ConnectTimeout, u.SendTimeout, u.ProxyProtocol}
+func newTransport(u *lb.Upstream, b *budget) (*transport, error) {
+	d := dialer{u.ConnectTimeout, u.SendTimeout, u.ProxyProtocol, b}
 	keepalive := u.Keepalive
 	if u.ProxyProtocol != 0 { // it is about one client
 		keepalive = 0
@@ -91,7 +91,7 @@ func newTransport(u *lb.Upstream) (*transport, error) {
 func clientTLS(u *lb.Upstream) (*tls.Config, error) {
 	config := &tls.Config{ServerName: u.TLS.ServerName, InsecureSkipVerify: !u.TLS.Verify, MinVersion: tls.VersionTLS12}
 	if config.ServerName == "" && u.Host != lb.HostClient && u.Host != lb.HostUpstream {
-		config.ServerName = hostName(u.Host)
+		config.ServerName = strings.Trim(hostName(u.Host), "[]")
 	}
 	if u.TLS.CA != nil {
 		config.RootCAs = x509.NewCertPool()
@@ -118,23 +118,37 @@ func (t *transport) retire() {
 	}
 }
 
+// closeIdle closes the connections that nothing uses.
+func (t *transport) closeIdle() {
+	t.full.CloseIdleConnections()
+	if t.plain != nil {
+		t.plain.closeIdle()
+	}
+}
+
 // A dialer connects to servers.
 type dialer struct {
 	connectTimeout, sendTimeout time.Duration
 	proxyProtocol               int
+	budget                      *budget
 }
 
 func (d dialer) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	nd := net.Dialer{Timeout: d.connectTimeout}
-	c, err := nd.DialContext(ctx, network, address)
-	if err != nil {
+	ctx, cancel := context.WithTimeout(ctx, d.connectTimeout)
+	defer cancel()
+	if err := d.budget.take(ctx); err != nil {
 		return nil, err
 	}
-	u := &upstreamConn{c, deadline{set: c.SetWriteDeadline, timeout: d.sendTimeout}}
+	var nd net.Dialer
+	c, err := nd.DialContext(ctx, network, address)
+	if err != nil {
+		d.budget.giveBack()
+		return nil, err
+	}
+	u := &upstreamConn{c, deadline{set: c.SetWriteDeadline, timeout: d.sendTimeout}, sync.OnceFunc(d.budget.giveBack)}
 	if x := exchangeOf(ctx); x != nil && d.proxyProtocol != 0 {
-		h := proxyproto.HeaderProxyFromAddrs(byte(d.proxyProtocol), net.TCPAddrFromAddrPort(x.client), net.TCPAddrFromAddrPort(x.local))
-		if _, err := h.WriteTo(u); err != nil {
-			c.Close()
+		if _, err := u.Write(proxyHeader(d.proxyProtocol, x.client, x.local)); err != nil {
+			u.Close()
 			return nil, fmt.Errorf("send the PROXY protocol: %w", err)
 		}
 	}
@@ -146,6 +160,13 @@ func (d dialer) dial(ctx context.Context, network, address string) (net.Conn, er
 type upstreamConn struct {
 	net.Conn
 	sending deadline
+	close   func() // gives the connection's place away
+}
+
+// Close closes the connection.
+func (c *upstreamConn) Close() error {
+	defer c.close()
+	return c.Conn.Close()
 }
 
 func (c *upstreamConn) Write(p []byte) (int, error) {

@@ -54,6 +54,7 @@ func (n *node) probeHTTP(ctx context.Context, goroutines *sync.WaitGroup) {
 			select {
 			case <-share.Changed():
 				n.http.proxy.Refresh()
+				n.tracker.Dirty() // who tracks an upstream may want to know
 			case <-ctx.Done():
 				return
 			}
@@ -61,13 +62,14 @@ func (n *node) probeHTTP(ctx context.Context, goroutines *sync.WaitGroup) {
 	})
 }
 
-// reloadHTTP has another configuration served. After an error the one of before is.
-func (n *node) reloadHTTP(next *config.Config) error {
+// reloadHTTP has another configuration served. After an error the one of before is. New
+// targets are there before they are asked about: they know what those of before did.
+func (n *node) reloadHTTP(before, next *config.Config) error {
+	n.http.share.Set(httpTargets(&next.HTTP))
 	if err := n.http.proxy.Apply(next.HTTP); err != nil {
+		n.http.share.Set(httpTargets(&before.HTTP))
 		return fmt.Errorf("http: %w", err)
 	}
-	n.http.share.Set(httpTargets(&next.HTTP))
-	n.http.proxy.Refresh()
 	return nil
 }
 
@@ -97,13 +99,13 @@ func (n *node) upstreamHealth(u *lb.Upstream, s lb.Server) l7.Standing {
 	share := n.http.share
 	n.mu.RUnlock()
 	if u.Pool.Probe != nil && share != nil {
-		known.Why = "not probed yet"
+		known.Why, known.Pending = "not probed yet", true
 		v, _ := share.Status(health.Target{Address: u.Endpoint(s), Probe: *u.Pool.Probe})
 		switch v.Verdict {
 		case health.Up:
-			known.State, known.Why = l7.StateUp, ""
+			known.State, known.Why, known.Pending = l7.StateUp, "", false
 		case health.Down:
-			known.State, known.Why = l7.StateDown, v.LastError
+			known.State, known.Why, known.Pending = l7.StateDown, v.LastError, false
 		}
 	}
 	switch {
@@ -141,6 +143,7 @@ func (d daemonOf) Change(c control.Change) (text string, err error) {
 	if err == nil {
 		d.http.proxy.Refresh()
 		d.dns.responder.Refresh()
+		d.tracker.Dirty()
 	}
 	return text, err
 }
@@ -166,7 +169,8 @@ func printHTTP(b *strings.Builder, s control.Status) {
 		return
 	}
 	t := tabwriter.NewWriter(b, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(b, "\nhttp")
+	c := s.HTTP.Connections
+	fmt.Fprintf(b, "\nhttp: %d of %d connections of clients, %d of %d to servers\n", c.Open, c.Max, c.Servers, c.MaxServers)
 	fmt.Fprintln(t, "  SERVER\tLISTEN\tIN FLIGHT\tREQUESTS\t2XX\t3XX\t4XX\t5XX\tRECEIVED\tSENT\t")
 	for _, v := range s.HTTP.Servers {
 		var at []string
@@ -178,14 +182,18 @@ func printHTTP(b *strings.Builder, s control.Status) {
 	}
 	t.Flush()
 	for _, u := range s.HTTP.Upstreams {
-		fmt.Fprintf(b, "\nupstream %s: %s, %d requests, %d answered by nobody\n", u.Name, strings.ReplaceAll(u.Policy, "_", " "), u.Requests, u.Failures)
+		policy := strings.ReplaceAll(u.Policy, "_", " ")
+		if u.Sticky != nil {
+			policy += fmt.Sprintf(", sticky by %s (%d moved)", u.Sticky.Cookie, u.Sticky.Moved)
+		}
+		fmt.Fprintf(b, "\nupstream %s: %s, %d requests, %d answered by nobody\n", u.Name, policy, u.Requests, u.Failures)
 		fmt.Fprintln(t, "  SERVER\tSTATE\tFOR\tWEIGHT\tIN FLIGHT\tREQUESTS\tFAILURES\tBYTES\t")
 		for _, k := range u.Servers {
 			state := string(k.State)
 			if k.Backup {
 				state += " backup"
 			}
-			fmt.Fprintf(t, "  %s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\n", k.Address, state, age(s.Time, k.Since), k.Weight, k.InFlight, k.Requests, k.Failures, k.Bytes, k.Why)
+			fmt.Fprintf(t, "  %s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\n", k.Address, state, age(s.Time, k.Since), k.Weight, k.InFlight, k.Requests, k.Failures, k.Bytes, k.Reason(s.Time))
 		}
 		t.Flush()
 	}

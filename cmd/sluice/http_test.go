@@ -43,6 +43,9 @@ http:
     - {listen: "192.0.2.100:80", names: ["*.second.example"], locations: [{path: /, upstream: second}]}
 `
 
+// pairOfHTTP is the instance of the VIPs, which depends on the upstream.
+var pairOfHTTP = strings.Replace(pair, "addresses:", "track: [{upstream: opslinux, weight: -20}], addresses:", 1)
+
 // curl runs curl on a host and returns what it prints; it must not fail.
 func (r *rig) curl(on string, args ...string) string {
 	r.Helper()
@@ -69,7 +72,7 @@ func (r *rig) tryCurl(on string, args ...string) (string, error) {
 func TestHTTP(t *testing.T) {
 	testenv.RequireProgram(t, "curl")
 	r := webRig(t, 3)
-	file := r.file("sluice.yaml", roster, webPool, vrrps(pair), seedHTTP)
+	file := r.file("sluice.yaml", roster, webPool, vrrps(pairOfHTTP), seedHTTP)
 	r.start("lb1", file)
 	r.waitStatus("lb1", soon, "the VIP, and servers that are up", func(s control.Status) error {
 		if i, err := instanceOf(s, "VI_1"); err != nil || i.State != "active" || len(i.Present) != 2 {
@@ -113,7 +116,7 @@ func TestHTTP(t *testing.T) {
 			t.Errorf("keys (-want +got):\n%s", diff)
 		}
 		text := r.wantRun(0, "lb1", "status", "-c", file, "--node", "lb1").stdout
-		for _, want := range []string{"\nhttp\n", "opslinux.com ", "upstream opslinux: round robin, 8 requests, 0 answered by nobody", "192.0.2.12:80"} {
+		for _, want := range []string{"\nhttp: ", "opslinux.com ", "upstream opslinux: round robin, 8 requests, 0 answered by nobody", "192.0.2.12:80"} {
 			if !strings.Contains(text, want) {
 				t.Errorf("status does not say %q:\n%s", want, text)
 			}
@@ -154,11 +157,60 @@ func TestHTTP(t *testing.T) {
 			t.Errorf("events say\n%s", text)
 		}
 	})
+	t.Run("and has failed still over a reload with another probe", func(t *testing.T) {
+		changes := func() int {
+			return strings.Count(r.wantRun(0, "lb1", "events", "--json").stdout, `"type":"upstream.state"`)
+		}
+		before := changes()
+		r.file("sluice.yaml", roster, strings.Replace(webPool, "type: tcp", "type: http, path: /", 1), vrrps(pairOfHTTP), seedHTTP)
+		if got := r.wantRun(0, "lb1", "reload", "-c", file, "--node", "lb1").stdout; !strings.Contains(got, "upstream opslinux: health") {
+			t.Errorf("reload says %q", got)
+		}
+		for range 6 {
+			if got := r.curl("client", "http://192.0.2.100/"); got != "b2" && got != "b3" {
+				t.Errorf("got %q", got)
+			}
+		}
+		r.waitStatus("lb1", soon, "b1 is down, and the others are up", func(s control.Status) error {
+			for i, want := range []l7.State{l7.StateDown, l7.StateUp, l7.StateUp} {
+				if b := s.HTTP.Upstreams[0].Servers[i]; b.State != want {
+					return fmt.Errorf("%v is %s", b.Address, b.State)
+				}
+			}
+			return nil
+		})
+		if after := changes(); after != before {
+			t.Errorf("%d changes of servers over the reload", after-before)
+		}
+	})
+	t.Run("what the VIP depends on", func(t *testing.T) {
+		priority := func(want int) {
+			r.waitStatus("lb1", soon, fmt.Sprintf("priority %d", want), func(s control.Status) error {
+				i, err := instanceOf(s, "VI_1")
+				if err == nil && int(i.Priority) != want {
+					err = fmt.Errorf("it is %d", i.Priority)
+				}
+				return err
+			})
+		}
+		priority(100)
+		for _, a := range []string{"192.0.2.12", "192.0.2.13"} {
+			r.wantRun(0, "lb1", "backend", "disable", "web", a)
+		}
+		priority(80)
+		if text := r.wantRun(0, "lb1", "status").stdout; !strings.Contains(text, "upstream opslinux is down: no server can serve") {
+			t.Errorf("status says\n%s", text)
+		}
+		r.wantRun(0, "lb1", "backend", "enable", "web", "192.0.2.13")
+		priority(100)
+	})
 }
 
 // httpStatusKeys are the contract with whoever reads http of `sluice status --json`.
 var httpStatusKeys = strings.Fields(`
-http http.listeners http.listeners.accepted http.listeners.address http.listeners.refused http.listeners.tls http.log_dropped
+http http.connections http.connections.closed http.connections.max http.connections.max_servers http.connections.open
+http.connections.servers http.connections.waited http.connections.waiting
+http.listeners http.listeners.accepted http.listeners.address http.listeners.malformed http.listeners.refused http.listeners.tls http.log_dropped
 http.servers http.servers.answers http.servers.answers.1xx http.servers.answers.2xx http.servers.answers.3xx http.servers.answers.4xx
 http.servers.answers.5xx http.servers.in_flight http.servers.listen http.servers.name http.servers.received_bytes
 http.servers.requests http.servers.sent_bytes
@@ -231,14 +283,14 @@ func (r *rig) reloadHTTPUnderLoad(file string) {
 	})
 	for i := range 4 {
 		changed := strings.Replace(seedHTTP, "{name: opslinux, pool: web}", fmt.Sprintf("{name: opslinux, pool: web, policy: least_conn, keepalive: %d}", i+1), 1)
-		r.file("sluice.yaml", roster, webPool, vrrps(pair), changed)
+		r.file("sluice.yaml", roster, webPool, vrrps(pairOfHTTP), changed)
 		got := r.wantRun(0, "lb1", "reload", "-c", file, "--node", "lb1").stdout
 		if !strings.Contains(got, "upstream opslinux: ") {
 			r.Errorf("reload says %q", got)
 		}
 	}
 	bad := strings.Replace(seedHTTP, "upstream: second, strip_prefix", "upstream: third, strip_prefix", 1)
-	r.file("sluice.yaml", roster, webPool, vrrps(pair), bad)
+	r.file("sluice.yaml", roster, webPool, vrrps(pairOfHTTP), bad)
 	if got := r.wantRun(exitFailed, "lb1", "reload", "-c", file, "--node", "lb1"); !strings.Contains(got.stderr, `there is no upstream "third"`) {
 		r.Errorf("a bad reload says %q", got.stderr)
 	}

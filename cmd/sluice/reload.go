@@ -125,13 +125,13 @@ func (n *node) tryReload(dry bool) ([]string, error) {
 		n.forget(before)
 		return diff.Changes, err
 	}
-	if err := n.reloadHTTP(next); err != nil {
+	if err := n.reloadHTTP(before, next); err != nil {
 		n.forget(before)
 		return diff.Changes, err
 	}
 	if err := n.reloadDNS(before, next); err != nil {
 		n.forget(before)
-		return diff.Changes, errors.Join(err, n.reloadHTTP(before))
+		return diff.Changes, errors.Join(err, n.reloadHTTP(next, before))
 	}
 	if n.loop != nil {
 		// New services may be as healthy as a new check; it is run before they serve.
@@ -139,7 +139,7 @@ func (n *node) tryReload(dry bool) ([]string, error) {
 		if err := n.reloadServices(before, next); err != nil {
 			n.forget(before)
 			n.tracker.Set(before.Checks, trackedBy(before, n.routers))
-			return diff.Changes, errors.Join(err, n.reloadHTTP(before), n.reloadDNS(next, before))
+			return diff.Changes, errors.Join(err, n.reloadHTTP(next, before), n.reloadDNS(next, before))
 		}
 	}
 	n.reloadVRRP(next, routers)

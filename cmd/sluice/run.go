@@ -197,10 +197,10 @@ func (n *node) run(ctx context.Context) (err error) {
 		n.makeChecker(nil)
 		close(ready)
 	}
-	n.probeHTTP(inside, &goroutines)
 	if err := n.makeRouters(inside, &goroutines); err != nil {
 		return n.undo(err)
 	}
+	n.probeHTTP(inside, &goroutines)
 	n.probeDNS(inside, &goroutines)
 	if n.sharing != nil {
 		goroutines.Go(func() { n.tellSynced(inside) })

@@ -16,7 +16,7 @@ import (
 
 // makeTracker makes what drives the instances by what they track.
 func (n *node) makeTracker() {
-	var w track.World
+	w := track.World{Upstream: n.http.proxy.Able}
 	if n.loop != nil {
 		w.Service = n.loop.Quorum
 	}

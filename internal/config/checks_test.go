@@ -115,9 +115,11 @@ vrrp:
   - {check: more}
   - {interface: web, weight: 253}
   - {service: web, weight: -253}
+  - {upstream: app, weight: -20}
   notify: {active: [/n, active, VI 1], fault: [n], any: [/any]}
 `,
-		"more.yaml": "checks: [{name: more, type: tcp, port: 1}]\n",
+		"more.yaml": "checks: [{name: more, type: tcp, port: 1}]\n" +
+			"http: {upstreams: [{name: app, servers: [{address: 192.0.2.12}]}], servers: [{listen: \":81\", locations: [{path: /, upstream: app}]}]}\n",
 	}, "f", Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -125,6 +127,7 @@ vrrp:
 	wantTrack := []lb.Tracked{
 		{Kind: lb.TrackCheck, Name: "web_ok", Weight: -2}, {Kind: lb.TrackCheck, Name: "more"},
 		{Kind: lb.TrackInterface, Name: "web", Weight: 253}, {Kind: lb.TrackService, Name: "web", Weight: -253},
+		{Kind: lb.TrackUpstream, Name: "app", Weight: -20},
 	}
 	if diff := cmp.Diff(wantTrack, c.VRRP[0].Track); diff != "" {
 		t.Errorf("tracked (-want +got):\n%s", diff)
@@ -215,7 +218,7 @@ var checkMistakes = []mistakeCase{
 	{"tracked items", trackFrame + `  track: [{}, {check: a, interface: b}, {service: s}, {service: s, weight: 0}, {interface: i, weight: 0},
     {interface: i, weight: 254}, {interface: a/b}, {interface: j}, {interface: j, weight: 1}, {script: x}]}
 `, []string{
-		`3:11: missing key "check": a tracked item needs it, or "interface", or "service"`,
+		`3:11: missing key "check": a tracked item needs it, or "interface", "service" or "upstream"`,
 		`3:26: a tracked item is one thing: interface is another`,
 		`3:41: missing key "weight": a tracked service needs it (a fault that all nodes share must not take the VIP from the last one)`,
 		`3:76: weight 0 changes nothing`,
@@ -223,7 +226,7 @@ var checkMistakes = []mistakeCase{
 		`4:28: weight must be a whole number from -253 to 253, not 254`,
 		`4:46: interface "a/b" is no name of an interface`,
 		`4:80: interface "j" is tracked twice: the first one is on line 4`,
-		`4:95: missing key "check": a tracked item needs it, or "interface", or "service"`,
+		`4:95: missing key "check": a tracked item needs it, or "interface", "service" or "upstream"`,
 		`4:96: unknown key "script" in a tracked item; it is a check`,
 	}},
 	{"dangling references of instances", withInterface + "checks: [{name: web_ok, type: process}]\nservices: [{name: web, address: 192.0.2.9:80, backends: [{address: 192.0.2.8}]}]\n" +
@@ -231,6 +234,11 @@ var checkMistakes = []mistakeCase{
 		`6:19: there is no check "web_k"; did you mean "web_ok"?`,
 		`6:37: there is no service "wep"; did you mean "web"?`,
 		`6:62: there is no check "frobnicate"`,
+	}},
+	{"upstreams that are tracked", inUpstream("servers: [{address: 192.0.2.1}]") + trackFrame + "  track: [{upstream: u}, {upstream: v, weight: 1}, {upstream: u, weight: 0}]}\n", []string{
+		`9:11: missing key "weight": a tracked upstream needs it (a fault that all nodes share must not take the VIP from the last one)`,
+		`9:37: there is no upstream "v"; did you mean "u"?`,
+		`9:74: weight 0 changes nothing`,
 	}},
 	{"weights of an owner", "checks: [{name: c, type: process}]\n" + trackFrame + "  priority: 255, track: [{check: c, weight: -1}]}\n", []string{
 		`4:45: weight: priority 255 belongs to the owner of the addresses and never changes`,
@@ -284,9 +292,12 @@ func checkTracking(t *testing.T, c *Config) {
 	for _, s := range c.Services {
 		known["service "+s.Name] = true
 	}
+	for _, u := range c.HTTP.Upstreams {
+		known["upstream "+u.Name] = true
+	}
 	for _, i := range c.VRRP {
 		for _, k := range i.Track {
-			if k.Kind != lb.TrackInterface && !known[string(k.Kind)+" "+k.Name] || k.Kind == lb.TrackService && k.Weight == 0 || k.Weight < -253 || k.Weight > 253 {
+			if k.Kind != lb.TrackInterface && !known[string(k.Kind)+" "+k.Name] || (k.Kind == lb.TrackService || k.Kind == lb.TrackUpstream) && k.Weight == 0 || k.Weight < -253 || k.Weight > 253 {
 				t.Errorf("instance %s tracks %+v", i.Name, k)
 			}
 		}

@@ -35,9 +35,10 @@ func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config 
 	for _, i := range instances {
 		c.VRRP = append(c.VRRP, i.Instance)
 	}
-	d.resolveTracked(instances, c.Checks, services, len(services)+len(proxied) == len(doc.items["services"]), proxied)
 	c.Sync = d.sync(doc.set["sync"], files)
 	h := d.http(doc.set["http"], files, pools, def)
+	d.resolveTracked(instances, c.Checks, services, len(services)+len(proxied) == len(doc.items["services"]), proxied, h)
+	h.shareKeys(c.Sync)
 	c.HTTP = h.HTTP
 	names := d.dns(doc.set["dns"], pools, usersOf(services, h))
 	c.DNS = names.DNS

@@ -28,7 +28,7 @@ var httpSchema = schema{
 	what: "http",
 	keys: append([]string{
 		"upstreams", "servers", "trusted_proxies", "access_log", "request_id", "client_header_timeout", "client_body_timeout",
-		"client_min_body_rate", "client_max_header_size", "send_timeout", "keepalive_timeout",
+		"client_min_body_rate", "client_max_header_size", "send_timeout", "keepalive_timeout", "max_connections",
 	}, inheritedKeys...),
 	hints: map[string]string{
 		"server":                      "virtual hosts are a list under \"servers\"",
@@ -36,6 +36,7 @@ var httpSchema = schema{
 		"set_real_ip_from":            "nginx's set_real_ip_from is \"trusted_proxies\"",
 		"log_format":                  "the format stands in access_log: {path: FILE, format: combined}",
 		"large_client_header_buffers": "all of a head is bounded by \"client_max_header_size\"",
+		"worker_connections":          "it is called \"max_connections\" here, and counts those of clients alone",
 		"proxy_cache":                 "sluice keeps no answers",
 	},
 }
@@ -46,6 +47,7 @@ var accessLogSchema = schema{what: "access_log", keys: []string{"path", "format"
 type httpDef struct {
 	lb.HTTP
 	listens []listenDef
+	broken  bool // not all upstreams can be read
 }
 
 // http decodes the section.
@@ -68,10 +70,14 @@ func (d *decoder) http(n *node, files fileSystem, pools []*poolDef, def defaults
 	if n := f.own["request_id"]; n != nil {
 		h.RequestID, _ = d.headerName(n, "request_id")
 	}
+	if n := f.own["max_connections"]; n != nil {
+		h.MaxConnections, _ = d.integer(n, "max_connections", 1, 1<<24)
+	}
 	base := d.inherited(f, defaultInherited(), files)
 	upstreams, whole := map[string]*lb.Upstream{}, true
 	if n := f.own["upstreams"]; n != nil {
 		whole = d.upstreams(n, h, files, pools, def, upstreams)
+		h.broken = !whole
 	}
 	if n := f.need("servers"); n != nil {
 		d.httpServers(n, h, files, base, func(n *node) string { return d.upstreamName(n, upstreams, whole) })

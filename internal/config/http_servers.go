@@ -177,7 +177,7 @@ func (d *decoder) serverTLS(n *node, files fileSystem) *lb.ServerTLS {
 	return t
 }
 
-var serverName = regexp.MustCompile(`^(\*\.)?[\pL\pN_]([\pL\pN_-]*[\pL\pN_])?(\.[\pL\pN_]([\pL\pN_-]*[\pL\pN_])?)*$|^[0-9a-f:.\[\]]+$`)
+var serverName = regexp.MustCompile(`^(\*\.)?[\pL\pN_]([\pL\pN_-]*[\pL\pN_])?(\.[\pL\pN_]([\pL\pN_-]*[\pL\pN_])?)*$`)
 
 // serverNames decodes names of hosts, in lower case, or "*." and a name.
 func (d *decoder) serverNames(n *node) (names []string) {
@@ -191,13 +191,20 @@ func (d *decoder) serverNames(n *node) (names []string) {
 			continue
 		}
 		s = strings.TrimSuffix(strings.ToLower(s), ".")
+		literal, isLiteral := lb.HostLiteral(s)
+		if !isLiteral {
+			literal, isLiteral = lb.HostLiteral("[" + s + "]")
+		}
+		if isLiteral {
+			s = literal
+		}
 		switch {
 		case strings.HasPrefix(s, "."):
 			d.errorf(item, "name %q: write both, %q and %q", s, s[1:], "*"+s)
 		case s == "_" || s == "*":
 			d.errorf(item, "name %q: for all names leave names out, and set default: true", s)
-		case !serverName.MatchString(s):
-			d.errorf(item, "name %q must be the name of a host, or *. and one", s)
+		case !isLiteral && !serverName.MatchString(s):
+			d.errorf(item, "name %q must be the name of a host, or *. and one, or an address, without a port", s)
 		case slices.Contains(names, s):
 			d.errorf(item, "name %q is there twice", s)
 		default:

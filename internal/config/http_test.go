@@ -23,6 +23,7 @@ http:
   request_id: x-request-id
   client_max_header_size: 16k
   keepalive_timeout: 5s
+  max_connections: 500
   gzip: true
   response_headers: {set: {X-Frame-Options: DENY}}
   upstreams:
@@ -30,7 +31,7 @@ http:
   - {name: safe, servers: [{address: 192.0.2.13}], tls: {ca: cert.pem, verify: false}, host: upstream, http2: true, max_conns: 7}
   servers:
   - listen: [":80", {address: "192.0.2.100:443", tls: {certificate: cert.pem, key: cert.key, http2: false}, proxy_protocol: true}]
-    names: [Example.com., "*.example.com"]
+    names: [Example.com., "*.example.com", "[2001:DB8:0::1]", "2001:db8::2"]
     default: true
     client_max_body_size: 0
     deny: [198.51.100.0/24]
@@ -57,7 +58,7 @@ http:
 	const buffer = 64 << 10
 	want := lb.HTTP{
 		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::1/128")},
-		AccessLog:      lb.AccessLog{Path: "/var/log/a.log", Format: lb.LogJSON}, RequestID: "X-Request-Id",
+		AccessLog:      lb.AccessLog{Path: "/var/log/a.log", Format: lb.LogJSON}, RequestID: "X-Request-Id", MaxConnections: 500,
 		Client: lb.ClientLimits{
 			HeaderTimeout: 30 * time.Second, BodyTimeout: 60 * time.Second, MinBodyRate: 100, SendTimeout: 60 * time.Second,
 			KeepaliveTimeout: 5 * time.Second, MaxHeader: 16 << 10,
@@ -84,7 +85,7 @@ http:
 				{Address: addrPort("0.0.0.0:80")}, {Address: addrPort("[::]:80")},
 				{Address: addrPort("192.0.2.100:443"), TLS: &lb.ServerTLS{Certificate: cert, Key: key}, ProxyProtocol: true},
 			},
-			Names: []string{"example.com", "*.example.com"}, Default: true,
+			Names: []string{"example.com", "*.example.com", "[2001:db8::1]", "[2001:db8::2]"}, Default: true,
 			Locations: []lb.Location{
 				{Kind: lb.LocationPrefix, Path: "/a/", NoRegex: true, Upstream: "app", StripPrefix: true, Rules: deny, Gzip: gzip,
 					ResponseHeaders: lb.HeaderChanges{Remove: []string{"Server"}}, RequestBuffering: true, RequestBuffer: buffer},
@@ -192,7 +193,13 @@ var httpMistakes = []mistakeCase{
 	}},
 	{"names", inServers("  - {listen: \":80\", names: [.a.example, _, \"a*.example\", a, A], " + toU + "}\n"), []string{
 		`4:29: name ".a.example": write both, "a.example" and "*.a.example"`, `4:41: name "_": for all names leave names out, and set default: true`,
-		`4:44: name "a*.example" must be the name of a host, or *. and one`, `4:61: name "a" is there twice`,
+		`4:44: name "a*.example" must be the name of a host, or *. and one, or an address, without a port`, `4:61: name "a" is there twice`,
+	}},
+	{"addresses for names", inServers("  - {listen: \":80\", names: [\"[2001:db8:0::1]\", \"2001:DB8::1\", \"[::1\", \"[::1]:80\", \"a:80\", 192.0.2.1], " + toU + "}\n"), []string{
+		`4:48: name "[2001:db8::1]" is there twice`,
+		`4:63: name "[::1" must be the name of a host, or *. and one, or an address, without a port`,
+		`4:71: name "[::1]:80" must be the name of a host, or *. and one, or an address, without a port`,
+		`4:83: name "a:80" must be the name of a host, or *. and one, or an address, without a port`,
 	}},
 	{"servers of one listen", inServers("  - {listen: [\":80\", {address: \"192.0.2.1:443\", tls: {certificate: cert.pem, key: cert.key}}], names: [a], default: true, " + toU + "}\n" +
 		"  - {listen: [\":80\", \"192.0.2.1:443\"], names: [a], default: true, " + toU + "}\n"), []string{
@@ -221,11 +228,19 @@ var httpMistakes = []mistakeCase{
 		`6:28: next_upstream: none stands alone`,
 		`6:34: next_upstream must be one of error, timeout, non_idempotent, http_403, http_404, http_429, http_500, http_502, http_503, http_504, none, not "http_501"; did you mean "http_500"?`,
 	}},
+	{"what nginx says of each server", inUpstream("servers: [{address: 192.0.2.1, slow_start: 30s, down: true}]"), []string{
+		`6:36: unknown key "slow_start" in a server; it stands beside the servers, and is for all of them`,
+		`6:53: unknown key "down" in a server; write weight: 0`,
+	}},
 	{"one server twice", inUpstream("servers: [{address: 192.0.2.1}, {address: \"192.0.2.1:80\"}]"), []string{
 		`5:5: server 192.0.2.1:80 is there twice on port 80: the first one is on line 6`}},
 	{"an authority that is none", inUpstream("tls: {ca: sorry.html}\nservers: [{address: 192.0.2.1}]"), []string{`6:15: ca: sorry.html holds no certificate in PEM`}},
 	{"shared and not shared", inUpstream("http2: true\nproxy_protocol: 2\nservers: [{address: 192.0.2.1}]"), []string{
 		`6:5: http2 shares a connection between clients, and proxy_protocol tells of one: leave one of them out`}},
+	{"too few connections", "http:\n  max_connections: 0\n  worker_connections: 5\n  servers: [{listen: \":80\", locations: [{path: /, return: {status: 200}}]}]\n", []string{
+		`2:20: max_connections must be a whole number from 1 to 16777216, not 0`,
+		`3:3: unknown key "worker_connections" in http; it is called "max_connections" here, and counts those of clients alone`,
+	}},
 	{"times and logs", "http:\n  client_header_timeout: 0s\n  access_log: {path: a.log, format: main}\n  servers: [{listen: \":80\", locations: [{path: /, return: {status: 200}}]}]\n", []string{
 		`2:26: client_header_timeout must be from 10ms to 24h, not 0s`, `3:22: path must be an absolute path, not "a.log"`,
 		`3:37: format must be one of combined, json, not "main"`,
@@ -243,7 +258,7 @@ var proxiedMistakes = []mistakeCase{
 		`2:41: forward: proxy is for single ports, not 192.0.2.100:81-82`,
 		`2:79: pool goes with no forward: proxy: what is done with requests is said in http`,
 		`2:100: forward: proxy is for protocol: tcp`,
-		`3:98: service "s" has forward: proxy, and no backends that could fail: track a check, such as {type: http, port: 80, path: /}`,
+		`3:98: service "s" has forward: proxy, and no backends that could fail: track the upstream that serves it, {upstream: NAME, weight: -20}`,
 	}},
 	{"a service of the same address", "datapath: {interfaces: [e]}\nservices:\n- {name: s, address: \"192.0.2.100:80\", backends: [{address: 192.0.2.1}]}\n" +
 		"- {name: t, address: \"192.0.2.100:80\", forward: proxy}\nhttp: {servers: [{listen: \":80\", locations: [{path: /, return: {status: 200}}]}]}\n", []string{
@@ -290,6 +305,7 @@ func TestCompareHTTP(t *testing.T) {
 		{"an expression", "regex: a", "regex: b", []string{"http server 0.0.0.0:81: locations"}},
 		{"a name", "a.example", "b.example", []string{"http server b.example: added", "http server a.example: removed"}},
 		{"limits", "request_id: X-Id", "keepalive_timeout: 1s", []string{"http: client, request_id"}},
+		{"how many connections", "request_id: X-Id", "request_id: X-Id\n  max_connections: 7", []string{"http: max_connections"}},
 		{"all of it", base[strings.Index(base, "http:"):], "", []string{
 			"upstream u: removed", "upstream v: removed", "http server a.example: removed", "http server 0.0.0.0:81: removed", "http: client, request_id"}},
 	} {

@@ -13,8 +13,9 @@ import (
 var upstreamSchema = schema{
 	what: "an upstream",
 	keys: []string{
-		"name", "pool", "servers", "health", "port", "policy", "key", "host", "tls", "http2", "proxy_protocol", "keepalive",
+		"name", "pool", "servers", "health", "port", "policy", "key", "sticky", "host", "tls", "http2", "proxy_protocol", "keepalive",
 		"connect_timeout", "send_timeout", "read_timeout", "next_upstream", "next_upstream_tries", "max_fails", "fail_timeout", "max_conns",
+		"slow_start",
 	},
 	hints: map[string]string{
 		"server":                "servers are listed under \"servers\", or in a pool",
@@ -94,6 +95,9 @@ func (d *decoder) upstream(f fields, files fileSystem, pools map[string]*poolDef
 		Next: lb.NextUpstream{Error: true, Timeout: true}, Port: 80,
 	}
 	d.upstreamPolicy(f, u)
+	if n := f.own["sticky"]; n != nil {
+		u.Sticky = d.sticky(n, files)
+	}
 	if n := f.own["host"]; n != nil {
 		s, ok := d.text(n, "host")
 		switch {
@@ -139,6 +143,9 @@ func (d *decoder) upstream(f fields, files fileSystem, pools map[string]*poolDef
 				*each.into = v
 			}
 		}
+	}
+	if n := f.own["slow_start"]; n != nil {
+		u.SlowStart, _ = d.duration(n, "slow_start", 0, maxSlowStart)
 	}
 	if n := f.own["next_upstream"]; n != nil {
 		tries := u.Next.Tries

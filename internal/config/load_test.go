@@ -167,7 +167,7 @@ func TestReference(t *testing.T) {
 var supported = []*schema{
 	&topLevel, &defaultsSchema, &serviceDefaultsSchema, &nodeSchema, &datapathSchema, &natSchema, &tunnelSchema, &poolSchema, &tlsSchema, &querySchema,
 	&serverSchema, &healthSchema, &serviceSchema, &sourceLimitSchema, &instanceSchema, &authenticationSchema, &checkSchema, &recoverSchema, &trackSchema, &notifySchema, &routeSchema, &ruleSchema, &adminSchema,
-	&heartbeatSchema, &syncSchema, &httpSchema, &accessLogSchema, &upstreamSchema, &upstreamTLSSchema, &httpServerSchema, &listenSchema, &serverTLSSchema,
+	&heartbeatSchema, &syncSchema, &httpSchema, &accessLogSchema, &upstreamSchema, &upstreamTLSSchema, &stickySchema, &httpServerSchema, &listenSchema, &serverTLSSchema,
 	&dnsSchema, &dnsZoneSchema, &nameServerSchema, &dnsRecordSchema, &dnsRateSchema, &dnsTCPSchema,
 	&locationSchema, &returnSchema, &redirectSchema, &rewriteSchema, &headersSchema, &rateLimitSchema, &errorPageSchema, &gzipSchema,
 }

@@ -42,8 +42,13 @@ var serverSchema = schema{
 	hints: map[string]string{
 		"port":        "write it with the address: \"192.0.2.1:80\"",
 		"real_server": "write \"address\"",
+		"down":        "write weight: 0",
+		"max_conns":   ofAllServers, "max_fails": ofAllServers, "fail_timeout": ofAllServers, "slow_start": ofAllServers,
 	},
 }
+
+// ofAllServers is what nginx says of each server.
+const ofAllServers = "it stands beside the servers, and is for all of them"
 
 // maxWeight bounds a server's weight.
 const maxWeight = 65535

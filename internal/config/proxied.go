@@ -81,7 +81,7 @@ func (d *decoder) checkProxied(h *httpDef, proxied []*proxiedDef, instances []*i
 	for _, i := range instances {
 		for k, t := range i.Track {
 			if t.Kind == lb.TrackService && names[t.Name] {
-				d.errorf(i.tracked[k], "service %q has forward: proxy, and no backends that could fail: track a check, such as {type: http, port: 80, path: /}", t.Name)
+				d.errorf(i.tracked[k], "service %q has forward: proxy, and no backends that could fail: track the upstream that serves it, {upstream: NAME, weight: -20}", t.Name)
 			}
 		}
 	}

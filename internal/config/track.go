@@ -17,10 +17,10 @@ type Notify struct {
 
 var trackSchema = schema{
 	what: "a tracked item",
-	keys: []string{"check", "interface", "service", "weight"},
+	keys: []string{"check", "interface", "service", "upstream", "weight"},
 	hints: map[string]string{
 		"script": "it is a check",
-		"name":   "write check: NAME, interface: NAME or service: NAME",
+		"name":   "write check: NAME, interface: NAME, service: NAME or upstream: NAME",
 	},
 }
 
@@ -65,7 +65,7 @@ func (d *decoder) tracked(item *node, i *instanceDef) (t lb.Tracked, at *node, o
 	if !ok {
 		return t, nil, false
 	}
-	for _, kind := range []lb.TrackKind{lb.TrackCheck, lb.TrackInterface, lb.TrackService} {
+	for _, kind := range []lb.TrackKind{lb.TrackCheck, lb.TrackInterface, lb.TrackService, lb.TrackUpstream} {
 		n := f.own[string(kind)]
 		switch {
 		case n == nil:
@@ -77,7 +77,7 @@ func (d *decoder) tracked(item *node, i *instanceDef) (t lb.Tracked, at *node, o
 		at, t.Kind = n, kind
 	}
 	if at == nil {
-		d.errorf(item, "missing key \"check\": a tracked item needs it, or \"interface\", or \"service\"")
+		d.errorf(item, "missing key \"check\": a tracked item needs it, or \"interface\", \"service\" or \"upstream\"")
 		return t, nil, false
 	}
 	if t.Kind == lb.TrackInterface {
@@ -90,9 +90,10 @@ func (d *decoder) tracked(item *node, i *instanceDef) (t lb.Tracked, at *node, o
 
 func (d *decoder) trackWeight(f fields, i *instanceDef, t *lb.Tracked) bool {
 	n := f.own["weight"]
+	shared := t.Kind == lb.TrackService || t.Kind == lb.TrackUpstream
 	if n == nil {
-		if t.Kind == lb.TrackService {
-			d.errorf(f.n, "missing key \"weight\": a tracked service needs it (a fault that all nodes share must not take the VIP from the last one)")
+		if shared {
+			d.errorf(f.n, "missing key \"weight\": a tracked %s needs it (a fault that all nodes share must not take the VIP from the last one)", t.Kind)
 			return false
 		}
 		return true
@@ -101,7 +102,7 @@ func (d *decoder) trackWeight(f fields, i *instanceDef, t *lb.Tracked) bool {
 	switch {
 	case !ok:
 		return false
-	case w == 0 && t.Kind == lb.TrackService:
+	case w == 0 && shared:
 		d.errorf(n, "weight 0 changes nothing")
 		return false
 	case w == 0:
@@ -115,9 +116,13 @@ func (d *decoder) trackWeight(f fields, i *instanceDef, t *lb.Tracked) bool {
 	return true
 }
 
-// resolveTracked finds tracked checks and services that are not there.
-func (d *decoder) resolveTracked(instances []*instanceDef, checks []lb.Check, services []*serviceDef, whole bool, proxied []*proxiedDef) {
-	known := map[lb.TrackKind]map[string]bool{lb.TrackCheck: {}, lb.TrackService: {}}
+// resolveTracked finds tracked checks, services and upstreams that are not there. Whole:
+// all services can be read.
+func (d *decoder) resolveTracked(instances []*instanceDef, checks []lb.Check, services []*serviceDef, whole bool, proxied []*proxiedDef, h *httpDef) {
+	known := map[lb.TrackKind]map[string]bool{lb.TrackCheck: {}, lb.TrackService: {}, lb.TrackUpstream: {}}
+	for _, u := range h.Upstreams {
+		known[lb.TrackUpstream][u.Name] = true
+	}
 	for _, c := range checks {
 		known[lb.TrackCheck][c.Name] = true
 	}
@@ -131,7 +136,7 @@ func (d *decoder) resolveTracked(instances []*instanceDef, checks []lb.Check, se
 	for _, i := range instances {
 		for k, t := range i.Track {
 			names := known[t.Kind]
-			if names == nil || names[t.Name] || d.incomplete || t.Kind == lb.TrackService && !whole {
+			if names == nil || names[t.Name] || d.incomplete || t.Kind == lb.TrackService && !whole || t.Kind == lb.TrackUpstream && h.broken {
 				continue
 			}
 			hint := ""

@@ -26,7 +26,7 @@ const (
 	AlarmNATLog      AlarmKind = "nat_log"     // the translation log is not complete
 	AlarmEvents      AlarmKind = "events"      // events are not kept over a restart
 	AlarmMonitoring  AlarmKind = "monitoring"  // admin.listen could not be had
-	AlarmHTTP        AlarmKind = "http"        // an access log is not written, or a certificate not renewed
+	AlarmHTTP        AlarmKind = "http"        // an access log is not written, a certificate not renewed, connections wait
 
 	// Of the tables that the nodes have in common, by service.
 	AlarmTableSync    AlarmKind = "table_sync"    // the other nodes have not adopted this node's in time

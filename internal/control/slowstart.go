@@ -8,33 +8,11 @@ import (
 	"github.com/sluice-lb/sluice/loader"
 )
 
-// A server that comes back begins with firstPercent of its weight and gets more
-// in equal steps: as many as there are seconds in the service's slow_start, but no
-// more than mostSteps, since each is a change of the table.
-const (
-	firstPercent = 5
-	mostSteps    = 19
-	leastStep    = time.Second
-)
-
 // A SlowStart is where a server stands that came back a short while ago. The zero
 // value: it has all of its weight.
 type SlowStart struct {
 	Percent int       // of its weight
 	Ends    time.Time // when it has all of it
-}
-
-// percentAt returns how much of its weight a server has when it has been back for
-// a while, and when that changes next, counted from its return. After total it is
-// 100, for good.
-func percentAt(total, since time.Duration) (percent int, next time.Duration) {
-	if since >= total {
-		return 100, 0
-	}
-	steps := min(max(total/leastStep, 1), mostSteps)
-	done := since * steps / total
-	next = (total*(done+1) + steps - 1) / steps // rounded up, or done would be the same then
-	return firstPercent + (100-firstPercent)*int(done)/int(steps), next
 }
 
 // effective returns the weights of servers, by place, with slow starts in them.
@@ -44,7 +22,7 @@ func effective(servers []Server) []int {
 	common := 0
 	for _, s := range servers {
 		if s.Serving {
-			common = gcd(common, s.percent())
+			common = lb.GCD(common, s.percent())
 		}
 	}
 	weights := make([]int, len(servers))
@@ -61,13 +39,6 @@ func (s Server) percent() int {
 		return 100
 	}
 	return s.SlowStart.Percent
-}
-
-func gcd(a, b int) int {
-	for b != 0 {
-		a, b = b, a%b
-	}
-	return a
 }
 
 // slowStarts follows who comes back. Backups have no slow start: they serve when
@@ -122,7 +93,7 @@ func (r *slowStarts) adopt(services []lb.Service, stats loader.Stats) {
 }
 
 // observe writes into the views who has less than its weight now. It makes steps
-// at most once a leastStep, however many servers are back.
+// at most once a lb.LeastStep, however many servers are back.
 func (r *slowStarts) observe(views []View, now time.Time) {
 	stepping := !r.next.IsZero() && !now.Before(r.next)
 	if stepping {
@@ -168,7 +139,7 @@ func (r *slowStarts) observe(views []View, now time.Time) {
 		}
 	}
 	r.services = seen
-	if earliest := r.stepped.Add(leastStep); !r.next.IsZero() && r.next.Before(earliest) {
+	if earliest := r.stepped.Add(lb.LeastStep); !r.next.IsZero() && r.next.Before(earliest) {
 		r.next = earliest
 	}
 }
@@ -191,7 +162,7 @@ func (m *member) turn(s *Server, now time.Time) (began bool) {
 
 // step gives a server that is back what it has by now.
 func (m *member) step(total time.Duration, now time.Time) {
-	percent, next := percentAt(total, now.Sub(m.back))
+	percent, next := lb.SlowStartAt(total, now.Sub(m.back))
 	if percent == 100 {
 		m.back = time.Time{}
 		return

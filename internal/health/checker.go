@@ -64,7 +64,11 @@ func newChecker(log *slog.Logger, probe func(context.Context, Target) error) *Ch
 //
 // An interval or timeout that is not positive counts as one second. After Close,
 // Set does nothing.
-func (c *Checker) Set(targets []Target) {
+func (c *Checker) Set(targets []Target) { c.set(targets, nil) }
+
+// set is Set for one of several users, which has left some targets: what is new may take
+// over from these, too, though others want them still.
+func (c *Checker) set(targets, left []Target) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -86,6 +90,11 @@ func (c *Checker) Set(targets []Target) {
 		}
 	}
 	c.ending = append(c.ending, removed...)
+	for _, t := range left {
+		if r := c.runners[t.Identity()]; r != nil {
+			removed = append(removed, r)
+		}
+	}
 	for id, t := range wanted {
 		if c.runners[id] == nil {
 			c.runners[id] = c.start(t, removed)
@@ -103,22 +112,22 @@ func (c *Checker) Set(targets []Target) {
 	c.markReady()
 }
 
-// start starts a runner for t, which may inherit from those that were removed in
-// the same call of Set. c.mu is held.
-func (c *Checker) start(t Target, removed []*runner) *runner {
+// start starts a runner for t, which may inherit from those that it may take the place of.
+// c.mu is held.
+func (c *Checker) start(t Target, before []*runner) *runner {
 	ctx, cancel := context.WithCancel(c.ctx)
 	r := newRunner(t, cancel)
-	r.inherit(removed)
-	var before []<-chan struct{}
+	r.inherit(before)
+	var ends []<-chan struct{}
 	for _, old := range c.ending {
 		if old.action == r.action {
-			before = append(before, old.done)
+			ends = append(ends, old.done)
 		}
 	}
 	c.wg.Go(func() {
 		defer close(r.done)
 		defer c.forget(r)
-		for _, done := range before {
+		for _, done := range ends {
 			<-done // its context has ended
 		}
 		c.loop(ctx, r)

@@ -44,10 +44,10 @@ func positive(d time.Duration) time.Duration {
 }
 
 // inherit takes over what is known from the runners that r replaces, if there
-// are any among removed.
-func (r *runner) inherit(removed []*runner) {
+// are any among those of before.
+func (r *runner) inherit(before []*runner) {
 	var verdicts [Down + 1]*runner
-	for _, old := range removed {
+	for _, old := range before {
 		switch {
 		case old.action == r.action:
 			target := r.status.Target

@@ -26,12 +26,22 @@ func (s *Share) Set(targets []Target) {
 	c := s.checker
 	c.sharing.Lock()
 	defer c.sharing.Unlock()
+	left := leaving(s.targets, targets)
 	s.targets = slices.Clone(targets)
 	var all []Target
 	for _, o := range c.shares {
 		all = append(all, o.targets...)
 	}
-	c.Set(all)
+	c.set(all, left)
+}
+
+// leaving returns the targets of before that are none of after.
+func leaving(before, after []Target) []Target {
+	stays := map[string]bool{}
+	for _, t := range after {
+		stays[t.Identity()] = true
+	}
+	return slices.DeleteFunc(slices.Clone(before), func(t Target) bool { return stays[t.Identity()] })
 }
 
 // Status is Checker.Status.

@@ -74,3 +74,34 @@ func TestShares(t *testing.T) {
 		}
 	})
 }
+
+// Who has another probe from now on goes on with the verdict of the one before, also where
+// that goes on for somebody else.
+func TestShareTakesOverFromWhatStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newChecker(slog.New(slog.DiscardHandler), func(context.Context, Target) error { return errors.New("down") })
+		defer c.Close()
+		at := func(path string) Target {
+			return Target{
+				Address: netip.MustParseAddrPort("192.0.2.1:80"),
+				Probe:   lb.Probe{Type: lb.ProbeHTTP, Pages: []lb.Page{{Path: path}}, Interval: time.Second, Timeout: time.Second, Rise: 1, Fall: 1},
+			}
+		}
+		a, b := c.Share(), c.Share()
+		a.Set([]Target{at("/a")})
+		b.Set([]Target{at("/a"), at("/b")})
+		<-a.Ready()
+		b.Set([]Target{at("/b"), at("/c")})
+		if s, ok := b.Status(at("/c")); !ok || s.Verdict != Down {
+			t.Errorf("the new probe: %+v, %v", s, ok)
+		}
+		a.Set([]Target{at("/c")})
+		if s, ok := a.Status(at("/c")); !ok || s.Verdict != Down {
+			t.Errorf("of the other one: %+v, %v", s, ok)
+		}
+		b.Set([]Target{at("/b"), at("/c"), at("/d")}) // nobody has left anything
+		if s, ok := b.Status(at("/d")); !ok || s.Verdict != Unknown {
+			t.Errorf("one that is no other's successor: %+v, %v", s, ok)
+		}
+	})
+}

@@ -85,6 +85,7 @@ const (
 	TrackCheck     TrackKind = "check"
 	TrackInterface TrackKind = "interface"
 	TrackService   TrackKind = "service"
+	TrackUpstream  TrackKind = "upstream"
 )
 
 // A Tracked is something that a virtual router depends on.
@@ -93,6 +94,6 @@ type Tracked struct {
 	Name string
 	// Weight is added to the priority: a negative one while Name fails, a positive
 	// one while it does not. 0: a failure is a fault of the virtual router. A
-	// service has a weight.
+	// service or upstream has a weight.
 	Weight int
 }

@@ -15,6 +15,9 @@ type HTTP struct {
 	TrustedProxies []netip.Prefix
 	AccessLog      AccessLog
 	Client         ClientLimits
+	// MaxConnections is how many connections clients may have at a time; 0: as many as
+	// the limit of open files is good for.
+	MaxConnections int
 	// RequestID is the header that names a request; "": none does.
 	RequestID string
 }
@@ -97,6 +100,7 @@ type Upstream struct {
 	Port   uint16
 	Policy Policy
 	Key    RequestKey // of Hash
+	Sticky *Sticky    // nil: a client may have another server for each request
 	Host   string     // HostClient, HostUpstream or a name
 	TLS    *UpstreamTLS
 	// HTTP2 has servers spoken to in HTTP/2: with TLS, or by prior knowledge.
@@ -112,6 +116,7 @@ type Upstream struct {
 	MaxFails    int           // failures within FailTimeout that take a server out for as long; 0: none do
 	FailTimeout time.Duration // see MaxFails
 	MaxConns    int           // requests at a time to each server; 0: any number
+	SlowStart   time.Duration // how long a server that comes back takes to its full weight
 }
 
 // Endpoint is where a server of the upstream is reached.
@@ -122,6 +127,27 @@ func (u *Upstream) Endpoint(s Server) netip.AddrPort {
 	}
 	return netip.AddrPortFrom(s.Address, port)
 }
+
+// A Sticky has clients stay with a server: a cookie names it.
+type Sticky struct {
+	Cookie, Path, Domain string        // Domain: "" is the host that the client asked
+	TTL                  time.Duration // from the last answer; 0: as long as the browser runs
+	SameSite             SameSite
+	// Keys are what nobody can find out a server's address from a cookie without. The
+	// first is used for new ones. Empty: whoever guesses an address can see that it is
+	// right.
+	Keys [][]byte
+}
+
+// SameSite is which requests from other sites a browser sends a cookie with.
+type SameSite string
+
+// The words for SameSite (RFC 6265bis).
+const (
+	SameSiteLax    SameSite = "lax"
+	SameSiteStrict SameSite = "strict"
+	SameSiteNone   SameSite = "none"
+)
 
 // UpstreamTLS is how an upstream is spoken to with TLS.
 type UpstreamTLS struct {

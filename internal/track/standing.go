@@ -33,7 +33,7 @@ type Standing struct {
 	Priority uint8 // with the effects of all items, 1 to 254; 255 where Base is
 	Items    []Item
 	Fault    string // why the instance cannot run; "": it can
-	// Known: every check and service has been found out about.
+	// Known: every check, service and upstream has been found out about.
 	Known bool
 }
 
@@ -42,6 +42,7 @@ type facts interface {
 	checkStatus(name string) CheckStatus
 	link(name string) error
 	service(name string) (known bool, problem string)
+	upstream(name string) (known bool, problem string)
 }
 
 // stand computes the standing of an instance.
@@ -82,13 +83,17 @@ func look(t lb.Tracked, f facts) (state State, why string, exhausted bool) {
 		if err := f.link(t.Name); err != nil {
 			return Failing, err.Error(), false
 		}
-	case lb.TrackService:
-		known, problem := f.service(t.Name)
+	case lb.TrackService, lb.TrackUpstream:
+		of := f.service
+		if t.Kind == lb.TrackUpstream {
+			of = f.upstream
+		}
+		known, problem := of(t.Name)
 		switch {
 		case !known:
 			return Unknown, "", false
 		case problem != "":
-			return Failing, fmt.Sprintf("service %s is %s", t.Name, problem), false
+			return Failing, fmt.Sprintf("%s %s is %s", t.Kind, t.Name, problem), false
 		}
 	default:
 		switch c := f.checkStatus(t.Name); {

@@ -43,8 +43,18 @@ func (known) service(name string) (bool, string) {
 	return false, ""
 }
 
+func (known) upstream(name string) (bool, string) {
+	switch name {
+	case "empty":
+		return true, "down: no server can serve"
+	case "full":
+		return true, ""
+	}
+	return false, ""
+}
+
 func TestStand(t *testing.T) {
-	const check, link, service = lb.TrackCheck, lb.TrackInterface, lb.TrackService
+	const check, link, service, upstream = lb.TrackCheck, lb.TrackInterface, lb.TrackService, lb.TrackUpstream
 	for _, tt := range []struct {
 		name     string
 		base     uint8
@@ -71,6 +81,9 @@ func TestStand(t *testing.T) {
 			fault: "check hopeless fails, and recovery was in vain: refused"},
 		{name: "not known yet", track: []lb.Tracked{tracked(check, "new", 0), tracked(check, "new", 10), tracked(check, "new", -10), tracked(check, "bad", -2)},
 			priority: 98, sum: "98 = 100 - 2 (bad)", unknown: true},
+		{name: "upstreams", track: []lb.Tracked{tracked(upstream, "empty", -20), tracked(upstream, "full", -30)},
+			priority: 80, sum: "80 = 100 - 20 (empty)"},
+		{name: "an upstream is not known yet", track: []lb.Tracked{tracked(upstream, "new", -10)}, priority: 100, unknown: true},
 		{name: "a service is not known yet", track: []lb.Tracked{tracked(service, "new", -10)}, priority: 100, unknown: true},
 		{name: "the owner", base: 255, track: []lb.Tracked{tracked(check, "bad", 0)}, priority: 255, fault: "check bad fails: refused"},
 	} {

@@ -1,9 +1,9 @@
 // Package track watches what virtual routers depend on, and has their priority
-// and their faults follow it: checks, which it runs, interfaces and services.
+// and their faults follow it: checks, which it runs, interfaces, services and upstreams.
 //
 // An item with a weight changes the priority, one without is a fault while it
 // fails. Neither takes a VIP from the last node: all nodes see alike what becomes
-// of a service, so that needs a weight, and a node that is in fault is the last
+// of a service or an upstream, so that needs a weight, and a node that is in fault is the last
 // resort where no other one is Active.
 package track
 
@@ -39,7 +39,7 @@ type Instance struct {
 }
 
 // A World is what a Tracker looks at. Nil fields are those of this machine, but
-// for Service.
+// for Service and Upstream.
 type World struct {
 	// Run runs a check once.
 	Run func(context.Context, lb.Check) error
@@ -50,6 +50,8 @@ type World struct {
 	// Service tells whether something is known of a service yet, and what is wrong
 	// with it; "": nothing.
 	Service func(name string) (known bool, problem string)
+	// Upstream tells the same of an upstream.
+	Upstream func(name string) (known bool, problem string)
 }
 
 // lookEvery is how often a Tracker looks at the world even if nobody called.
@@ -208,7 +210,7 @@ func hostLink(name string) error {
 	return nil
 }
 
-// Dirty has the Tracker look at interfaces and services again. It never waits.
+// Dirty has the Tracker look at all but checks again. It never waits.
 func (t *Tracker) Dirty() {
 	select {
 	case t.dirty <- struct{}{}:
@@ -366,4 +368,11 @@ func (t *Tracker) service(name string) (bool, string) {
 		return false, ""
 	}
 	return t.world.Service(name)
+}
+
+func (t *Tracker) upstream(name string) (bool, string) {
+	if t.world.Upstream == nil {
+		return false, ""
+	}
+	return t.world.Upstream(name)
 }

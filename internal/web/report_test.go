@@ -48,15 +48,16 @@ func fullStatus() control.Status {
 			Taken:     control.SyncTaken{Applied: 55, Ended: 56, Kept: 57, Refused: map[loader.Refusal]loader.Refused{loader.RefusedPort: {Flows: 58, Example: "x"}}},
 		},
 		HTTP: &l7.Status{
-			Listeners: []l7.ListenerStatus{{Address: netip.MustParseAddrPort("192.0.2.100:80"), Accepted: 7, Refused: 1}},
+			Listeners: []l7.ListenerStatus{{Address: netip.MustParseAddrPort("192.0.2.100:80"), Accepted: 7, Refused: 1, Malformed: 2}},
 			Servers: []l7.ServerStatus{{
 				Name: "a.example", Listen: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.100:80")}, InFlight: 1, Requests: 5, Answers: map[string]uint64{"1xx": 0, "2xx": 3, "3xx": 0, "4xx": 1, "5xx": 0}, Received: 10, Sent: 2000,
 			}},
 			Upstreams: []l7.UpstreamStatus{{
-				Name: "app", Pool: "pool", Policy: "least_conn", Requests: 4, Failures: 1,
-				Servers: []l7.UpstreamServer{{Address: netip.MustParseAddrPort("192.0.2.11:8080"), State: l7.StateFailing, Why: "requests have failed", Since: run, Weight: 1, Requests: 4, Failures: 2}},
+				Name: "app", Pool: "pool", Policy: "least_conn", Requests: 4, Failures: 1, Sticky: &l7.StickyStatus{Cookie: "srv", Moved: 6},
+				Servers: []l7.UpstreamServer{{Address: netip.MustParseAddrPort("192.0.2.11:8080"), State: l7.StateFailing, Why: "requests have failed", Since: run, Weight: 1, Requests: 4, Failures: 2, SlowStart: &l7.SlowStart{Percent: 40, Ends: now.Add(time.Minute)}}},
 			}},
-			LogDropped: 3,
+			Connections: l7.ConnectionsStatus{Open: 3, Max: 8, Waiting: 1, Waited: 4, Closed: 5, Servers: 2, MaxServers: 9},
+			LogDropped:  3,
 		},
 		DNS: &dns.Status{
 			Listeners: []dns.ListenerStatus{{Address: netip.MustParseAddrPort("192.0.2.100:53"), UDP: 61, TCP: 62, Accepted: 63}},

@@ -99,6 +99,8 @@ func TestMetricValues(t *testing.T) {
 		`sluice_vrrp_transitions_total{instance="VI_1",to="fault"} 0`,
 		`sluice_http_answers_total{class="2xx",server="a.example"} 3`,
 		`sluice_upstream_server_state{server="192.0.2.11:8080",state="failing",upstream="app"} 1`,
+		`sluice_upstream_server_slow_start_ratio{server="192.0.2.11:8080",upstream="app"} 0.4`,
+		`sluice_upstream_sticky_moved_total{upstream="app"} 6`,
 		`sluice_alarm{instance="VI_1",interface="eth0",kind="no_port",peer="192.0.2.2",server="192.0.2.11:80",service="web"} 1`,
 	} {
 		if !strings.Contains(text, want+"\n") {
@@ -117,7 +119,7 @@ var notInMetrics = []string{
 	"sync.strangers.address", "sync.strangers.why", "sync.strangers.error", "sync.strangers.count", "sync.strangers.last", "sync.taken.refused.port_in_use.example",
 	"checks.type", "checks.since", "checks.why", "checks.last_error",
 	"services.backends.why", "services.backends.slow_start.ends", "upgrade.from_layout", "upgrade.to_layout", "upgrade.not_kept",
-	"http.upstreams.servers.why", "dns.pools.servers.why", "dns.pools.port",
+	"http.upstreams.servers.why", "http.upstreams.servers.slow_start.ends", "dns.pools.servers.why", "dns.pools.port",
 }
 
 // Everything else that a status tells is in the metrics: they change with it.
