@@ -71,8 +71,8 @@ type toldPair struct {
 	*portQueue
 	news words
 	told [lbLimitsNAT_NEWS_WORDS]*[portsPerWord]toldFlow // nil: of none
-	// flows is how many told has.
-	flows int
+	// open is how many flows told has that are not closed, by VIP.
+	open map[uint16]int
 }
 
 // of returns what other nodes know of a port's flow; nil: nothing.
@@ -90,17 +90,26 @@ func (p *toldPair) know(port uint16, e *lbNatFlow) {
 		*w = new([portsPerWord]toldFlow)
 	}
 	t := &(*w)[int(port)%portsPerWord]
-	if !t.known() {
-		p.flows++
-	}
+	p.count(t, -1)
 	t.learn(e)
+	p.count(t, 1)
+}
+
+// count counts a flow in, or out.
+func (p *toldPair) count(t *toldFlow, by int) {
+	if !t.known() || t.state == uint8(lbNatStateNAT_CLOSED) {
+		return
+	}
+	if p.open[t.vip] += by; p.open[t.vip] == 0 {
+		delete(p.open, t.vip)
+	}
 }
 
 // forget remembers that they know of none.
 func (p *toldPair) forget(port uint16) {
 	if t := p.of(port); t != nil {
+		p.count(t, -1)
 		*t = toldFlow{}
-		p.flows--
 	}
 }
 
@@ -120,7 +129,7 @@ func (t *tables) openTold(n uint32, e pairEntry) (*toldPair, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &toldPair{number: n, entry: e, portQueue: q}
+	p := &toldPair{number: n, entry: e, portQueue: q, open: map[uint16]int{}}
 	var inner *ebpf.Map
 	if err := t.objects.NatNews.Lookup(n, &inner); err != nil {
 		q.close()

@@ -231,10 +231,8 @@ func (n *node) syncStatus(services []control.ServiceStatus) *control.SyncStatus 
 	if n.sharing == nil {
 		return nil
 	}
-	vips, kept := n.activity.activeVIPs(), 0
-	if slices.Contains(slices.Collect(maps.Values(vips)), true) {
-		kept = n.sharing.feed.Translated()
-	}
+	vips := n.activity.activeVIPs()
+	kept := n.sharing.feed.Translated(vips)
 	for _, s := range services {
 		if s.Forward == lb.NAT.String() || !slices.ContainsFunc(s.Addresses, func(f lb.Frontend) bool { return vips[f.VIP] }) {
 			continue

@@ -24,6 +24,7 @@ import (
 // *loader.FlowFeed.
 type FlowFeed interface {
 	Changes(into []lb.FlowState) (all []lb.FlowState, lost bool, err error)
+	Unread() int
 	Snapshot() iter.Seq2[lb.FlowState, error]
 	ApplyFlows([]lb.FlowState) (loader.ApplyResult, error)
 }
@@ -128,6 +129,9 @@ func (s *SharedState) Changes(into []lb.FlowState) (all []lb.FlowState, lost boo
 	return kept, lost || missed, err
 }
 
+// Unread implements statesync.Source.
+func (s *SharedState) Unread() int { return s.flows.Unread() }
+
 // own are the VIPs that this node is Active for, or was until a moment ago.
 func (s *SharedState) own() map[netip.Addr]bool {
 	own, now := map[netip.Addr]bool{}, time.Now()
@@ -169,7 +173,7 @@ func (s *SharedState) Tables() []lb.TableState { return s.loop.Published() }
 // ApplyFlows implements statesync.Sink. A flow to a VIP that both nodes are Active for
 // is taken where it contradicts none that is here: that is how they heal who have been
 // Active at the same time.
-func (s *SharedState) ApplyFlows(peer string, states []lb.FlowState) (refused int, err error) {
+func (s *SharedState) ApplyFlows(peer string, states []lb.FlowState) (refused []lb.FlowID, err error) {
 	result, err := s.flows.ApplyFlows(states)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -181,10 +185,7 @@ func (s *SharedState) ApplyFlows(peer string, states []lb.FlowState) (refused in
 			}
 		}
 	}
-	for _, r := range result.Refused {
-		refused += r.Flows
-	}
-	return refused, err
+	return result.Without, err
 }
 
 // BeginSnapshot implements statesync.Sink.
