@@ -241,7 +241,7 @@ func TestApplyFlowsRefuses(t *testing.T) {
 		{"source port 0", good(func(s *lb.FlowState) { s.Source = lbSource(0) }), RefusedMalformed},
 		{"no client", good(func(s *lb.FlowState) { s.Client = netip.AddrPort{} }), RefusedMalformed},
 		{"a client of the other family", good(func(s *lb.FlowState) { s.Client = v6Client }), RefusedMalformed},
-		{"a handshake", good(func(s *lb.FlowState) { s.Phase = lb.FlowOpening }), RefusedMalformed},
+		{"a handshake, pinned", pinned(func(s *lb.FlowState) { s.Phase = lb.FlowOpening }), RefusedMalformed},
 		{"no phase", good(func(s *lb.FlowState) { s.Phase = 9 }), RefusedMalformed},
 		{"no kind", good(func(s *lb.FlowState) { s.Kind = 0 }), RefusedMalformed},
 		{"pinned and closed", pinned(func(s *lb.FlowState) { s.Phase = lb.FlowClosed }), RefusedMalformed},

@@ -202,19 +202,22 @@ func (t *tables) ensureNews(s *State) error {
 
 // phases are those of nat flows by their state.
 var phases = [lbNatStateNAT_STATES]lb.FlowPhase{
-	lbNatStateNAT_SYN_SENT:    lb.FlowOpening,
-	lbNatStateNAT_ESTABLISHED: lb.FlowOpen,
-	lbNatStateNAT_UDP_REPLIED: lb.FlowOpen,
-	lbNatStateNAT_CLOSING:     lb.FlowClosing,
-	lbNatStateNAT_CLOSED:      lb.FlowClosed,
+	lbNatStateNAT_SYN_SENT:     lb.FlowOpening,
+	lbNatStateNAT_SYN_RECEIVED: lb.FlowOpening,
+	lbNatStateNAT_ESTABLISHED:  lb.FlowOpen,
+	lbNatStateNAT_UDP_REPLIED:  lb.FlowOpen,
+	lbNatStateNAT_CLOSING:      lb.FlowClosing,
+	lbNatStateNAT_CLOSED:       lb.FlowClosed,
 }
 
 // natStateOf is the reverse; false: no flow that nodes tell of is so.
 func natStateOf(s *lb.FlowState) (lbNatState, bool) {
 	udp := s.Protocol == lb.UDP
 	switch {
-	case s.Phase == lb.FlowOpening && udp:
+	case s.Phase == lb.FlowOpening && (udp || s.Sequence == 0):
 		return lbNatStateNAT_SYN_SENT, true
+	case s.Phase == lb.FlowOpening:
+		return lbNatStateNAT_SYN_RECEIVED, true
 	case s.Phase == lb.FlowOpen && udp:
 		return lbNatStateNAT_UDP_REPLIED, true
 	case s.Phase == lb.FlowOpen:

@@ -25,6 +25,7 @@ import (
 type FlowFeed interface {
 	Changes(into []lb.FlowState) (all []lb.FlowState, lost bool, err error)
 	Unread() int
+	Handshakes() func(into []lb.FlowState) ([]lb.FlowState, error)
 	Snapshot() iter.Seq2[lb.FlowState, error]
 	ApplyFlows([]lb.FlowState) (loader.ApplyResult, error)
 }
@@ -50,9 +51,13 @@ type SharedState struct {
 	vips  func() map[netip.Addr]bool
 	seed  maphash.Seed
 
-	active map[netip.Addr]bool // of Changes, which has one caller
+	// Of Changes, which has one caller.
+	active     map[netip.Addr]bool
+	handshakes func([]lb.FlowState) ([]lb.FlowState, error) // nil: no VIP is about to move
+	shaken     time.Time                                    // when they were told last
 
 	mu    sync.Mutex
+	moves time.Time                // until when VIPs may be on their way to another node
 	until map[netip.Addr]time.Time // VIPs that were given away are told of
 	peers map[string]*peerState
 	taken loader.ApplyResult
@@ -120,6 +125,9 @@ func (s *SharedState) Changes(into []lb.FlowState) (all []lb.FlowState, lost boo
 	s.mu.Unlock()
 	told := s.own()
 	all, missed, err := s.flows.Changes(into)
+	if err == nil {
+		all, err = s.tellHandshakes(all, at)
+	}
 	kept := all[:len(into)]
 	for _, f := range all[len(into):] {
 		if told[f.VIP.Addr()] {

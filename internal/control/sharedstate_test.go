@@ -40,6 +40,7 @@ func flowTo(vip netip.Addr, n int) lb.FlowState {
 // A fakeFeed is the flows of a data plane.
 type fakeFeed struct {
 	changes []lb.FlowState
+	shakes  []lb.FlowState
 	lost    bool
 	flows   map[lb.FlowID]lb.FlowState
 	broken  error
@@ -53,6 +54,16 @@ func (f *fakeFeed) Changes(into []lb.FlowState) ([]lb.FlowState, bool, error) {
 }
 
 func (f *fakeFeed) Unread() int { return len(f.changes) }
+
+// Handshakes tells of each one once.
+func (f *fakeFeed) Handshakes() func([]lb.FlowState) ([]lb.FlowState, error) {
+	told := 0
+	return func(into []lb.FlowState) ([]lb.FlowState, error) {
+		into = append(into, f.shakes[told:]...)
+		told = len(f.shakes)
+		return into, f.broken
+	}
+}
 
 func (f *fakeFeed) Snapshot() iter.Seq2[lb.FlowState, error] {
 	return func(yield func(lb.FlowState, error) bool) {
@@ -160,6 +171,47 @@ func TestChangesAreThoseOfOwnVIPs(t *testing.T) {
 		r.wantChanges("it is not any more", both, []lb.FlowState{b}, false)
 		r.feed.lost = true
 		r.wantChanges("the feed has lost track", nil, nil, true)
+	})
+}
+
+// While VIPs are about to move peers are told of handshakes, too: those to VIPs that are
+// this node's.
+func TestHandshakesOfVIPsThatMove(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newSharedRig(t)
+		r.active[vipA] = true
+		r.wantChanges("active", nil, nil, true)
+		shake := func(n int) lb.FlowState {
+			s := flowTo(vipA, n)
+			s.Phase = lb.FlowOpening
+			return s
+		}
+		a, b, c, d := shake(1), shake(2), shake(3), flowTo(vipB, 4)
+		r.feed.shakes = []lb.FlowState{a, d}
+		time.Sleep(time.Second)
+		r.wantChanges("nothing moves", nil, nil, false)
+		r.Moves(time.Second)
+		r.Moves(time.Millisecond)
+		open := flowTo(vipA, 5)
+		r.wantChanges("it is to move", []lb.FlowState{open}, []lb.FlowState{open, a}, false)
+		r.feed.shakes = append(r.feed.shakes, b)
+		r.wantChanges("a moment later", nil, nil, false)
+		time.Sleep(shakesEvery)
+		r.wantChanges("another one", nil, []lb.FlowState{b}, false)
+		r.active[vipA] = false
+		r.wantChanges("it has moved", nil, nil, true)
+		r.feed.shakes = append(r.feed.shakes, c)
+		time.Sleep(shakesEvery)
+		r.wantChanges("one that came here all the same", nil, []lb.FlowState{c}, false)
+		time.Sleep(time.Second)
+		r.wantChanges("it is over", nil, nil, false)
+		r.Moves(time.Second)
+		r.wantChanges("the next move", nil, []lb.FlowState{a, b, c}, false)
+		r.feed.broken = errors.New("broken")
+		time.Sleep(shakesEvery)
+		if _, _, err := r.Changes(nil); !errors.Is(err, r.feed.broken) {
+			t.Errorf("the error is %v", err)
+		}
 	})
 }
 
