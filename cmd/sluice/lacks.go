@@ -3,8 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/sluice-lb/sluice/internal/statesync"
 )
 
 // How long a planned move of VIPs waits for the other nodes: while an operator waits for
@@ -59,9 +62,11 @@ func (n *node) tellAll(ctx context.Context) {
 		return
 	}
 	why, wait := n.lacks(ctx, stopSilence), n.peersWait()
-	if why != "" && wait > 0 && ctx.Err() == nil {
+	// A node that is alone waits for another one that may just come back, but only where
+	// that may have something to lose.
+	if risk := n.atRisk(); why != "" && (risk > 0 || n.hasPeer()) && wait > 0 && ctx.Err() == nil {
 		began := time.Now()
-		n.log.Warn("the stop waits until the other nodes have this node's connections", "connections", n.atRisk(), "lacking", why, "at_most", wait)
+		n.log.Warn("the stop waits until the other nodes have this node's connections", "connections", risk, "lacking", why, "at_most", wait)
 		if why = n.lacks(ctx, wait); why == "" {
 			n.log.Info("the other nodes have this node's connections", "waited", time.Since(began).Round(time.Millisecond))
 		}
@@ -72,6 +77,11 @@ func (n *node) tellAll(ctx context.Context) {
 	}
 	n.log.Error("the stop breaks connections, if another node takes over", "connections", risk, "lacking", why)
 	n.unshared = fmt.Sprintf("no other node had %s: %s", count(risk, "connection"), why)
+}
+
+// hasPeer tells whether another node is connected, by either direction.
+func (n *node) hasPeer() bool {
+	return slices.ContainsFunc(n.sharing.stream.Status().Peers, func(p statesync.PeerStatus) bool { return p.Out.Connected || p.In.Connected })
 }
 
 // atRisk is how many connections a failover now would break.

@@ -314,4 +314,13 @@ func TestNodesWithDifferentKeys(t *testing.T) {
 		})
 	}
 	r.goesOn("lb2 has another key")
+	// A stop breaks them, and does not keep it to itself.
+	if s := r.mustStatus("lb1"); s.Sync.AtRisk != len(r.crowd.members) {
+		t.Errorf("%d of %d connections are at risk", s.Sync.AtRisk, len(r.crowd.members))
+	}
+	r.stop(r.daemons["lb1"])
+	want := fmt.Sprintf("as planned; no other node had %d connections: lb2 (192.0.2.2:3780) has not this node's state", len(r.crowd.members))
+	if text := r.wantRun(0, "lb1", "events").stdout; !strings.Contains(text, want) {
+		t.Errorf("events do not say %q:\n%s", want, text)
+	}
 }
