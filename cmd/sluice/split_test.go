@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -9,7 +10,8 @@ import (
 )
 
 // Two nodes that do not hear each other are Active both, and each has connections of its
-// own. When they meet again the one that stays has all of them.
+// own, and operators' changes. When they meet again the one that stays has all connections,
+// and of two changes to one server both have the later one.
 func TestSplitBrainHeals(t *testing.T) {
 	r := newSyncRig(t, forwardModes[1])
 	for _, node := range []string{"lb1", "lb2"} {
@@ -38,12 +40,32 @@ func TestSplitBrainHeals(t *testing.T) {
 	r.crowd.mustOpen(r.services, 50)
 	r.crowd.talk("through lb2, cut off")
 	ofLB2 := r.crowd.members
+	r.wantRun(0, "lb2", "backend", "weight", "web6", "2001:db8::13", "4")
+	r.wantRun(0, "lb1", "backend", "drain", "web", "192.0.2.11")
+	r.wantRun(0, "lb2", "backend", "weight", "web", "192.0.2.11", "3")
+	r.wantRun(0, "lb1", "backend", "drain", "web6", "2001:db8::13")
 
 	for _, node := range []string{"lb1", "lb2"} {
 		r.nft(node, "delete table inet split")
 	}
 	r.waitBackup("lb2")
 	r.waitShared("lb1")
+	for _, node := range []string{"lb1", "lb2"} {
+		r.waitStatus(node, soon, "the later changes", func(s control.Status) error {
+			web, err := serviceOf(s, "crowd")
+			web6, err6 := serviceOf(s, "crowd6")
+			if err := errors.Join(err, err6); err != nil {
+				return err
+			}
+			if b := web.Backends[0]; b.State != control.ServerUp || b.Weight != 3 {
+				return fmt.Errorf("%v is %s, of weight %d", b.Address, b.State, b.Weight)
+			}
+			if b := web6.Backends[2]; b.State != control.ServerDrained {
+				return fmt.Errorf("%v is %s", b.Address, b.State)
+			}
+			return nil
+		})
+	}
 	r.leadTo("lb1")
 	r.crowd.members = append(known, ofLB2...)
 	r.goesOn("they have met again")
