@@ -90,14 +90,20 @@ func (p *toldPair) know(port uint16, e *lbNatFlow) {
 		*w = new([portsPerWord]toldFlow)
 	}
 	t := &(*w)[int(port)%portsPerWord]
-	p.count(t, -1)
+	before := *t
 	t.learn(e)
-	p.count(t, 1)
+	if before.vip != t.vip || before.goesOn() != t.goesOn() {
+		p.count(&before, -1)
+		p.count(t, 1)
+	}
 }
 
-// count counts a flow in, or out.
+// goesOn tells whether there is one, and it is not closed.
+func (t *toldFlow) goesOn() bool { return t.known() && t.state != uint8(lbNatStateNAT_CLOSED) }
+
+// count counts a flow that goes on in, or out.
 func (p *toldPair) count(t *toldFlow, by int) {
-	if !t.known() || t.state == uint8(lbNatStateNAT_CLOSED) {
+	if !t.goesOn() {
 		return
 	}
 	if p.open[t.vip] += by; p.open[t.vip] == 0 {

@@ -6,8 +6,13 @@ import (
 	"github.com/sluice-lb/sluice/internal/lb"
 )
 
-// shakesEvery is how often peers are told of handshakes while VIPs are about to move.
-const shakesEvery = 20 * time.Millisecond
+const (
+	// shakesEvery is how often peers are told of handshakes while VIPs are about to move.
+	shakesEvery = 20 * time.Millisecond
+	// shakesOn is for how long they are told when a VIP has moved, as to a node of higher
+	// priority that has come back: nobody says so before.
+	shakesOn = 2 * time.Second
+)
 
 // Moves says that for so long VIPs may be on their way to another node. Peers are told
 // of handshakes, too, that no change tells of, so that these may end there.

@@ -115,14 +115,10 @@ func (s *SharedState) Changes(into []lb.FlowState) (all []lb.FlowState, lost boo
 		s.active[a] = active
 		lost = lost || active && !before[a]
 	}
-	s.mu.Lock()
-	for a, active := range before {
-		if active && !now[a] {
-			s.until[a] = at.Add(tellsOn)
-			lost = true // it is not owned any more
-		}
+	if s.gaveAway(before, now, at) {
+		lost = true // it is not owned any more
+		s.Moves(shakesOn)
 	}
-	s.mu.Unlock()
 	told := s.own()
 	all, missed, err := s.flows.Changes(into)
 	if err == nil {
@@ -139,6 +135,19 @@ func (s *SharedState) Changes(into []lb.FlowState) (all []lb.FlowState, lost boo
 
 // Unread implements statesync.Source.
 func (s *SharedState) Unread() int { return s.flows.Unread() }
+
+// gaveAway notes which VIPs are not this node's any more, and reports whether there are any.
+func (s *SharedState) gaveAway(before, now map[netip.Addr]bool, at time.Time) (any bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for a, active := range before {
+		if active && !now[a] {
+			s.until[a] = at.Add(tellsOn)
+			any = true
+		}
+	}
+	return any
+}
 
 // own are the VIPs that this node is Active for, or was until a moment ago.
 func (s *SharedState) own() map[netip.Addr]bool {

@@ -203,10 +203,12 @@ func TestHandshakesOfVIPsThatMove(t *testing.T) {
 		r.feed.shakes = append(r.feed.shakes, c)
 		time.Sleep(shakesEvery)
 		r.wantChanges("one that came here all the same", nil, []lb.FlowState{c}, false)
-		time.Sleep(time.Second)
+		time.Sleep(shakesOn)
 		r.wantChanges("it is over", nil, nil, false)
-		r.Moves(time.Second)
-		r.wantChanges("the next move", nil, []lb.FlowState{a, b, c}, false)
+		r.active[vipA] = true
+		r.wantChanges("it is back", nil, nil, true)
+		r.active[vipA] = false
+		r.wantChanges("another node has just taken it", nil, []lb.FlowState{a, b, c}, true)
 		r.feed.broken = errors.New("broken")
 		time.Sleep(shakesEvery)
 		if _, _, err := r.Changes(nil); !errors.Is(err, r.feed.broken) {
