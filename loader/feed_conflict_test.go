@@ -263,6 +263,9 @@ func TestApplyFlowsRefuses(t *testing.T) {
 			if diff := gocmp.Diff(want, counts(got)); diff != "" {
 				t.Errorf("refused (-want +got):\n%s", diff)
 			}
+			if len(got.Without) != len(want) {
+				t.Errorf("without %v", got.Without)
+			}
 			if applied := got.Applied == 1; applied != (tc.want == "") {
 				t.Errorf("applied: %v", applied)
 			}

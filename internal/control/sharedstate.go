@@ -58,6 +58,7 @@ type SharedState struct {
 
 	mu    sync.Mutex
 	moves time.Time                // until when VIPs may be on their way to another node
+	last  map[netip.Addr]bool      // what vips returned last
 	until map[netip.Addr]time.Time // VIPs that were given away are told of
 	peers map[string]*peerState
 	taken loader.ApplyResult
@@ -109,20 +110,23 @@ func (s *SharedState) Owned() []netip.Addr {
 // Changes implements statesync.Source. A VIP that is this node's as of now has flows
 // that no change tells of: those that the node before has told this one.
 func (s *SharedState) Changes(into []lb.FlowState) (all []lb.FlowState, lost bool, err error) {
-	before, now, at := s.active, s.vips(), time.Now()
-	s.active = map[netip.Addr]bool{}
+	before, now := s.active, s.vips()
+	s.active = now
+	given := false
 	for a, active := range now {
-		s.active[a] = active
 		lost = lost || active && !before[a]
 	}
-	if s.gaveAway(before, now, at) {
+	for a, active := range before {
+		given = given || active && !now[a]
+	}
+	if given {
 		lost = true // it is not owned any more
 		s.Moves(shakesOn)
 	}
 	told := s.own()
 	all, missed, err := s.flows.Changes(into)
 	if err == nil {
-		all, err = s.tellHandshakes(all, at)
+		all, err = s.tellHandshakes(all, time.Now())
 	}
 	kept := all[:len(into)]
 	for _, f := range all[len(into):] {
@@ -136,29 +140,23 @@ func (s *SharedState) Changes(into []lb.FlowState) (all []lb.FlowState, lost boo
 // Unread implements statesync.Source.
 func (s *SharedState) Unread() int { return s.flows.Unread() }
 
-// gaveAway notes which VIPs are not this node's any more, and reports whether there are any.
-func (s *SharedState) gaveAway(before, now map[netip.Addr]bool, at time.Time) (any bool) {
+// own are the VIPs that this node is Active for, or was until a moment ago. It notes by
+// itself which were given away: Changes may not be called for a while.
+func (s *SharedState) own() map[netip.Addr]bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for a, active := range before {
-		if active && !now[a] {
-			s.until[a] = at.Add(tellsOn)
-			any = true
+	own, active, now := map[netip.Addr]bool{}, s.vips(), time.Now()
+	for a, was := range s.last {
+		if was && !active[a] {
+			s.until[a] = now.Add(tellsOn)
 		}
 	}
-	return any
-}
-
-// own are the VIPs that this node is Active for, or was until a moment ago.
-func (s *SharedState) own() map[netip.Addr]bool {
-	own, now := map[netip.Addr]bool{}, time.Now()
-	s.mu.Lock()
+	s.last = active
 	for a, until := range s.until {
 		own[a] = now.Before(until)
 	}
-	s.mu.Unlock()
-	for a, active := range s.vips() {
-		own[a] = own[a] || active
+	for a, is := range active {
+		own[a] = own[a] || is
 	}
 	return own
 }

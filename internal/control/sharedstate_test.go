@@ -320,6 +320,21 @@ func TestVIPThatWasGivenAway(t *testing.T) {
 	})
 }
 
+// So is what it gave away while nobody reads what changes, as with a peer that does not
+// keep up.
+func TestVIPThatWasGivenAwayUnread(t *testing.T) {
+	r := newSharedRig(t, flowTo(vipA, 1))
+	r.active[vipA] = true
+	r.wantChanges("active", nil, nil, true)
+	r.active[vipA] = false
+	if err := errors.Join(r.BeginSnapshot("lb2", []netip.Addr{vipA}), r.EndSnapshot("lb2")); err != nil {
+		t.Fatal(err)
+	}
+	r.wantFlows("flows", r.feed.Snapshot(), 1)
+	r.wantFlows("flows that are told", r.Snapshot(), 1)
+	r.wantChanges("read at last", nil, nil, true)
+}
+
 // A VIP moves from one peer to another while the first one's snapshot is under way.
 func TestVIPThatMovesBetweenPeers(t *testing.T) {
 	r := newSharedRig(t, flowTo(vipA, 1))
