@@ -247,6 +247,49 @@ func (c *conn) tryOpenEarnest(t testing.TB) bool {
 	return true
 }
 
+// How many connections there are to a VIP, and how many changes nobody has asked for.
+func TestCountsOfFlows(t *testing.T) {
+	other := netip.MustParseAddr("192.0.2.107")
+	second := service("second", lb.NAT, 80, backends(1, 8081))
+	second.Addresses, second.SourceAddresses = []lb.Frontend{lb.FrontendOf(netip.AddrPortFrom(other, 80))}, []netip.Addr{other}
+	n := newFeedNode(t, freeShare(t, 16), web(), second)
+	want := func(what string, unread, here, there int) {
+		t.Helper()
+		got := [...]int{n.feed.Unread(), n.feed.Translated(map[netip.Addr]bool{vipIP: true}), n.feed.Translated(map[netip.Addr]bool{vipIP: false, other: true})}
+		if got != [...]int{unread, here, there} {
+			t.Errorf("%s: %v, want %v", what, got, [...]int{unread, here, there})
+		}
+	}
+	want("at first", 0, 0, 0)
+	var conns []*conn
+	for i := range 5 {
+		c := newConn(n.Datapath, clientAddr(i))
+		if i > 2 {
+			c.service = netip.AddrPortFrom(other, 80)
+		}
+		c.open(t)
+		conns = append(conns, c)
+	}
+	want("not read yet", 5, 0, 0)
+	n.changes()
+	want("open", 0, 3, 2)
+	if got := n.feed.Translated(map[netip.Addr]bool{vipIP: true, other: true}); got != 5 {
+		t.Errorf("%d to both", got)
+	}
+	conns[0].close(t)
+	conns[3].mustForward(t, testenv.RST, "")
+	conns[1].mustForward(t, testenv.FIN|testenv.ACK, "") // half of it goes on
+	want("not read", 3, 3, 2)
+	n.changes()
+	want("closed", 0, 2, 1)
+	late := translatedState(9, 5000)
+	late.Backend = netip.AddrPortFrom(backendAddr(1), 8080)
+	n.take([]lb.FlowState{late})
+	want("told by another node", 0, 3, 1)
+	n.take([]lb.FlowState{{FlowID: late.FlowID}})
+	want("told of its end", 0, 2, 1)
+}
+
 // Without TellFlows the program leaves no marks, and there is no feed.
 func TestChangesOff(t *testing.T) {
 	d := newDatapath(t, service("web", lb.NAT, 80, backends(1, 8080)))

@@ -175,8 +175,11 @@ func TestApplyFlowsThatContradict(t *testing.T) {
 			before := *n.flowAt(ours)
 			theirs := tc.theirs(ours)
 			got := n.try([]lb.FlowState{theirs})
-			if diff := gocmp.Diff(tc.want, got, cmpopts.IgnoreFields(Refused{}, "Example")); diff != "" {
+			if diff := gocmp.Diff(tc.want, got, cmpopts.IgnoreFields(Refused{}, "Example"), cmpopts.IgnoreFields(ApplyResult{}, "Without")); diff != "" {
 				t.Errorf("result (-want +got):\n%s", diff)
+			}
+			if without := slices.Equal(got.Without, []lb.FlowID{theirs.FlowID}); without != (tc.want.Refused != nil) {
+				t.Errorf("without %v", got.Without)
 			}
 			for why, r := range got.Refused {
 				if !strings.Contains(r.Example, theirs.Client.String()) || !strings.Contains(r.Example, "here "+ours.client.String()) {
@@ -238,7 +241,7 @@ func TestApplyFlowsRefuses(t *testing.T) {
 		{"source port 0", good(func(s *lb.FlowState) { s.Source = lbSource(0) }), RefusedMalformed},
 		{"no client", good(func(s *lb.FlowState) { s.Client = netip.AddrPort{} }), RefusedMalformed},
 		{"a client of the other family", good(func(s *lb.FlowState) { s.Client = v6Client }), RefusedMalformed},
-		{"a handshake", good(func(s *lb.FlowState) { s.Phase = lb.FlowOpening }), RefusedMalformed},
+		{"a handshake, pinned", pinned(func(s *lb.FlowState) { s.Phase = lb.FlowOpening }), RefusedMalformed},
 		{"no phase", good(func(s *lb.FlowState) { s.Phase = 9 }), RefusedMalformed},
 		{"no kind", good(func(s *lb.FlowState) { s.Kind = 0 }), RefusedMalformed},
 		{"pinned and closed", pinned(func(s *lb.FlowState) { s.Phase = lb.FlowClosed }), RefusedMalformed},
@@ -260,6 +263,9 @@ func TestApplyFlowsRefuses(t *testing.T) {
 			if diff := gocmp.Diff(want, counts(got)); diff != "" {
 				t.Errorf("refused (-want +got):\n%s", diff)
 			}
+			if len(got.Without) != len(want) {
+				t.Errorf("without %v", got.Without)
+			}
 			if applied := got.Applied == 1; applied != (tc.want == "") {
 				t.Errorf("applied: %v", applied)
 			}
@@ -273,7 +279,7 @@ func TestApplyFlowsRefuses(t *testing.T) {
 	for _, tc := range tests {
 		flows = append(flows, tc.flow)
 	}
-	if diff := gocmp.Diff(sum, n.try(flows)); diff != "" {
+	if diff := gocmp.Diff(sum, n.try(flows), cmpopts.IgnoreFields(ApplyResult{}, "Without")); diff != "" {
 		t.Errorf("one by one, and together (-sum +got):\n%s", diff)
 	}
 	failed := web()

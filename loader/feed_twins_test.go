@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -107,13 +108,25 @@ func TestTakeoverOfPins(t *testing.T) {
 
 // So does a UDP flow with affinity.
 func TestTakeoverOfDatagrams(t *testing.T) {
-	for _, way := range waysToTell {
-		t.Run(way.name, func(t *testing.T) {
+	for i := range 2 * len(waysToTell) {
+		way, v6 := waysToTell[i/2], i%2 == 1
+		t.Run(fmt.Sprintf("%s, ipv6 %v", way.name, v6), func(t *testing.T) {
 			s := service("sip", lb.DSR, 80, weights(1, 1))
 			s.Protocol, s.Affinity = lb.UDP, lb.AffinityFlow
+			if v6 {
+				s.Addresses = []lb.Frontend{lb.FrontendOf(v6VIP)}
+				for i, b := range s.Backends {
+					a := b.Address.Addr().As4()
+					s.Backends[i].Address = netip.AddrPortFrom(netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: a[3]}), 80)
+				}
+			}
 			a, b := twoNodes(t, s)
 			frame := func(i int) testenv.Frame {
-				return toVIP(udp, func(f *testenv.Frame) { f.Src = clientAddr(i) })
+				f := toVIP(udp, func(f *testenv.Frame) { f.Src = clientAddr(i) })
+				if v6 {
+					f.Src, f.Dst = netip.AddrPortFrom(v6Client.Addr(), uint16(10000+i)), v6VIP
+				}
+				return f
 			}
 			const n = 40
 			for i := range n {

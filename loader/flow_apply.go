@@ -36,6 +36,8 @@ type ApplyResult struct {
 	// Kept are flows that go on here, of which this node knows more than the other.
 	Kept    int
 	Refused map[Refusal]Refused // nil: none
+	// Without are the flows that were refused, each as often as it was; Add leaves them out.
+	Without []lb.FlowID
 }
 
 // Add adds another result.
@@ -62,6 +64,7 @@ func (r *ApplyResult) add(why Refusal, flows int, example func() string) {
 
 // refuse counts a flow. Here says what contradicts it; "": nothing does.
 func (r *ApplyResult) refuse(s *lb.FlowState, why Refusal, here string) {
+	r.Without = append(r.Without, s.FlowID)
 	r.add(why, 1, func() string {
 		text := fmt.Sprintf("%s %v of %v to %v", s.Protocol, s.Client, s.VIP, s.Backend)
 		if s.Source.IsValid() {

@@ -197,7 +197,7 @@ func (a *applying) update(s *lb.FlowState, p *toldPair, port uint16, want *lbNat
 	is := p.flow(port)
 	e, ok := p.read(port)
 	if !ok || keyOf(&e) != keyOf(want) || e.State == uint32(lbNatStateNAT_FREE) ||
-		p.ours(port, &e) && newer(e.LastSeen, want.LastSeen) {
+		p.ours(port, &e) && newer(e.LastSeen, want.LastSeen) || s.Phase == lb.FlowOpening && e.State > want.State {
 		a.result.Kept++
 		return
 	}

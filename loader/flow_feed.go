@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"slices"
 	"sync/atomic"
@@ -95,15 +96,31 @@ func (d *Datapath) OpenFlowFeed() (*FlowFeed, error) {
 	return f, nil
 }
 
-// Translated is how many translated flows other nodes are to know of, as of the last
-// call of Changes or ApplyFlows.
-func (f *FlowFeed) Translated() (flows int) {
+// Translated is how many translated flows to some VIPs are not closed and known to other
+// nodes, or told by them, as of the last call of Changes or ApplyFlows.
+func (f *FlowFeed) Translated(vips map[netip.Addr]bool) (flows int) {
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
 	for _, n := range f.order {
-		flows += f.pairs[n].flows
+		for vip, open := range f.pairs[n].open {
+			if vips[f.index.vips[uint32(vip)]] {
+				flows += open
+			}
+		}
 	}
 	return flows
+}
+
+// Unread is about how many changes Changes has not told of yet.
+func (f *FlowFeed) Unread() int {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	const header = 8 // of a note in the ring
+	changes := len(f.ended) + f.notes.AvailableBytes()/(int(unsafe.Sizeof(lbFlowNote{}))+header)
+	for _, n := range f.order {
+		changes += f.pairs[n].unread()
+	}
+	return changes
 }
 
 // Close ends the collecting.

@@ -37,6 +37,17 @@ func (f *FlowFeed) readNews(into []lb.FlowState, p *toldPair, most int, now uint
 	return into
 }
 
+// unread is how many ports have news.
+func (p *toldPair) unread() (ports int) {
+	for marks := atomic.LoadUint64(p.newsMark()); marks != 0; marks &= marks - 1 {
+		i := bits.TrailingZeros64(marks)
+		for words := atomic.LoadUint64(p.news.at(int(lbLimitsNAT_NEWS_WORDS) + i)); words != 0; words &= words - 1 {
+			ports += bits.OnesCount64(atomic.LoadUint64(p.news.at(i*portsPerWord + bits.TrailingZeros64(words))))
+		}
+	}
+	return ports
+}
+
 // readPort appends what has become of the flow of a port: the end of one that other
 // nodes know, and the one that there is now.
 func (f *FlowFeed) readPort(into []lb.FlowState, p *toldPair, port uint16, now uint32) []lb.FlowState {

@@ -157,7 +157,7 @@ type notes struct {
 	record []atomic.Int64 // by connection; 0: none yet
 }
 
-func (s *watchedSink) ApplyFlows(peer string, states []lb.FlowState) (int, error) {
+func (s *watchedSink) ApplyFlows(peer string, states []lb.FlowState) ([]lb.FlowID, error) {
 	refused, err := s.Sink.ApplyFlows(peer, states)
 	before := s.records.Add(int64(len(states))) - int64(len(states))
 	if n := s.notes.Load(); n != nil {

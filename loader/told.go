@@ -71,8 +71,8 @@ type toldPair struct {
 	*portQueue
 	news words
 	told [lbLimitsNAT_NEWS_WORDS]*[portsPerWord]toldFlow // nil: of none
-	// flows is how many told has.
-	flows int
+	// open is how many flows told has that are not closed, by VIP.
+	open map[uint16]int
 }
 
 // of returns what other nodes know of a port's flow; nil: nothing.
@@ -90,17 +90,32 @@ func (p *toldPair) know(port uint16, e *lbNatFlow) {
 		*w = new([portsPerWord]toldFlow)
 	}
 	t := &(*w)[int(port)%portsPerWord]
-	if !t.known() {
-		p.flows++
-	}
+	before := *t
 	t.learn(e)
+	if before.vip != t.vip || before.goesOn() != t.goesOn() {
+		p.count(&before, -1)
+		p.count(t, 1)
+	}
+}
+
+// goesOn tells whether there is one, and it is not closed.
+func (t *toldFlow) goesOn() bool { return t.known() && t.state != uint8(lbNatStateNAT_CLOSED) }
+
+// count counts a flow that goes on in, or out.
+func (p *toldPair) count(t *toldFlow, by int) {
+	if !t.goesOn() {
+		return
+	}
+	if p.open[t.vip] += by; p.open[t.vip] == 0 {
+		delete(p.open, t.vip)
+	}
 }
 
 // forget remembers that they know of none.
 func (p *toldPair) forget(port uint16) {
 	if t := p.of(port); t != nil {
+		p.count(t, -1)
 		*t = toldFlow{}
-		p.flows--
 	}
 }
 
@@ -120,7 +135,7 @@ func (t *tables) openTold(n uint32, e pairEntry) (*toldPair, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &toldPair{number: n, entry: e, portQueue: q}
+	p := &toldPair{number: n, entry: e, portQueue: q, open: map[uint16]int{}}
 	var inner *ebpf.Map
 	if err := t.objects.NatNews.Lookup(n, &inner); err != nil {
 		q.close()
@@ -193,19 +208,22 @@ func (t *tables) ensureNews(s *State) error {
 
 // phases are those of nat flows by their state.
 var phases = [lbNatStateNAT_STATES]lb.FlowPhase{
-	lbNatStateNAT_SYN_SENT:    lb.FlowOpening,
-	lbNatStateNAT_ESTABLISHED: lb.FlowOpen,
-	lbNatStateNAT_UDP_REPLIED: lb.FlowOpen,
-	lbNatStateNAT_CLOSING:     lb.FlowClosing,
-	lbNatStateNAT_CLOSED:      lb.FlowClosed,
+	lbNatStateNAT_SYN_SENT:     lb.FlowOpening,
+	lbNatStateNAT_SYN_RECEIVED: lb.FlowOpening,
+	lbNatStateNAT_ESTABLISHED:  lb.FlowOpen,
+	lbNatStateNAT_UDP_REPLIED:  lb.FlowOpen,
+	lbNatStateNAT_CLOSING:      lb.FlowClosing,
+	lbNatStateNAT_CLOSED:       lb.FlowClosed,
 }
 
 // natStateOf is the reverse; false: no flow that nodes tell of is so.
 func natStateOf(s *lb.FlowState) (lbNatState, bool) {
 	udp := s.Protocol == lb.UDP
 	switch {
-	case s.Phase == lb.FlowOpening && udp:
+	case s.Phase == lb.FlowOpening && (udp || s.Sequence == 0):
 		return lbNatStateNAT_SYN_SENT, true
+	case s.Phase == lb.FlowOpening:
+		return lbNatStateNAT_SYN_RECEIVED, true
 	case s.Phase == lb.FlowOpen && udp:
 		return lbNatStateNAT_UDP_REPLIED, true
 	case s.Phase == lb.FlowOpen:

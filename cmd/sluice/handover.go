@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,7 +33,7 @@ func (n *node) handovers(cfg *config.Config, routers []*vrrp.Router) *control.Ha
 		r := routers[k]
 		all = append(all, control.Movable{
 			Name: i.Name, Group: i.Group, Router: r, Others: len(i.Peers) > 0 || len(cfg.Nodes) > 1,
-			Lacks: n.lacks,
+			Lacks: func() string { return n.lacks(context.Background(), handoverPatience) },
 			Own:   func() bool { return i.Priority == vrrp.PriorityOwner && len(r.Status().Addresses) < len(i.Addresses) },
 		})
 	}

@@ -39,6 +39,9 @@ func (n *node) openEvents() {
 // recordStop records the end of the daemon, and why, if it is a failure.
 func (n *node) recordStop(err error) {
 	text := "as planned"
+	if n.unshared != "" {
+		text += "; " + n.unshared
+	}
 	if err != nil {
 		text = err.Error()
 	}

@@ -247,6 +247,11 @@ func (n *node) nextRouters(next *config.Config, diff config.Difference) ([]*vrrp
 func (n *node) reloadVRRP(next *config.Config, routers []*vrrp.Router) {
 	old := n.routers
 	goes := slices.DeleteFunc(slices.Clone(old), func(r *vrrp.Router) bool { return slices.Contains(routers, r) })
+	if slices.ContainsFunc(goes, func(r *vrrp.Router) bool { return r.Status().State == vrrp.Active }) {
+		if why := n.lacks(n.inside, handoverPatience); why != "" {
+			n.log.Warn("other nodes have not all of this node's connections: those break where one takes over", "lacking", why)
+		}
+	}
 	var all sync.WaitGroup
 	for _, r := range goes {
 		all.Go(func() {

@@ -172,7 +172,7 @@ func (n *node) release(ctx context.Context) {
 	// A second signal ends the wait.
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	n.flush(ctx)
+	n.tellAll(ctx)
 	var all sync.WaitGroup
 	for _, r := range n.routers {
 		all.Go(func() {

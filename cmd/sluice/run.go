@@ -78,6 +78,7 @@ type node struct {
 	port     *statesync.Port // of TCP, for what nodes tell each other; nil: not asked for
 	sharing  *sharing        // nil where no state is shared
 	activity activity
+	unshared string // what a planned stop has broken; "": nothing
 	events   *events.Log
 	alarms   control.AlarmBook
 	ready    <-chan struct{} // closed when the tables were written first

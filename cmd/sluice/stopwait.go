@@ -9,9 +9,9 @@ import (
 	"github.com/sluice-lb/sluice/internal/track"
 )
 
-// stopWait is how long the daemon may take to stop: the wait for a peer, the hooks
-// of the last changes, one instance after the other, requests that are under way, and
-// what else there is to do.
+// stopWait is how long the daemon may take to stop: the wait until peers have all
+// connections, and until one has the VIPs, the hooks of the last changes, one instance
+// after the other, requests that are under way, and what else there is to do.
 func (n *node) stopWait() time.Duration {
 	const rest = 10 * time.Second
 	var longest time.Duration
@@ -21,7 +21,7 @@ func (n *node) stopWait() time.Duration {
 	if len(n.config().HTTP.Servers) > 0 {
 		longest += drainHTTP
 	}
-	return longest + time.Duration(len(n.instances()))*track.LastHooks + rest
+	return longest + n.peersWait() + time.Duration(len(n.instances()))*track.LastHooks + rest
 }
 
 // stopping tells systemd that the daemon stops, and to have patience: with long

@@ -56,6 +56,12 @@ func TestStopTimeoutExceedsTheWait(t *testing.T) {
 			}
 		})
 	}
+	waits := &node{cfg: &config.Config{VRRP: []config.Instance{{SyncWait: 5 * time.Second}, {SyncWait: 40 * time.Second}}}}
+	alone := waits.stopWait()
+	waits.sharing = &sharing{}
+	if got := waits.stopWait() - alone; got != 40*time.Second {
+		t.Errorf("%v are for peers that are to have all connections, want 40s", got)
+	}
 	if got, want := stopping(1500*time.Millisecond), "STOPPING=1\nEXTEND_TIMEOUT_USEC=1500000"; got != want {
 		t.Errorf("the daemon says %q, want %q", got, want)
 	}

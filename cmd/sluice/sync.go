@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"text/tabwriter"
@@ -20,6 +19,7 @@ import (
 	"github.com/sluice-lb/sluice/internal/control"
 	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/internal/statesync"
+	"github.com/sluice-lb/sluice/l7"
 	"github.com/sluice-lb/sluice/loader"
 	"github.com/sluice-lb/sluice/vrrp"
 )
@@ -263,10 +263,8 @@ func (n *node) syncStatus(services []control.ServiceStatus) *control.SyncStatus 
 	if n.sharing == nil {
 		return nil
 	}
-	vips, kept := n.activity.activeVIPs(), 0
-	if slices.Contains(slices.Collect(maps.Values(vips)), true) {
-		kept = n.sharing.feed.Translated()
-	}
+	vips := n.activity.activeVIPs()
+	kept := n.sharing.feed.Translated(vips)
 	for _, s := range services {
 		if s.Forward == lb.NAT.String() || !slices.ContainsFunc(s.Addresses, func(f lb.Frontend) bool { return vips[f.VIP] }) {
 			continue
@@ -276,37 +274,6 @@ func (n *node) syncStatus(services []control.ServiceStatus) *control.SyncStatus 
 		}
 	}
 	return control.Sync(n.sharing.stream.Status(), n.sharing.state.Taken(), kept)
-}
-
-// flushWait is how long a planned move of VIPs waits until the peers have everything.
-const flushWait = 500 * time.Millisecond
-
-// flush has the peers acknowledge what they do not have yet.
-func (n *node) flush(ctx context.Context) {
-	if n.sharing == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, flushWait)
-	defer cancel()
-	if err := n.sharing.stream.Flush(ctx); err != nil {
-		n.log.Warn("some connections of the last moments may not be known to the other nodes yet", "error", err)
-	}
-}
-
-// lacks says what no peer has of this node's connections; "": nothing, or none is shared.
-func (n *node) lacks() string {
-	if n.sharing == nil {
-		return ""
-	}
-	n.flush(context.Background())
-	var problems []string
-	for _, p := range n.sharing.stream.Status().Peers {
-		if p.Out.InSync {
-			return ""
-		}
-		problems = append(problems, p.Problem)
-	}
-	return strings.Join(problems, "; ")
 }
 
 // printSync prints how the state of connections gets to the other nodes.
@@ -333,12 +300,7 @@ func printSync(w io.Writer, s control.Status) {
 		fmt.Fprintf(t, "%s\t%v\t%s\t%s\t%d\t%v\t%d\t%d\t%d\n", p.Node, p.Address, ours, theirs, p.Waiting, oldest, p.RecordsSent, p.RecordsReceived, p.Refused)
 	}
 	t.Flush()
-	switch {
-	case s.Sync.AtRisk > 0:
-		fmt.Fprintf(w, "a failover now would break %d connections\n", s.Sync.AtRisk)
-	default:
-		fmt.Fprintln(w, "a failover now would break no connection")
-	}
+	fmt.Fprintln(w, riskText(s.Sync, s.HTTP))
 	for _, why := range slices.Sorted(maps.Keys(s.Sync.Taken.Refused)) {
 		r := s.Sync.Taken.Refused[why]
 		fmt.Fprintf(w, "%d flows of the other nodes were refused: %s: %s\n", r.Flows, why, r.Example)
@@ -346,6 +308,24 @@ func printSync(w io.Writer, s control.Status) {
 	for _, x := range s.Sync.Strangers {
 		fmt.Fprintf(w, "refused: %v, %d times, %s ago: %s\n", x.Address, x.Count, age(s.Time, x.Last), x.Error)
 	}
+}
+
+// riskText says what a failover now would break.
+func riskText(s *control.SyncStatus, http *l7.Status) string {
+	text := "a failover now would break no connection"
+	if s.AtRisk > 0 {
+		text = "a failover now would break " + count(s.AtRisk, "connection")
+	}
+	requests := 0
+	if http != nil {
+		for _, v := range http.Servers {
+			requests += int(v.InFlight)
+		}
+	}
+	if requests > 0 { // these end with the node, whoever has the state of connections
+		text += fmt.Sprintf(", beside those of %s that http serves here", count(requests, "request"))
+	}
+	return text
 }
 
 // syncWait is how long an instance waits for a peer's state, where there is any.

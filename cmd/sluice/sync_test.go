@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"flag"
 	"fmt"
 	"net/netip"
@@ -31,8 +32,7 @@ type syncRig struct {
 	services []netip.AddrPort
 }
 
-// newSyncRig starts the pair, and opens the crowd through lb1. Tunnels have an IPv6
-// service, too.
+// newSyncRig starts the pair, and opens the crowd through lb1, to a VIP of each family.
 func newSyncRig(t *testing.T, m forwardMode) *syncRig {
 	t.Helper()
 	testenv.RequireRoot(t)
@@ -209,6 +209,24 @@ func TestSyncLinkIsCut(t *testing.T) {
 	r.goesOn("lb1 has died")
 }
 
+// A node that is stopped while its peer does not have everything yet waits until it has.
+func TestStopWaitsForThePeer(t *testing.T) {
+	r := newSyncRig(t, forwardModes[1])
+	r.ip("lb1", "route", "add", "blackhole", "192.0.2.2/32")
+	r.waitStatus("lb1", time.Minute, "a link that is cut", func(s control.Status) error {
+		if s.Sync == nil || s.Sync.Peers[0].Connected {
+			return fmt.Errorf("sync is %+v", s.Sync)
+		}
+		return nil
+	})
+	r.goesOn("the link between the nodes is cut")
+	r.ip("lb1", "route", "del", "blackhole", "192.0.2.2/32")
+	r.stop(r.daemons["lb1"])
+	r.waitVIP(soon, r.mode.vip, "lb2", "lb1")
+	r.waitVIP(soon, r.mode.v6, "lb2", "lb1")
+	r.goesOn("lb1 was stopped")
+}
+
 // flowsOf returns the open flows that a node knows, and where they go.
 func (r *rig) flowsOf(node string) map[string]string {
 	r.Helper()
@@ -222,7 +240,51 @@ func (r *rig) flowsOf(node string) map[string]string {
 	return all
 }
 
-// Both nodes are restarted, one after the other, as for an upgrade.
+// A halfOpen is a connection that is open for the client alone: its acknowledgement is
+// on its way.
+type halfOpen struct {
+	*member
+	r *syncRig
+}
+
+func (r *syncRig) halfOpen() *halfOpen {
+	r.Helper()
+	from, to := netip.MustParseAddrPort("192.0.2.200:9999"), r.services[0]
+	r.nft("client", fmt.Sprintf(`table ip delay {
+	chain out {
+		type filter hook output priority 0
+		ip saddr %v tcp sport %d tcp flags & syn == 0 drop
+	}
+}`, from.Addr(), from.Port()))
+	conn, err := r.host("client").DialFrom(r.Context(), from, to)
+	if err != nil {
+		r.Fatal(err)
+	}
+	return &halfOpen{&member{Conn: conn, service: to, replies: bufio.NewReaderSize(conn, lineLength)}, r}
+}
+
+// arrive lets the client's packets through: the connection must open, and belongs to the
+// crowd.
+func (h *halfOpen) arrive() {
+	h.r.Helper()
+	h.r.nft("client", "delete table ip delay")
+	if err := h.say("at last"); err != nil {
+		h.r.Fatalf("a handshake that was under way: %v", err)
+	}
+	h.r.crowd.members = append(h.r.crowd.members, h.member)
+}
+
+// nft changes a host's packet filter.
+func (r *rig) nft(on, rules string) {
+	r.Helper()
+	testenv.RequireProgram(r.T, "nft")
+	if out, err := r.host(on).Run(r.Context(), "nft", rules); err != nil {
+		r.Fatalf("nft on %s: %v: %s", on, err, out)
+	}
+}
+
+// Both nodes are restarted, one after the other, as for an upgrade. What is about to open
+// meanwhile does.
 func TestUpgradeOfBothNodes(t *testing.T) {
 	r := newSyncRig(t, forwardModes[1])
 	r.stop(r.daemons["lb2"])
@@ -230,8 +292,10 @@ func TestUpgradeOfBothNodes(t *testing.T) {
 	r.daemons["lb2"] = r.start("lb2", r.file)
 	r.waitBackup("lb2")
 	r.waitShared("lb1")
+	half := r.halfOpen()
 	r.wantRun(0, "lb1", "handover", "--hold")
 	r.waitVIP(soon, r.mode.vip, "lb2", "lb1")
+	half.arrive()
 	r.goesOn("lb1 has handed over")
 	r.stop(r.daemons["lb1"])
 	r.goesOn("lb1 is stopped")
@@ -266,4 +330,13 @@ func TestNodesWithDifferentKeys(t *testing.T) {
 		})
 	}
 	r.goesOn("lb2 has another key")
+	// A stop breaks them, and does not keep it to itself.
+	if s := r.mustStatus("lb1"); s.Sync.AtRisk != len(r.crowd.members) {
+		t.Errorf("%d of %d connections are at risk", s.Sync.AtRisk, len(r.crowd.members))
+	}
+	r.stop(r.daemons["lb1"])
+	want := fmt.Sprintf("as planned; no other node had %d connections: lb2 (192.0.2.2:3780) has not this node's state", len(r.crowd.members))
+	if text := r.wantRun(0, "lb1", "events").stdout; !strings.Contains(text, want) {
+		t.Errorf("events do not say %q:\n%s", want, text)
+	}
 }

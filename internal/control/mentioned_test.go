@@ -21,6 +21,10 @@ func (h *heldFlows) Changes(into []lb.FlowState) ([]lb.FlowState, bool, error) {
 	return into, false, nil
 }
 
+func (h *heldFlows) Unread() int { return 0 }
+
+func (h *heldFlows) Handshakes() func([]lb.FlowState) ([]lb.FlowState, error) { return nil }
+
 func (h *heldFlows) Snapshot() iter.Seq2[lb.FlowState, error] {
 	return func(yield func(lb.FlowState, error) bool) {
 		for _, s := range h.held {

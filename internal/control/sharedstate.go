@@ -24,6 +24,8 @@ import (
 // *loader.FlowFeed.
 type FlowFeed interface {
 	Changes(into []lb.FlowState) (all []lb.FlowState, lost bool, err error)
+	Unread() int
+	Handshakes() func(into []lb.FlowState) ([]lb.FlowState, error)
 	Snapshot() iter.Seq2[lb.FlowState, error]
 	ApplyFlows([]lb.FlowState) (loader.ApplyResult, error)
 }
@@ -49,9 +51,14 @@ type SharedState struct {
 	vips  func() map[netip.Addr]bool
 	seed  maphash.Seed
 
-	active map[netip.Addr]bool // of Changes, which has one caller
+	// Of Changes, which has one caller.
+	active     map[netip.Addr]bool
+	handshakes func([]lb.FlowState) ([]lb.FlowState, error) // nil: no VIP is about to move
+	shaken     time.Time                                    // when they were told last
 
 	mu    sync.Mutex
+	moves time.Time                // until when VIPs may be on their way to another node
+	last  map[netip.Addr]bool      // what vips returned last
 	until map[netip.Addr]time.Time // VIPs that were given away are told of
 	peers map[string]*peerState
 	taken loader.ApplyResult
@@ -103,22 +110,24 @@ func (s *SharedState) Owned() []netip.Addr {
 // Changes implements statesync.Source. A VIP that is this node's as of now has flows
 // that no change tells of: those that the node before has told this one.
 func (s *SharedState) Changes(into []lb.FlowState) (all []lb.FlowState, lost bool, err error) {
-	before, now, at := s.active, s.vips(), time.Now()
-	s.active = map[netip.Addr]bool{}
+	before, now := s.active, s.vips()
+	s.active = now
+	given := false
 	for a, active := range now {
-		s.active[a] = active
 		lost = lost || active && !before[a]
 	}
-	s.mu.Lock()
 	for a, active := range before {
-		if active && !now[a] {
-			s.until[a] = at.Add(tellsOn)
-			lost = true // it is not owned any more
-		}
+		given = given || active && !now[a]
 	}
-	s.mu.Unlock()
+	if given {
+		lost = true // it is not owned any more
+		s.Moves(shakesOn)
+	}
 	told := s.own()
 	all, missed, err := s.flows.Changes(into)
+	if err == nil {
+		all, err = s.tellHandshakes(all, time.Now())
+	}
 	kept := all[:len(into)]
 	for _, f := range all[len(into):] {
 		if told[f.VIP.Addr()] {
@@ -128,16 +137,26 @@ func (s *SharedState) Changes(into []lb.FlowState) (all []lb.FlowState, lost boo
 	return kept, lost || missed, err
 }
 
-// own are the VIPs that this node is Active for, or was until a moment ago.
+// Unread implements statesync.Source.
+func (s *SharedState) Unread() int { return s.flows.Unread() }
+
+// own are the VIPs that this node is Active for, or was until a moment ago. It notes by
+// itself which were given away: Changes may not be called for a while.
 func (s *SharedState) own() map[netip.Addr]bool {
-	own, now := map[netip.Addr]bool{}, time.Now()
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	own, active, now := map[netip.Addr]bool{}, s.vips(), time.Now()
+	for a, was := range s.last {
+		if was && !active[a] {
+			s.until[a] = now.Add(tellsOn)
+		}
+	}
+	s.last = active
 	for a, until := range s.until {
 		own[a] = now.Before(until)
 	}
-	s.mu.Unlock()
-	for a, active := range s.vips() {
-		own[a] = own[a] || active
+	for a, is := range active {
+		own[a] = own[a] || is
 	}
 	return own
 }
@@ -169,7 +188,7 @@ func (s *SharedState) Tables() []lb.TableState { return s.loop.Published() }
 // ApplyFlows implements statesync.Sink. A flow to a VIP that both nodes are Active for
 // is taken where it contradicts none that is here: that is how they heal who have been
 // Active at the same time.
-func (s *SharedState) ApplyFlows(peer string, states []lb.FlowState) (refused int, err error) {
+func (s *SharedState) ApplyFlows(peer string, states []lb.FlowState) (refused []lb.FlowID, err error) {
 	result, err := s.flows.ApplyFlows(states)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -181,10 +200,7 @@ func (s *SharedState) ApplyFlows(peer string, states []lb.FlowState) (refused in
 			}
 		}
 	}
-	for _, r := range result.Refused {
-		refused += r.Flows
-	}
-	return refused, err
+	return result.Without, err
 }
 
 // BeginSnapshot implements statesync.Sink.

@@ -40,6 +40,7 @@ func flowTo(vip netip.Addr, n int) lb.FlowState {
 // A fakeFeed is the flows of a data plane.
 type fakeFeed struct {
 	changes []lb.FlowState
+	shakes  []lb.FlowState
 	lost    bool
 	flows   map[lb.FlowID]lb.FlowState
 	broken  error
@@ -50,6 +51,18 @@ func (f *fakeFeed) Changes(into []lb.FlowState) ([]lb.FlowState, bool, error) {
 	lost := f.lost
 	f.changes, f.lost = nil, false
 	return into, lost, f.broken
+}
+
+func (f *fakeFeed) Unread() int { return len(f.changes) }
+
+// Handshakes tells of each one once.
+func (f *fakeFeed) Handshakes() func([]lb.FlowState) ([]lb.FlowState, error) {
+	told := 0
+	return func(into []lb.FlowState) ([]lb.FlowState, error) {
+		into = append(into, f.shakes[told:]...)
+		told = len(f.shakes)
+		return into, f.broken
+	}
 }
 
 func (f *fakeFeed) Snapshot() iter.Seq2[lb.FlowState, error] {
@@ -70,6 +83,7 @@ func (f *fakeFeed) ApplyFlows(states []lb.FlowState) (loader.ApplyResult, error)
 	for _, s := range states {
 		switch {
 		case s.Source.Port() == 0 && s.Phase != lb.FlowOver:
+			r.Without = append(r.Without, s.FlowID)
 			r.Refused = map[loader.Refusal]loader.Refused{loader.RefusedMalformed: {Flows: r.Refused[loader.RefusedMalformed].Flows + 1, Example: "it"}}
 		case s.Phase == lb.FlowOver:
 			delete(f.flows, s.FlowID)
@@ -160,6 +174,49 @@ func TestChangesAreThoseOfOwnVIPs(t *testing.T) {
 	})
 }
 
+// While VIPs are about to move peers are told of handshakes, too: those to VIPs that are
+// this node's.
+func TestHandshakesOfVIPsThatMove(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newSharedRig(t)
+		r.active[vipA] = true
+		r.wantChanges("active", nil, nil, true)
+		shake := func(n int) lb.FlowState {
+			s := flowTo(vipA, n)
+			s.Phase = lb.FlowOpening
+			return s
+		}
+		a, b, c, d := shake(1), shake(2), shake(3), flowTo(vipB, 4)
+		r.feed.shakes = []lb.FlowState{a, d}
+		time.Sleep(time.Second)
+		r.wantChanges("nothing moves", nil, nil, false)
+		r.Moves(time.Second)
+		r.Moves(time.Millisecond)
+		open := flowTo(vipA, 5)
+		r.wantChanges("it is to move", []lb.FlowState{open}, []lb.FlowState{open, a}, false)
+		r.feed.shakes = append(r.feed.shakes, b)
+		r.wantChanges("a moment later", nil, nil, false)
+		time.Sleep(shakesEvery)
+		r.wantChanges("another one", nil, []lb.FlowState{b}, false)
+		r.active[vipA] = false
+		r.wantChanges("it has moved", nil, nil, true)
+		r.feed.shakes = append(r.feed.shakes, c)
+		time.Sleep(shakesEvery)
+		r.wantChanges("one that came here all the same", nil, []lb.FlowState{c}, false)
+		time.Sleep(shakesOn)
+		r.wantChanges("it is over", nil, nil, false)
+		r.active[vipA] = true
+		r.wantChanges("it is back", nil, nil, true)
+		r.active[vipA] = false
+		r.wantChanges("another node has just taken it", nil, []lb.FlowState{a, b, c}, true)
+		r.feed.broken = errors.New("broken")
+		time.Sleep(shakesEvery)
+		if _, _, err := r.Changes(nil); !errors.Is(err, r.feed.broken) {
+			t.Errorf("the error is %v", err)
+		}
+	})
+}
+
 func TestSnapshotIsOfOwnVIPs(t *testing.T) {
 	r := newSharedRig(t, flowTo(vipA, 1), flowTo(vipB, 2))
 	r.wantFlows("a Backup's flows", r.Snapshot())
@@ -199,8 +256,8 @@ func TestEndOfASnapshot(t *testing.T) {
 			if err := r.BeginSnapshot("lb2", tc.owned); err != nil {
 				t.Fatal(err)
 			}
-			if refused, err := r.ApplyFlows("lb2", tc.tells); err != nil || refused != 0 {
-				t.Fatalf("%d refused: %v", refused, err)
+			if refused, err := r.ApplyFlows("lb2", tc.tells); err != nil || len(refused) != 0 {
+				t.Fatalf("%v refused: %v", refused, err)
 			}
 			if err := r.EndSnapshot("lb2"); err != nil {
 				t.Fatal(err)
@@ -261,6 +318,21 @@ func TestVIPThatWasGivenAway(t *testing.T) {
 		}
 		r.wantFlows("flows later", r.feed.Snapshot())
 	})
+}
+
+// So is what it gave away while nobody reads what changes, as with a peer that does not
+// keep up.
+func TestVIPThatWasGivenAwayUnread(t *testing.T) {
+	r := newSharedRig(t, flowTo(vipA, 1))
+	r.active[vipA] = true
+	r.wantChanges("active", nil, nil, true)
+	r.active[vipA] = false
+	if err := errors.Join(r.BeginSnapshot("lb2", []netip.Addr{vipA}), r.EndSnapshot("lb2")); err != nil {
+		t.Fatal(err)
+	}
+	r.wantFlows("flows", r.feed.Snapshot(), 1)
+	r.wantFlows("flows that are told", r.Snapshot(), 1)
+	r.wantChanges("read at last", nil, nil, true)
 }
 
 // A VIP moves from one peer to another while the first one's snapshot is under way.
@@ -335,8 +407,8 @@ func TestRefusedFlowsAreCounted(t *testing.T) {
 	bad := flowTo(vipA, 1)
 	bad.Source = netip.AddrPort{}
 	refused, err := r.ApplyFlows("lb2", []lb.FlowState{flowTo(vipA, 2), bad})
-	if err != nil || refused != 1 {
-		t.Errorf("%d are refused (%v), want 1", refused, err)
+	if diff := cmp.Diff([]lb.FlowID{bad.FlowID}, refused, cmpAddresses); diff != "" || err != nil {
+		t.Errorf("error %v, refused (-want +got):\n%s", err, diff)
 	}
 	want := loader.ApplyResult{Applied: 1, Refused: map[loader.Refusal]loader.Refused{loader.RefusedMalformed: {Flows: 1, Example: "it"}}}
 	if diff := cmp.Diff(want, r.Taken()); diff != "" {

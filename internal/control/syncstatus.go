@@ -11,9 +11,10 @@ import (
 // A SyncStatus is how the state of connections gets from node to node.
 type SyncStatus struct {
 	// AtRisk is how many connections a failover now would break, as far as this node
-	// knows: those that it keeps state of and that no other node holds. 0 on a node that
-	// is Active for nothing.
-	AtRisk int        `json:"at_risk"`
+	// knows: see atRisk. 0 on a node that is Active for nothing.
+	AtRisk int `json:"at_risk"`
+	// Unread is about how many changes have not been read yet, since peers do not keep up.
+	Unread int        `json:"unread"`
 	Peers  []SyncPeer `json:"peers"`
 	// Strangers are who was refused last, and Refused counts them by reason.
 	Strangers []SyncStranger    `json:"strangers"`
@@ -39,8 +40,10 @@ type SyncPeer struct {
 	RecordsReceived uint64 `json:"records_received"`
 	BytesSent       uint64 `json:"bytes_sent"`
 	BytesReceived   uint64 `json:"bytes_received"`
-	// Refused are flows that it has no use for.
+	// Refused is how often it had no use for a flow, and Refusing how many there are of
+	// these that are not over.
 	Refused   uint64 `json:"refused"`
+	Refusing  int    `json:"refusing"`
 	Snapshots uint64 `json:"snapshots"`
 	Mends     uint64 `json:"mends"`
 	Stalls    uint64 `json:"stalls"` // times that it did not keep up
@@ -70,18 +73,14 @@ type SyncTaken struct {
 // to VIPs that this node is Active for.
 func Sync(s statesync.Status, taken loader.ApplyResult, kept int) *SyncStatus {
 	out := &SyncStatus{
-		AtRisk: kept, Peers: []SyncPeer{}, Strangers: []SyncStranger{}, Refused: map[string]uint64{}, Lost: s.Lost,
+		AtRisk: atRisk(s, kept), Unread: s.Unread, Peers: []SyncPeer{}, Strangers: []SyncStranger{}, Refused: map[string]uint64{}, Lost: s.Lost,
 		Taken: SyncTaken{Applied: uint64(taken.Applied), Ended: uint64(taken.Ended), Kept: uint64(taken.Kept), Refused: taken.Refused},
 	}
 	for _, p := range s.Peers {
-		waiting := p.Out.Waiting + p.Out.InFlight
-		if p.Out.InSync {
-			out.AtRisk = min(out.AtRisk, waiting)
-		}
 		k := SyncPeer{
 			Node: p.Name, Address: p.Address, Connected: p.Out.Connected, InSync: p.Out.InSync, Synced: p.In.Synced,
-			Waiting: waiting, Age: p.Out.Age.Seconds(), RecordsSent: p.Out.Records, RecordsReceived: p.In.Records,
-			BytesSent: p.Out.Sent + p.In.Sent, BytesReceived: p.Out.Received + p.In.Received, Refused: p.Out.Refused,
+			Waiting: p.Out.Waiting + p.Out.InFlight, Age: p.Out.Age.Seconds(), RecordsSent: p.Out.Records, RecordsReceived: p.In.Records,
+			BytesSent: p.Out.Sent + p.In.Sent, BytesReceived: p.Out.Received + p.In.Received, Refused: p.Out.Refused, Refusing: p.Out.Refusing,
 			Snapshots: p.Out.Snapshots, Mends: p.Out.Mends, Stalls: p.Out.Stalls, Differs: p.Differs, Problem: p.Problem,
 		}
 		if k.Differs == nil {
@@ -96,4 +95,28 @@ func Sync(s statesync.Status, taken loader.ApplyResult, kept int) *SyncStatus {
 		out.Refused[string(why)] = n
 	}
 	return out
+}
+
+// atRisk is how many of the connections that this node keeps state of would break if it
+// died now. The next node is one of those that are connected: it has all but what it has
+// not acknowledged or been told of yet, and what it has no use for; all is lost on one that is
+// not in sync, and where none is connected. Of several nodes the worst one counts, since
+// this node cannot know who will be elected.
+func atRisk(s statesync.Status, kept int) int {
+	worst, connected := 0, false
+	for _, p := range s.Peers {
+		if !p.Out.Connected && !p.In.Connected {
+			continue
+		}
+		connected = true
+		lost := kept
+		if p.Out.InSync {
+			lost = min(kept, p.Out.Waiting+p.Out.InFlight+p.Out.Refusing+s.Unread)
+		}
+		worst = max(worst, lost)
+	}
+	if !connected {
+		return kept
+	}
+	return worst
 }

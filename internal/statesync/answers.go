@@ -112,7 +112,7 @@ func (o *outgoing) acknowledged(body []byte) error {
 		}
 	}
 	o.peer.out.refused.Add(a.refused - min(o.refused, a.refused))
-	o.refused = a.refused
+	o.refused, o.refusing = a.refused, a.refusing
 	o.poke()
 	return nil
 }

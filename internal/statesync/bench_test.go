@@ -36,9 +36,11 @@ func (s *tap) Changes(into []lb.FlowState) ([]lb.FlowState, bool, error) {
 	return append(into, s.flows[:n]...), false, nil
 }
 
-func (s *tap) ApplyFlows(_ string, states []lb.FlowState) (int, error) {
+func (s *tap) Unread() int { return int(s.changes.Load()) }
+
+func (s *tap) ApplyFlows(_ string, states []lb.FlowState) ([]lb.FlowID, error) {
 	s.applied.Add(int64(len(states)))
-	return 0, nil
+	return nil, nil
 }
 
 func (s *tap) EndSnapshot(string) error { return nil }

@@ -49,6 +49,7 @@ type plane struct {
 	theirs    map[string]lb.TableState
 	overrides map[string]Override
 	applied   int // states
+	most      int // that Changes returns at a time; 0: all
 
 	refuse func(*lb.FlowState) bool // nil: nothing
 	broken error                    // of ApplyFlows
@@ -119,17 +120,27 @@ func (p *plane) Snapshot() iter.Seq2[lb.FlowState, error] {
 func (p *plane) Changes(into []lb.FlowState) ([]lb.FlowState, bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	n := 0
 	for id := range p.changed {
+		if n++; p.most > 0 && n > p.most {
+			break
+		}
+		delete(p.changed, id)
 		s, ok := p.flows[id]
 		if !ok {
 			s = lb.FlowState{FlowID: id, Phase: lb.FlowOver}
 		}
 		into = append(into, s)
 	}
-	clear(p.changed)
 	lost := p.lost
 	p.lost = false
 	return into, lost, p.sick
+}
+
+func (p *plane) Unread() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.changed)
 }
 
 func (p *plane) Owned() []netip.Addr { return []netip.Addr{natFlow.VIP.Addr()} }
@@ -140,7 +151,7 @@ func (p *plane) Tables() []lb.TableState {
 	return slices.Collect(maps.Values(p.tables))
 }
 
-func (p *plane) ApplyFlows(peer string, states []lb.FlowState) (refused int, err error) {
+func (p *plane) ApplyFlows(peer string, states []lb.FlowState) (refused []lb.FlowID, err error) {
 	p.mu.Lock()
 	hold := p.hold
 	p.mu.Unlock()
@@ -150,7 +161,7 @@ func (p *plane) ApplyFlows(peer string, states []lb.FlowState) (refused int, err
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.broken != nil {
-		return 0, p.broken
+		return nil, p.broken
 	}
 	if p.held[peer] == nil {
 		p.held[peer] = flowSet{}
@@ -162,7 +173,7 @@ func (p *plane) ApplyFlows(peer string, states []lb.FlowState) (refused int, err
 		}
 		switch {
 		case p.refuse != nil && p.refuse(&s):
-			refused++
+			refused = append(refused, s.FlowID)
 		case s.Phase == lb.FlowOver:
 			delete(p.held[peer], s.FlowID)
 		default:

@@ -6,14 +6,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 )
 
-// Flush waits until each connected peer has acknowledged everything that has changed
-// until now: before a planned stop or a handover. What it returns when ctx ends names
-// the peers that have not.
+// Flush waits until every peer has acknowledged everything that has changed until now:
+// before a planned stop or a handover. It waits for those that are connected, by either
+// direction, since one of them may be the next to answer; where none is, only as long as
+// one may take to connect anew. What it returns then, or when ctx ends, names the peers
+// that have not, and why.
 func (n *Node) Flush(ctx context.Context) error {
+	if len(n.peers) == 0 {
+		return nil
+	}
 	for range 2 { // a call of Changes that is under way may have missed the last changes
 		n.mu.Lock()
 		next := n.polled
@@ -24,38 +28,79 @@ func (n *Node) Flush(ctx context.Context) error {
 			return fmt.Errorf("read what has changed: %w", context.Cause(ctx))
 		}
 	}
-	n.mu.Lock()
-	var marks []*mark
-	for _, p := range n.peers {
-		if p.sending != nil {
-			marks = append(marks, p.sending.mark())
-		}
-	}
-	n.mu.Unlock()
+	f := flushing{node: n, marks: map[*peer]*mark{}}
 	tick := time.NewTicker(n.tuning.poll)
 	defer tick.Stop()
-	for {
-		if marks = slices.DeleteFunc(marks, (*mark).passed); len(marks) == 0 {
-			return nil
+	for met := time.Now(); ; {
+		behind, connected := f.look()
+		if connected {
+			met = time.Now()
+		}
+		if len(behind) == 0 || time.Since(met) > n.tuning.lastRetry+n.tuning.dial {
+			return errors.Join(behind...)
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			var behind []error
-			for _, m := range marks {
-				behind = append(behind, fmt.Errorf("%s has not acknowledged everything: %w", m.of.peer.Name, context.Cause(ctx)))
+			for i := range behind {
+				behind[i] = fmt.Errorf("%w: %w", behind[i], context.Cause(ctx))
 			}
 			return errors.Join(behind...)
 		}
 	}
 }
 
+// flushing is a call of Flush.
+type flushing struct {
+	node  *Node
+	marks map[*peer]*mark
+}
+
+// look returns what the peers lack that are connected; where none is, all others, too.
+func (f *flushing) look() (behind []error, connected bool) {
+	f.node.mu.Lock()
+	defer f.node.mu.Unlock()
+	var gone []error
+	now := time.Now()
+	for _, p := range f.node.peers {
+		m := f.marks[p]
+		switch {
+		case m != nil && m.passed:
+			connected = true
+			continue
+		case p.sending != nil && (m == nil || m.of != p.sending):
+			m = p.sending.mark()
+			f.marks[p] = m
+		}
+		if p.sending != nil && m.pass() {
+			connected = true
+			continue
+		}
+		s := p.status(now)
+		why := lacks(&s, now)
+		if why == "" {
+			why = fmt.Sprintf("%s (%v) has not acknowledged everything", p.Name, p.Address)
+		}
+		if p.sending == nil && p.receiving == nil {
+			gone = append(gone, errors.New(why))
+			continue
+		}
+		connected = true
+		behind = append(behind, errors.New(why))
+	}
+	if !connected {
+		behind = gone
+	}
+	return behind, connected
+}
+
 // A mark is a place in what goes to a peer.
 type mark struct {
-	of   *outgoing
-	came uint64 // in the queue
-	sent bool   // everything up to there is, with
-	said uint64 // this last sequence
+	of     *outgoing
+	came   uint64 // in the queue
+	sent   bool   // everything up to there is, with
+	said   uint64 // this last sequence
+	passed bool   // and acknowledged
 }
 
 func (o *outgoing) mark() *mark {
@@ -64,9 +109,8 @@ func (o *outgoing) mark() *mark {
 	return &mark{of: o, came: o.queue.came}
 }
 
-// passed reports whether everything up to the mark is acknowledged, or the connection
-// has ended.
-func (m *mark) passed() bool {
+// pass reports whether everything up to the mark is acknowledged.
+func (m *mark) pass() bool {
 	o := m.of
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -74,5 +118,6 @@ func (m *mark) passed() bool {
 		m.sent, m.said = true, o.said
 	}
 	landed := len(o.flight.all) == 0 || o.flight.all[0].sequence > m.said
-	return o.gone || m.sent && landed && o.synced
+	m.passed = !o.gone && m.sent && landed && o.synced
+	return m.passed
 }

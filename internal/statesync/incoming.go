@@ -26,6 +26,7 @@ type incoming struct {
 	states                    []lb.FlowState
 	theirs, tables, overrides assembler
 	mending                   *mending
+	refusing                  refusing
 	compares                  sync.WaitGroup
 
 	mu        sync.Mutex // guards all below
@@ -219,7 +220,7 @@ func (c *incoming) take(ctx context.Context, k kind, body []byte) error {
 		was := c.synced
 		c.synced = false
 		c.mu.Unlock()
-		c.mending = nil
+		c.mending, c.refusing = nil, nil
 		c.node.tellSynced(c, was, false)
 		owned, err := readOwned(body)
 		if err != nil {
@@ -269,10 +270,12 @@ func (c *incoming) applyFlows(states []lb.FlowState) error {
 	if err != nil {
 		return failed(err)
 	}
+	c.refusing.note(states, refused)
 	c.peer.in.records.Add(uint64(len(states)))
-	c.peer.in.refused.Add(uint64(refused))
+	c.peer.in.refused.Add(uint64(len(refused)))
 	c.mu.Lock()
-	c.ack.refused += uint64(refused)
+	c.ack.refused += uint64(len(refused))
+	c.ack.refusing = uint64(len(c.refusing))
 	c.mu.Unlock()
 	return nil
 }

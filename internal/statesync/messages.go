@@ -177,18 +177,20 @@ func readOwned(body []byte) (owned []netip.Addr, err error) {
 // An ack says how far the listener has come.
 type ack struct {
 	sequence uint64 // everything up to here is applied
-	refused  uint64 // flows of this connection that the listener has no use for
+	refused  uint64 // how often the listener had no use for a flow of this connection
+	refusing uint64 // flows that it has no use for, and that are not over
 	tail     []byte
 }
 
 func (a *ack) append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(b, a.sequence)
-	return append(binary.BigEndian.AppendUint64(b, a.refused), a.tail...)
+	b = binary.BigEndian.AppendUint64(b, a.refused)
+	return append(binary.BigEndian.AppendUint64(b, a.refusing), a.tail...)
 }
 
 func readAck(body []byte) (a ack, err error) {
 	c := cursor{b: body}
-	a.sequence, a.refused = c.u64("sequence"), c.u64("refused")
+	a.sequence, a.refused, a.refusing = c.u64("sequence"), c.u64("refused"), c.u64("refusing")
 	a.tail = c.b
 	return a, c.err
 }

@@ -36,6 +36,7 @@ type outgoing struct {
 	gone      bool // the connection has ended
 	flight    flight
 	refused   uint64 // flows, of this connection, by the peer's count
+	refusing  uint64 // likewise, that are not over
 	stalls    uint64 // times that something waited for acknowledgements
 	snapshots uint64 // sent
 	mends     uint64
@@ -168,6 +169,13 @@ func (o *outgoing) put(states []lb.FlowState, lost bool, now time.Time) {
 		}
 	}
 	o.poke()
+}
+
+// waiting is how many flows wait to be sent.
+func (o *outgoing) waiting() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.queue.len()
 }
 
 // startOver makes a snapshot due: at once if there was none for a while.

@@ -99,6 +99,38 @@ func TestTablesArePublished(t *testing.T) {
 	})
 }
 
+// A peer is in sync once it has the tables and operators' changes, too, not before.
+func TestASnapshotEndsWithTheTables(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newNetwork()
+		a, b := newPlane(manyFlows(100)...), newPlane()
+		web, dns := tableOf("web", 3, 65537), tableOf("dns", 2, 251)
+		a.tables["web"], a.tables["dns"] = web, dns
+		cfg := config("lb1", "lb2")
+		cfg.Overrides = []Override{{"x", Stamp{1, "lb1"}, []byte("drain")}}
+		there := make(chan [3]bool, 1)
+		other := config("lb2", "lb1")
+		other.Told.Synced = func(_ string, synced bool) {
+			b.do(func() {
+				there <- [3]bool{b.theirs["lb1 web"].Epoch == web.Epoch, b.theirs["lb1 dns"].Epoch == dns.Epoch, b.overrides["x"].Key != ""}
+			})
+		}
+		one := w.member(t, a, cfg, func(n *Node) { n.tuning.window = 4 << 10 })
+		two := w.member(t, b, other)
+		later(settled)
+		if got := <-there; got != [3]bool{true, true, true} {
+			t.Errorf("lb2 is in sync, and has the tables and the change: %v", got)
+		}
+		if s := one.peerStatus("lb2"); !s.Out.InSync {
+			t.Errorf("got %+v", s)
+		}
+		closed(one)
+		later(settled)
+		<-there
+		closed(two)
+	})
+}
+
 // A publication that waits is let go when the connection ends.
 func TestAPublicationMeetsTheEndOfAConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -26,14 +26,17 @@ func bucketBits(flows int) uint8 {
 	return uint8(min(max(bits.Len(uint(flows/flowsPerBucket)), minBucketBits), maxBucketBits))
 }
 
+// snapshotDue reports whether one is to be sent now. Before the peer has told its services
+// nobody knows which tables belong to it.
 func (o *outgoing) snapshotDue(now time.Time) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.wanted && !now.Before(o.wantedFrom)
+	return o.wanted && o.services.theirs != nil && !now.Before(o.wantedFrom)
 }
 
-// sendSnapshot sends everything, between what changes meanwhile. What is lost on the
-// way makes another one due.
+// sendSnapshot sends everything, between what changes meanwhile; tables and operators'
+// changes, too, before its end, since a peer counts as in sync from there on. What is lost
+// on the way makes another one due.
 func (o *outgoing) sendSnapshot(ctx context.Context) error {
 	o.mu.Lock()
 	o.wanted, o.snapshot, o.begun = false, true, time.Now()
@@ -67,6 +70,9 @@ func (o *outgoing) sendSnapshot(ctx context.Context) error {
 	o.mu.Unlock()
 	if broken {
 		return nil // the next beginning takes this one back
+	}
+	if _, err := o.some(ctx); err != nil {
+		return err
 	}
 	return o.say(ctx, kindSnapshotEnd, sent{snapshot: true, since: time.Now()}, nil)
 }

@@ -40,10 +40,13 @@ type Source interface {
 	// for a slow peer, so it must hold nothing up. After an error it ends.
 	Snapshot() iter.Seq2[lb.FlowState, error]
 	// Changes appends to into how the flows are that have changed since the last call:
-	// each as it is now, with FlowOver for one that is not any more. It does not wait,
-	// and has one caller. Lost says that it has lost track of some, so that peers need
+	// each as it is now, with FlowOver for one that is not any more, and no more than
+	// 16,384 at a time. It does not wait, and has one caller, who calls no more while peers
+	// do not keep up. Lost says that it has lost track of some, so that peers need
 	// everything again.
 	Changes(into []lb.FlowState) (changed []lb.FlowState, lost bool, err error)
+	// Unread is about how many changes there are that Changes has not told of yet.
+	Unread() int
 	// Owned are the VIPs whose flows this node answers for: Snapshot has all of theirs,
 	// and no others. When there are others, Changes says that it has lost track.
 	Owned() []netip.Addr
@@ -58,10 +61,10 @@ type Source interface {
 // What a peer tells of a flow is what it knows, which may be less than what this
 // node's own packets have shown: what then counts is the Sink's to know.
 type Sink interface {
-	// ApplyFlows takes states of flows. It returns how many it has no use for: of a
+	// ApplyFlows takes states of flows. It returns those that it has no use for: of a
 	// service or backend that this node has not, or that contradict what it has. After
 	// an error the connection begins anew, and with it everything.
-	ApplyFlows(peer string, states []lb.FlowState) (refused int, err error)
+	ApplyFlows(peer string, states []lb.FlowState) (refused []lb.FlowID, err error)
 	// BeginSnapshot says that from here on all flows to the VIPs that the peer owns are
 	// mentioned. A snapshot that was not ended before does not count.
 	BeginSnapshot(peer string, owned []netip.Addr) error
@@ -264,12 +267,40 @@ func (n *Node) Run(ctx context.Context) {
 	all.Wait()
 }
 
-// readChanges hands on to all connected peers what changes. It waits for none.
+// choked reports whether what changes is left where it is, since peers do not keep up:
+// the Source loses less of it than a queue that is full, and a flow that changes again
+// costs nothing there. Of several peers the quickest counts, so that none waits for
+// another one.
+func (n *Node) choked() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	connected := false
+	for _, p := range n.peers {
+		if p.sending == nil {
+			continue
+		}
+		if p.sending.waiting() < n.tuning.pending/2 {
+			return false
+		}
+		connected = true
+	}
+	return connected
+}
+
+// readChanges hands on to all connected peers what changes.
 func (n *Node) readChanges(ctx context.Context) {
 	ticker := time.NewTicker(n.tuning.poll)
 	defer ticker.Stop()
 	var states []lb.FlowState
 	for {
+		if n.choked() {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+			continue
+		}
 		var lost bool
 		var err error
 		states, lost, err = n.source.Changes(states[:0])

@@ -24,6 +24,9 @@ type Status struct {
 	// all peers got everything again; Unsaid how many states it had that no message
 	// can hold.
 	Lost, Unsaid uint64
+	// Unread is about how many changes no peer has been told of, since there was no time
+	// yet, or since peers do not keep up.
+	Unread int
 }
 
 // A PeerStatus is how it stands with one peer.
@@ -70,8 +73,10 @@ type OutStatus struct {
 	Age               time.Duration
 	Stalls            uint64 // times that the peer did not keep up, of this connection
 	Coalesced         uint64 // changes that a later one of the same flow has replaced
-	Snapshots         uint64
-	Mends             uint64
+	// Refusing are flows that the peer has no use for, and that are not over.
+	Refusing  int
+	Snapshots uint64
+	Mends     uint64
 }
 
 // An InStatus is how a peer's state gets here.
@@ -101,12 +106,13 @@ func (n *Node) Synced(name string) bool {
 
 // Status returns how everything stands.
 func (n *Node) Status() Status {
+	unread := n.source.Unread()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	now := time.Now()
 	s := Status{
 		Strangers: slices.Clone(n.strangers.all), Refused: maps.Clone(n.strangers.counts),
-		Lost: n.lost, Unsaid: n.unsaid,
+		Lost: n.lost, Unsaid: n.unsaid, Unread: unread,
 	}
 	if n.listening != nil {
 		s.Problems = append(s.Problems, fmt.Sprintf("no peer can connect to this node: %v: free the port, or set another sync port on all nodes", n.listening))
@@ -163,6 +169,7 @@ func (d *direction) status(now time.Time) LinkStatus {
 // describe fills in what only the connection knows. Its lock is held.
 func (o *outgoing) describe(s *OutStatus, now time.Time) {
 	s.InSync, s.Waiting, s.InFlight = o.synced, o.queue.len(), o.flight.records
+	s.Refusing = int(o.refusing)
 	s.Stalls, s.Coalesced, s.Snapshots, s.Mends = o.stalls, o.queue.coalesced, o.snapshots, o.mends
 	oldest := o.queue.oldest()
 	for _, f := range o.flight.all {
@@ -181,16 +188,27 @@ func (o *outgoing) describe(s *OutStatus, now time.Time) {
 // lateAfter is how old what is not acknowledged may become before it is a problem.
 const lateAfter = 5 * time.Second
 
-// problem says what is wrong with a peer, the worst first, and what to do.
-func problem(s *PeerStatus, now time.Time) string {
+// lacks says why a peer has not all of this node's state; "": it has, but for what waits.
+func lacks(s *PeerStatus, now time.Time) string {
 	at := fmt.Sprintf("%s (%v)", s.Name, s.Address)
 	switch {
 	case !s.Out.Connected:
 		return fmt.Sprintf("%s has not this node's state: %s%s", at, s.Out.LastError, advice(&s.Out.LinkStatus, s.Address))
-	case !s.In.Connected:
-		return fmt.Sprintf("%s does not send its state: %s%s", at, s.In.LastError, advice(&s.In.LinkStatus, s.Address))
 	case !s.Out.InSync:
 		return fmt.Sprintf("%s has not all of this node's state yet: %d states told since the start, for %v", at, s.Out.Records, now.Sub(s.Out.Since).Round(time.Second))
+	}
+	return ""
+}
+
+// problem says what is wrong with a peer, the worst first, and what to do.
+func problem(s *PeerStatus, now time.Time) string {
+	at := fmt.Sprintf("%s (%v)", s.Name, s.Address)
+	if text := lacks(s, now); text != "" {
+		return text
+	}
+	switch {
+	case !s.In.Connected:
+		return fmt.Sprintf("%s does not send its state: %s%s", at, s.In.LastError, advice(&s.In.LinkStatus, s.Address))
 	case !s.In.Synced:
 		return fmt.Sprintf("this node has not all of the state of %s yet: wait", at)
 	case s.Out.Age > lateAfter:

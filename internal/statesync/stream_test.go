@@ -3,7 +3,6 @@
 package statesync
 
 import (
-	"context"
 	"errors"
 	"net/netip"
 	"strings"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/lb"
-	"github.com/sluice-lb/sluice/internal/testenv"
 )
 
 // later lets virtual time pass.
@@ -122,6 +120,39 @@ func TestASlowPeer(t *testing.T) {
 	}
 }
 
+// With the only peer behind, what changes is not read: it waits where it costs nothing, and
+// nothing is sent again. What has been read is never too much.
+func TestTheOnlyPeerIsSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, flows := newNetwork(), manyFlows(6000)
+		a, b := newPlane(flows[:1000]...), newPlane()
+		a.most = 200
+		one := w.member(t, a, config("lb1", "lb2"), func(n *Node) { n.tuning.window, n.tuning.pending = 4<<10, 1000 })
+		two := w.member(t, b, config("lb2", "lb1"))
+		defer closed(one, two)
+		later(settled)
+		hold := make(chan struct{})
+		b.do(func() { b.hold = hold })
+		a.set(flows[1000:]...)
+		later(10 * time.Second)
+		s := one.Status()
+		if out := s.Peers[0].Out; out.Waiting < 500 || out.Waiting > 700 || !out.InSync || s.Unread < 4000 {
+			t.Errorf("while it stands still: %+v", s)
+		}
+		for _, f := range flows[1000:1100] { // what changes there again
+			f.Phase = lb.FlowClosing
+			a.set(f)
+		}
+		b.do(func() { b.hold = nil })
+		close(hold)
+		later(5 * time.Second)
+		mustHave(t, b, "lb1", a)
+		if s := one.Status(); s.Unread != 0 || s.Peers[0].Out.Snapshots != 1 || !s.Peers[0].Out.InSync {
+			t.Errorf("afterwards: %+v", s)
+		}
+	})
+}
+
 // A Source that has lost track has all peers get everything again, and one that fails
 // is a problem for as long as it does.
 func TestASourceLosesTrack(t *testing.T) {
@@ -190,9 +221,36 @@ func TestRefusedFlows(t *testing.T) {
 		two := w.member(t, b, config("lb2", "lb1"))
 		defer closed(one, two)
 		later(settled)
-		if there, here := two.peerStatus("lb1").In.Refused, one.peerStatus("lb2").Out.Refused; there != 100 || here != 100 {
-			t.Errorf("lb2 counts %d, lb1 %d, want 100", there, here)
+		wantRefused := func(when string, times uint64, flows int) {
+			t.Helper()
+			there, here := two.peerStatus("lb1").In.Refused, one.peerStatus("lb2").Out
+			if there != times || here.Refused != times || here.Refusing != flows {
+				t.Errorf("%s: lb2 counts %d, lb1 %d, and %d flows, want %d and %d", when, there, here.Refused, here.Refusing, times, flows)
+			}
 		}
+		wantRefused("at first", 100, 100)
+		var useless []lb.FlowState
+		for _, s := range a.flows {
+			if b.refuse(&s) {
+				useless = append(useless, s)
+			}
+		}
+		a.set(useless[:10]...) // told again
+		later(settled)
+		wantRefused("told again", 110, 100)
+		for _, s := range useless[:30] {
+			s.Phase = lb.FlowOver
+			a.set(s)
+		}
+		later(settled)
+		wantRefused("over", 110, 70)
+		b.do(func() { b.refuse = nil })
+		a.set(useless[30:50]...)
+		later(settled)
+		wantRefused("taken", 110, 50)
+		a.do(func() { a.lost = true })
+		later(3 * time.Second)
+		wantRefused("told anew", 110, 0)
 	})
 }
 
@@ -207,55 +265,6 @@ func TestAFlowThatCannotBeTold(t *testing.T) {
 		later(settled)
 		if s := one.Status(); s.Unsaid != 1 || len(b.held["lb1"]) != 1 {
 			t.Errorf("got %+v, and %d flows", s, len(b.held["lb1"]))
-		}
-	})
-}
-
-// Before a planned stop a node waits until its peers have everything.
-func TestFlush(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, flows := newNetwork(), manyFlows(3000)
-		a, b := newPlane(flows[:1000]...), newPlane()
-		one := w.member(t, a, config("lb1", "lb2"))
-		defer closed(one)
-		flush := func(within time.Duration) error {
-			ctx, cancel := context.WithTimeout(context.Background(), within)
-			defer cancel()
-			return one.Flush(ctx)
-		}
-		later(settled)
-		if err := flush(time.Second); err != nil {
-			t.Errorf("with no peer: %v", err)
-		}
-		two := w.member(t, b, config("lb2", "lb1"))
-		defer closed(two)
-		testenv.Eventually(t, soon, "a connection", func() (bool, error) { return one.peerStatus("lb2").Out.Connected, nil })
-		if err := flush(time.Second); err != nil {
-			t.Error(err)
-		}
-		mustHave(t, b, "lb1", a)
-		a.set(flows[1000:]...)
-		if err := flush(time.Second); err != nil {
-			t.Error(err)
-		}
-		mustHave(t, b, "lb1", a)
-		hold := make(chan struct{})
-		b.do(func() { b.hold = hold })
-		a.set(lb.FlowState{FlowID: flows[0].FlowID})
-		err := flush(time.Second)
-		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "lb2 has not acknowledged everything") {
-			t.Errorf("while it stands still: %v", err)
-		}
-		close(hold)
-		b.do(func() { b.hold = nil })
-		if err := flush(time.Second); err != nil {
-			t.Error(err)
-		}
-		mustHave(t, b, "lb1", a)
-		w.cut.Store(true)
-		a.set(lb.FlowState{FlowID: flows[1].FlowID})
-		if err := flush(time.Minute); err != nil {
-			t.Errorf("after the cut: %v", err)
 		}
 	})
 }

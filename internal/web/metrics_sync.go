@@ -10,6 +10,7 @@ var (
 	heartbeatReceived = counter("heartbeats_received_total", "Heartbeats from an address, by what became of them.", "address", "result")
 
 	syncRisk      = gauge("sync_connections_at_risk", "Connections that a failover now would break, as far as this node knows.")
+	syncUnread    = gauge("sync_unread_changes", "About how many changes peers have not been told of yet, since they do not keep up.")
 	syncLost      = counter("sync_restarts_total", "How often all peers got everything again, since VIPs moved or changes were lost.")
 	syncRefused   = counter("sync_refused_connections_total", "Connections to the sync port that were refused, by why.", "reason")
 	syncTaken     = counter("sync_flows_taken_total", "Flows that peers have told of, by what became of them.", "result")
@@ -23,7 +24,8 @@ var (
 	syncAge       = gauge("sync_peer_oldest_seconds", "How old the oldest of these is.", "peer")
 	syncRecords   = counter("sync_peer_records_total", "States of flows, by direction.", "peer", "direction")
 	syncBytes     = counter("sync_peer_bytes_total", "Bytes on the wire, by direction.", "peer", "direction")
-	syncUseless   = counter("sync_peer_refused_flows_total", "Flows that a peer has no use for.", "peer")
+	syncUseless   = counter("sync_peer_refused_flows_total", "How often a peer had no use for a flow.", "peer")
+	syncRefusing  = gauge("sync_peer_refusing_flows", "Flows that a peer has no use for, and that are not over.", "peer")
 	syncSnapshots = gauge("sync_peer_snapshots", "How often a peer got everything by the present connection.", "peer")
 	syncMends     = gauge("sync_peer_mends", "How often differences were mended by the present connection.", "peer")
 	syncStalls    = gauge("sync_peer_stalls", "How often a peer did not keep up by the present connection.", "peer")
@@ -49,6 +51,7 @@ func (s sink) sync(st *control.SyncStatus) {
 		return
 	}
 	s.put(syncRisk, float64(st.AtRisk))
+	s.put(syncUnread, float64(st.Unread))
 	s.count(syncLost, st.Lost)
 	for why, n := range st.Refused {
 		s.count(syncRefused, n, why)
@@ -71,6 +74,7 @@ func (s sink) sync(st *control.SyncStatus) {
 		s.count(syncBytes, p.BytesSent, p.Node, "sent")
 		s.count(syncBytes, p.BytesReceived, p.Node, "received")
 		s.count(syncUseless, p.Refused, p.Node)
+		s.put(syncRefusing, float64(p.Refusing), p.Node)
 		s.put(syncSnapshots, float64(p.Snapshots), p.Node)
 		s.put(syncMends, float64(p.Mends), p.Node)
 		s.put(syncStalls, float64(p.Stalls), p.Node)

@@ -38,10 +38,10 @@ func fullStatus() control.Status {
 			Address: netip.MustParseAddr("192.0.2.2"), Node: "lb2", Heard: &run, Connected: true, Mistake: "m", Received: 31, Forged: 32, Replayed: 33, Malformed: 34,
 		}},
 		Sync: &control.SyncStatus{
-			AtRisk: 41, Lost: 42, Refused: map[string]uint64{"another key": 43},
+			AtRisk: 41, Unread: 59, Lost: 42, Refused: map[string]uint64{"another key": 43},
 			Peers: []control.SyncPeer{{
 				Node: "lb2", Address: netip.MustParseAddrPort("192.0.2.2:3780"), Connected: true, InSync: true, Synced: true, Waiting: 44, Age: 0.045,
-				RecordsSent: 46, RecordsReceived: 47, BytesSent: 48, BytesReceived: 49, Refused: 50, Snapshots: 51, Mends: 52, Stalls: 53,
+				RecordsSent: 46, RecordsReceived: 47, BytesSent: 48, BytesReceived: 49, Refused: 50, Refusing: 60, Snapshots: 51, Mends: 52, Stalls: 53,
 				Differs: []string{"web"}, Problem: "p",
 			}},
 			Strangers: []control.SyncStranger{{Address: netip.MustParseAddr("192.0.2.3"), Why: "another key", Error: "e", Count: 54, Last: run}},

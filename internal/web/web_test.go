@@ -92,6 +92,8 @@ func TestMetricValues(t *testing.T) {
 		`sluice_vrrp_state{instance="VI_1",state="active"} 1`,
 		`sluice_heartbeats_received_total{address="192.0.2.2",result="forged"} 32`,
 		`sluice_sync_connections_at_risk 41`,
+		`sluice_sync_unread_changes 59`,
+		`sluice_sync_peer_refusing_flows{peer="lb2"} 60`,
 		`sluice_sync_peer_in_sync{peer="lb2"} 1`,
 		`sluice_sync_flows_refused_total{reason="port_in_use"} 58`,
 		`sluice_vrrp_state{instance="VI_1",state="backup"} 0`,

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package statesync
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// flush is Flush within a time.
+func (m *member) flush(within time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	return m.Flush(ctx)
+}
+
+// mustFlush is flush, which must succeed.
+func (m *member) mustFlush(t *testing.T, when string, within time.Duration) {
+	t.Helper()
+	if err := m.flush(within); err != nil {
+		t.Errorf("%s: %v", when, err)
+	}
+}
+
+// Before a planned stop a node waits until its peers have everything.
+func TestFlush(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, flows := newNetwork(), manyFlows(3000)
+		a, b := newPlane(flows[:1000]...), newPlane()
+		one := w.member(t, a, config("lb1", "lb2"))
+		defer closed(one)
+		later(settled)
+		began := time.Now()
+		if err := one.flush(time.Minute); err == nil || !strings.Contains(err.Error(), "lb2 (192.0.2.2:3780) has not this node's state: connection refused") || time.Since(began) > 5*time.Second {
+			t.Errorf("with no peer: %v, after %v", err, time.Since(began))
+		}
+		two := w.member(t, b, config("lb2", "lb1"))
+		defer closed(two)
+		// The peer is about to connect.
+		one.mustFlush(t, "a peer that has just begun", 10*time.Second)
+		mustHave(t, b, "lb1", a)
+		a.set(flows[1000:]...)
+		one.mustFlush(t, "2,000 more", time.Second)
+		mustHave(t, b, "lb1", a)
+		hold := make(chan struct{})
+		b.do(func() { b.hold = hold })
+		a.set(lb.FlowState{FlowID: flows[0].FlowID})
+		err := one.flush(time.Second)
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "lb2 (192.0.2.2:3780) has not acknowledged everything") {
+			t.Errorf("while it stands still: %v", err)
+		}
+		close(hold)
+		b.do(func() { b.hold = nil })
+		one.mustFlush(t, "it goes on", time.Second)
+		mustHave(t, b, "lb1", a)
+		w.cut.Store(true)
+		a.set(lb.FlowState{FlowID: flows[1].FlowID})
+		began = time.Now()
+		if err := one.flush(time.Minute); err == nil || errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 10*time.Second {
+			t.Errorf("after the cut: %v, after %v", err, time.Since(began))
+		}
+	})
+}
+
+// It waits for a snapshot that takes its time, however long that is, and for a second
+// one that follows a connection that has broken meanwhile.
+func TestFlushOfAFirstSnapshot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, stall := newNetwork(), make(chan struct{})
+		a, b := newPlane(manyFlows(5000)...), newPlane()
+		a.stall = stall
+		one := w.member(t, a, config("lb1", "lb2"))
+		two := w.member(t, b, config("lb2", "lb1"))
+		defer closed(one, two)
+		later(settled)
+		if err := one.flush(2 * time.Second); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "has not all of this node's state yet") {
+			t.Errorf("while the snapshot is under way: %v", err)
+		}
+		go func() {
+			time.Sleep(8 * time.Second)
+			a.do(func() { a.stall = nil })
+			close(stall)
+			w.cut.Store(true)
+			time.Sleep(4 * time.Second)
+			w.cut.Store(false)
+		}()
+		one.mustFlush(t, "until all is there", 30*time.Second)
+		mustHave(t, b, "lb1", a)
+	})
+}
+
+// Of three nodes each of the others may be the next one: the one that is dead is not
+// waited for, the one that fills up still is.
+func TestFlushOfThree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, hold := newNetwork(), make(chan struct{})
+		a, b, c := newPlane(manyFlows(2000)...), newPlane(), newPlane()
+		b.hold = hold
+		one := w.member(t, a, config("lb1", "lb2", "lb3"))
+		two := w.member(t, b, config("lb2", "lb1", "lb3"))
+		three := w.member(t, c, config("lb3", "lb1", "lb2"))
+		defer closed(one, two, three)
+		later(settled)
+		three.stop()
+		later(settled)
+		if err := one.flush(3 * time.Second); err == nil || !strings.Contains(err.Error(), "lb2") || strings.Contains(err.Error(), "lb3") {
+			t.Errorf("while lb2 fills up: %v", err)
+		}
+		b.do(func() { b.hold = nil })
+		close(hold)
+		one.mustFlush(t, "lb2 has everything, lb3 is dead", 3*time.Second)
+		mustHave(t, b, "lb1", a)
+	})
+}
