@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -288,7 +289,7 @@ func (e *Explainer) decision(x *Explanation, p Packet, t lbTrace) error {
 		if pair, ok := s.Pairs[t.Pair]; ok && t.Backend != 0 && slices.Contains(s.Backends[t.Backend].Pairs, t.Pair) {
 			x.NewFlow = &ExplainedPort{
 				Source: pair.Source, Port: uint16(t.Port), First: pair.Share.First, Last: pair.Share.Last,
-				Towards: pair.Address, Ends: t.VoidFlow != 0,
+				Towards: netip.AddrPortFrom(pair.Address.Addr(), cmp.Or(pair.Address.Port(), p.Destination.Port())), Ends: t.VoidFlow != 0,
 			}
 		}
 	default:
