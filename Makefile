@@ -8,7 +8,7 @@ GO ?= go
 GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 PREFIX ?= /usr/local
 
-.PHONY: build install generate check-generated demo lab lab-down test test-unprivileged bench bench-sync bench-failover bench-http soak test-kernels lint fuzz interop clean
+.PHONY: build install generate check-generated demo lab lab-down test test-unprivileged bench bench-stages bench-sync bench-failover bench-http soak test-kernels lint fuzz interop clean
 
 build:
 	$(GO) build -o bin/sluice ./cmd/sluice
@@ -53,6 +53,11 @@ bench:
 	$(MAKE) --no-print-directory bench-sync
 	$(MAKE) --no-print-directory bench-failover
 	$(MAKE) --no-print-directory bench-http
+
+# Where the time of a packet goes, stage by stage: some two minutes.
+bench-stages:
+	scripts/setup bench
+	$(GO) test ./loader -run '^TestStageFigures$$' -count 1 -v -figures | grep -E '^(figure:|---|FAIL|ok|panic)'
 
 # A million connections on their way to another node: some two minutes.
 bench-sync:

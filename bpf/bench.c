@@ -203,6 +203,8 @@ int bench_tunnel(struct xdp_md *ctx)
 	return bpf_xdp_adjust_head(ctx, sizeof(struct iphdr)) ? XDP_ABORTED : verdict;
 }
 
+#include "bench_stages.h"
+
 struct bench_key {
 	__be32 saddr;
 	__be32 daddr;

@@ -221,7 +221,8 @@ static __always_inline int error_to_backend(struct packet *p, struct quoted *q, 
 	__builtin_memcpy(&source, backend->address, sizeof(source));
 	__builtin_memcpy(&dest, place.pair->source, sizeof(dest));
 	/* The backend sees its own packet quoted, from the pair's address. */
-	out = translate(p, q, &dest, &source, &source, place.pair->port, &dest, bpf_htons(id & 0xffff));
+	out = translate(p, q, &dest, &source, &source, place.pair->port ? place.pair->port : q->port[0], &dest,
+			bpf_htons(id & 0xffff));
 	if (out)
 		return out;
 	return emit(p, &backend->next_hop, action);
@@ -234,15 +235,18 @@ static __always_inline int error_to_client(struct packet *p, struct quoted *q, i
 	struct address client, address;
 	struct next_hop hop = {};
 	struct nat_flow *flow;
+	struct nat_place place;
 	struct vip *vip;
 	int out;
 
 	number = pair_of(&q->dest, q->port[1], q->protocol, p->vip_index);
 	if (number >= MAX_PAIRS)
+		number = kept_pair_of(q->dest.word[0], q->dest.word[1], q->protocol, p->vip_index);
+	if (number >= MAX_PAIRS || !nat_place(&place, number))
 		return PASS_NO_FLOW;
 	flow = nat_entry(number, port);
 	if (!flow || flow->state == NAT_FREE || nat_expired(flow, now) ||
-	    !backend_holds(backend_at(flow->backend), flow))
+	    !is_of_port(place.pair, flow, q->port[1]) || !backend_holds(backend_at(flow->backend), flow))
 		return PASS_NO_FLOW;
 	vip = vip_at(flow->vip);
 	if (vip->state != ENTRY_USED)

@@ -141,7 +141,7 @@ static __always_inline int nat_send(struct packet *p, struct facts *facts, int *
 	if (!nat_place(&place, facts->flow >> 16))
 		return DROP_INTERNAL;
 	rewrite(p, place.pair->source, backend->address, bpf_htons(facts->flow),
-		backend->port ? backend->port : p->port[1]);
+		place.pair->port ? place.pair->port : p->port[1]);
 	out = emit(p, &backend->next_hop, action);
 	if (out == SENT)
 		count_forward(p, facts->backend);
@@ -167,12 +167,22 @@ static __always_inline __u32 pair_of(struct address *a, __be16 port, __u32 proto
 	return MAX_PAIRS;
 }
 
-/* The pair that a packet to a source address is a reply to: its number, or MAX_PAIRS. */
-static __always_inline __u32 find_pair(struct packet *p)
+/*
+ * The pair of a backend that has all ports of its service, and a source address: its
+ * number, or MAX_PAIRS. It is asked for where none has the port of its own. A function
+ * of numbers: its callers have no stack to spare.
+ */
+SUBPROGRAM __u32 kept_pair_of(__u64 high, __u64 low, __u32 protocol, __u32 vip)
 {
-	struct address a = source_of(p);
+	struct address a = { .word = { high, low } };
 
-	return pair_of(&a, p->port[0], p->protocol, p->vip_index);
+	return pair_of(&a, 0, protocol, vip);
+}
+
+/* Whether a flow of a pair is to this port of the backend: where it has all ports, the flow says so. */
+static __always_inline bool is_of_port(struct nat_pair *pair, struct nat_flow *flow, __be16 port)
+{
+	return pair->port || flow->vip_port == port;
 }
 
 /* The way to the client of a flow; its interface is 0 where none is known. */
@@ -194,15 +204,19 @@ static __always_inline void last_hop(struct nat_flow *flow, struct next_hop *hop
 /* The flow that a packet to a source address is a reply of; PASS_NO_SERVICE where there is none. */
 static __always_inline int find_replied(struct packet *p, struct nat_found *f, __u32 now)
 {
-	__u32 number = find_pair(p);
+	struct address a = source_of(p);
+	__u32 number = pair_of(&a, p->port[0], p->protocol, p->vip_index);
 
+	if (number >= MAX_PAIRS)
+		number = kept_pair_of(a.word[0], a.word[1], p->protocol, p->vip_index);
 	if (number >= MAX_PAIRS)
 		return PASS_NO_SERVICE;
 	if (!nat_place(&f->place, number))
 		return DROP_INTERNAL;
 	f->port = bpf_ntohs(p->port[1]);
 	f->flow = nat_entry(number, f->port);
-	if (!f->flow || f->flow->state == NAT_FREE || nat_expired(f->flow, now))
+	if (!f->flow || f->flow->state == NAT_FREE || nat_expired(f->flow, now) ||
+	    !is_of_port(f->place.pair, f->flow, p->port[0]))
 		return PASS_NO_SERVICE;
 	f->number = f->flow->backend;
 	f->backend = backend_at(f->number);

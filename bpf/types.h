@@ -74,7 +74,7 @@ enum service_flags {
 	SERVICE_ALLOW_ONLY = 8, /* who matches none of them is refused */
 	SERVICE_SOURCE_LIMIT = 16,
 	SERVICE_UDP = 32, /* its protocol; else TCP */
-	SERVICE_KEEPS_PORT = 64, /* DNAT: it has several ports, and the backend has the same */
+	SERVICE_KEEPS_PORT = 64, /* DNAT and NAT: it has several ports, and the backend has the same */
 };
 
 /*

@@ -148,6 +148,22 @@ const (
 	benchBenchPacketBENCH_FIRST_PORT  benchBenchPacket = 1024
 )
 
+type benchBenchStage uint32
+
+const (
+	benchBenchStageSTAGE_MOVE    benchBenchStage = 0
+	benchBenchStageSTAGE_FRAME   benchBenchStage = 1
+	benchBenchStageSTAGE_VIP     benchBenchStage = 2
+	benchBenchStageSTAGE_SERVICE benchBenchStage = 3
+	benchBenchStageSTAGE_HASH    benchBenchStage = 4
+	benchBenchStageSTAGE_SLOT    benchBenchStage = 5
+	benchBenchStageSTAGE_CHECKS  benchBenchStage = 6
+	benchBenchStageSTAGE_BACKEND benchBenchStage = 7
+	benchBenchStageSTAGE_COUNT   benchBenchStage = 8
+	benchBenchStageSTAGE_SEND    benchBenchStage = 9
+	benchBenchStageSTAGES        benchBenchStage = 10
+)
+
 type benchBenchState struct {
 	_      structs.HostLayout
 	Next   uint64
@@ -528,6 +544,7 @@ const (
 	benchProgBenchMixed        = "bench_mixed"
 	benchProgBenchPipeline     = "bench_pipeline"
 	benchProgBenchPipeline6    = "bench_pipeline6"
+	benchProgBenchStage        = "bench_stage"
 	benchProgBenchTunnel       = "bench_tunnel"
 	benchVarDry                = "dry"
 	benchVarDryInterface       = "dry_interface"
@@ -543,6 +560,7 @@ const (
 	benchVarProbeMask6         = "probe_mask6"
 	benchVarProbePrefix4       = "probe_prefix4"
 	benchVarProbePrefix6       = "probe_prefix6"
+	benchVarStage              = "stage"
 	benchVarTables             = "tables"
 	benchVarTraced             = "traced"
 	benchVarTunnelMask4        = "tunnel_mask4"
@@ -599,6 +617,7 @@ type benchProgramSpecs struct {
 	BenchMixed     *ebpf.ProgramSpec `ebpf:"bench_mixed"`
 	BenchPipeline  *ebpf.ProgramSpec `ebpf:"bench_pipeline"`
 	BenchPipeline6 *ebpf.ProgramSpec `ebpf:"bench_pipeline6"`
+	BenchStage     *ebpf.ProgramSpec `ebpf:"bench_stage"`
 	BenchTunnel    *ebpf.ProgramSpec `ebpf:"bench_tunnel"`
 }
 
@@ -669,6 +688,7 @@ type benchVariableSpecs struct {
 	ProbeMask6     *ebpf.VariableSpec `ebpf:"probe_mask6"`
 	ProbePrefix4   *ebpf.VariableSpec `ebpf:"probe_prefix4"`
 	ProbePrefix6   *ebpf.VariableSpec `ebpf:"probe_prefix6"`
+	Stage          *ebpf.VariableSpec `ebpf:"stage"`
 	Tables         *ebpf.VariableSpec `ebpf:"tables"`
 	Traced         *ebpf.VariableSpec `ebpf:"traced"`
 	TunnelMask4    *ebpf.VariableSpec `ebpf:"tunnel_mask4"`
@@ -808,6 +828,7 @@ type benchVariables struct {
 	ProbeMask6     *ebpf.Variable `ebpf:"probe_mask6"`
 	ProbePrefix4   *ebpf.Variable `ebpf:"probe_prefix4"`
 	ProbePrefix6   *ebpf.Variable `ebpf:"probe_prefix6"`
+	Stage          *ebpf.Variable `ebpf:"stage"`
 	Tables         *ebpf.Variable `ebpf:"tables"`
 	Traced         *ebpf.Variable `ebpf:"traced"`
 	TunnelMask4    *ebpf.Variable `ebpf:"tunnel_mask4"`
@@ -826,6 +847,7 @@ type benchPrograms struct {
 	BenchMixed     *ebpf.Program `ebpf:"bench_mixed"`
 	BenchPipeline  *ebpf.Program `ebpf:"bench_pipeline"`
 	BenchPipeline6 *ebpf.Program `ebpf:"bench_pipeline6"`
+	BenchStage     *ebpf.Program `ebpf:"bench_stage"`
 	BenchTunnel    *ebpf.Program `ebpf:"bench_tunnel"`
 }
 
@@ -837,6 +859,7 @@ func (p *benchPrograms) Close() error {
 		p.BenchMixed,
 		p.BenchPipeline,
 		p.BenchPipeline6,
+		p.BenchStage,
 		p.BenchTunnel,
 	)
 }

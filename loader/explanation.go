@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -93,6 +94,7 @@ const (
 	FoundUDP           Found = "udp_lasting"
 	FoundNAT           Found = "nat"
 	FoundReply         Found = "nat_reply"
+	FoundDNATReply     Found = "reply" // of nat without source NAT
 	NewHandshake       Found = "new_handshake"
 	NewHandshakeLost   Found = "new_handshake_lost"
 	NewStraggler       Found = "new_straggler"
@@ -151,6 +153,7 @@ func (e *Explainer) Explain(p Packet) (Explanation, error) {
 	if err := e.decision(&x, p, t); err != nil {
 		return x, err
 	}
+	e.reply(&x, p)
 	if x.Outcome == OutcomeSent || x.Outcome == OutcomeAnswered {
 		link, sent, err := readFrame(out)
 		if err != nil {
@@ -227,8 +230,7 @@ func (e *Explainer) service(x *Explanation, p Packet, t lbTrace) {
 	if number == 0 {
 		return
 	}
-	v := s.view(number, s.addresses())
-	x.Service = &ExplainedService{Number: number, Protocol: v.Protocol.String(), Addresses: v.Addresses, Forward: v.Forward.String()}
+	x.Service = e.explainedService(number)
 	flags := s.Services[number].Flags
 	if t.Service == 0 || flags&(lbServiceFlagsSERVICE_RULES|lbServiceFlagsSERVICE_ALLOW_ONLY) == 0 {
 		return
@@ -240,6 +242,23 @@ func (e *Explainer) service(x *Explanation, p Packet, t lbTrace) {
 		}
 	}
 	x.Rule = &rule
+}
+
+func (e *Explainer) explainedService(number uint16) *ExplainedService {
+	s := e.pinned.state
+	v := s.view(number, s.addresses())
+	return &ExplainedService{Number: number, Protocol: v.Protocol.String(), Addresses: v.Addresses, Forward: v.Forward.String()}
+}
+
+func (e *Explainer) backend(number uint32) *ExplainedBackend {
+	b := e.pinned.state.Backends[number]
+	x := &ExplainedBackend{Address: b.Address, Leaving: b.Leaving != 0}
+	for _, w := range e.pinned.state.Slots[b.Service] {
+		if w.owner() == number {
+			x.Slots++
+		}
+	}
+	return x
 }
 
 // decision fills in how the backend was found.
@@ -261,13 +280,7 @@ func (e *Explainer) decision(x *Explanation, p Packet, t lbTrace) error {
 		}
 	}
 	if t.Backend != 0 {
-		b := s.Backends[t.Backend]
-		x.Backend = &ExplainedBackend{Address: b.Address, Leaving: b.Leaving != 0}
-		for _, w := range s.Slots[b.Service] {
-			if w.owner() == t.Backend {
-				x.Backend.Slots++
-			}
-		}
+		x.Backend = e.backend(t.Backend)
 	}
 	switch found {
 	case lbTraceFoundFOUND_NAT, lbTraceFoundFOUND_REPLY:
@@ -276,7 +289,7 @@ func (e *Explainer) decision(x *Explanation, p Packet, t lbTrace) error {
 		if pair, ok := s.Pairs[t.Pair]; ok && t.Backend != 0 && slices.Contains(s.Backends[t.Backend].Pairs, t.Pair) {
 			x.NewFlow = &ExplainedPort{
 				Source: pair.Source, Port: uint16(t.Port), First: pair.Share.First, Last: pair.Share.Last,
-				Towards: pair.Address, Ends: t.VoidFlow != 0,
+				Towards: netip.AddrPortFrom(pair.Address.Addr(), cmp.Or(pair.Address.Port(), p.Destination.Port())), Ends: t.VoidFlow != 0,
 			}
 		}
 	default:

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,25 +62,16 @@ func TestFigures(t *testing.T) {
 		b.fill(t, b.random)
 	}
 	reply.fill(t, answers)
-	all := func(name string, b *bench, program *ebpf.Program, frame []byte) []*benchCase {
-		var cases []*benchCase
-		for _, flows := range []int{1, 65536, 1048576} {
-			cases = append(cases, &benchCase{
-				name: fmt.Sprintf("%s.%d", name, flows), bench: b, program: program, flows: min(flows, b.flows), frame: frame, expect: xdpTX,
-			})
-		}
-		return cases
-	}
 	empty := &benchCase{name: "empty", bench: dsr, program: dsr.programs["bench_empty"], flows: maxFlows, frame: ack, expect: xdpPass}
 	empty6 := &benchCase{name: "empty6", bench: dsr6, program: dsr6.programs["bench_empty6"], flows: maxFlows, frame: dsr6.frame6(t), expect: xdpPass}
 	cases := slices.Concat(
 		[]*benchCase{empty, empty6, {name: "pass", bench: dsr, program: dsr.pipeline, flows: maxFlows, frame: stray, expect: xdpPass}},
-		all("dsr", dsr, dsr.pipeline, ack),
-		all("dsr6", dsr6, dsr6.programs["bench_pipeline6"], dsr6.frame6(t)),
-		all("tunnel", tunnel, tunnel.programs["bench_tunnel"], ack),
-		all("nat", nat, nat.pipeline, ack),
-		all("nat_reply", reply, reply.pipeline, ack),
-		all("lru", dsr, dsr.programs["bench_lru"], ack),
+		byFlows("dsr", dsr, dsr.pipeline, ack, xdpTX),
+		byFlows("dsr6", dsr6, dsr6.programs["bench_pipeline6"], dsr6.frame6(t), xdpTX),
+		byFlows("tunnel", tunnel, tunnel.programs["bench_tunnel"], ack, xdpTX),
+		byFlows("nat", nat, nat.pipeline, ack, xdpTX),
+		byFlows("nat_reply", reply, reply.pipeline, ack, xdpTX),
+		byFlows("lru", dsr, dsr.programs["bench_lru"], ack, xdpTX),
 		[]*benchCase{
 			{name: "syn_flood.dsr", bench: dsr, program: dsr.pipeline, flows: maxFlows, frame: syn, expect: xdpTX},
 			// A million clients are more than there are handshakes: each is forgotten before
@@ -172,7 +164,9 @@ func runBench(t *testing.T, d *Datapath, p *ebpf.Program, state *ebpf.Map, flows
 
 type bench struct {
 	d        *Datapath
+	options  Options
 	programs map[string]*ebpf.Program
+	maps     map[string]*ebpf.Map // of bench.c
 	pipeline *ebpf.Program
 	state    *ebpf.Map
 	table    *ebpf.Map // of flows
@@ -193,10 +187,9 @@ func newBench(t *testing.T, forward lb.Forward, v6 bool) *bench {
 		s.Addresses = []lb.Frontend{lb.FrontendOf(v6VIP)}
 	}
 	o := Options{MaxFlows: maxFlows, Ports: lb.PortRange{First: 1024, Last: 65535}}
-	b := &bench{d: newDatapathWith(t, o, natTimeouts, s), pairs: backendCount * len(s.SourceAddresses)}
+	b := &bench{d: newDatapathWith(t, o, natTimeouts, s), options: o, pairs: backendCount * len(s.SourceAddresses)}
 
-	c := loadBenchPrograms(t, b.d, o)
-	b.programs, b.pipeline, b.state, b.table = c.Programs, c.Programs["bench_pipeline"], c.Maps["bench_state"], c.Maps["bench_flows"]
+	b.load(t)
 	flows := make([]benchBenchFlow, maxFlows)
 	seen := map[uint64]bool{}
 	random := rand.New(rand.NewPCG(1, 2))
@@ -215,6 +208,19 @@ func newBench(t *testing.T, forward lb.Forward, v6 bool) *bench {
 	b.random = flows
 	b.fill(t, flows)
 	return b
+}
+
+// load loads the benchmark programs on the data plane's maps, with flows of their own.
+func (b *bench) load(t *testing.T) {
+	t.Helper()
+	c := loadBenchPrograms(t, b.d, b.options)
+	b.programs, b.pipeline, b.state, b.table = c.Programs, c.Programs["bench_pipeline"], c.Maps["bench_state"], c.Maps["bench_flows"]
+	b.maps = map[string]*ebpf.Map{}
+	for name, m := range c.Maps {
+		if strings.HasPrefix(name, "bench_") {
+			b.maps[name] = m
+		}
+	}
 }
 
 // fill writes the flows that the programs go through. Their number is a power of

@@ -16,6 +16,7 @@ type flowIndex struct {
 	vips     map[uint32]netip.Addr
 	backends map[serverKey]uint32
 	pairs    map[sideKey]uint32
+	kept     map[uint32]netip.AddrPort // the backends of pairs that have no port, by pair
 
 	nics   []uint32 // indexes of those that the program is on
 	names  map[uint32]string
@@ -45,6 +46,14 @@ func (x *flowIndex) refresh(s *State, t *tables) {
 		}
 		for n, p := range s.Pairs {
 			x.pairs[sideKey{p.Source, p.Address, p.Protocol}] = n
+		}
+		x.kept = map[uint32]netip.AddrPort{}
+		for _, b := range s.Backends {
+			for _, n := range b.Pairs {
+				if p := s.Pairs[n]; p.Address.Port() == 0 {
+					x.pairs[sideKey{p.Source, b.Address, p.Protocol}], x.kept[n] = n, b.Address
+				}
+			}
 		}
 	}
 	var nics []uint32
@@ -131,13 +140,17 @@ func (x *flowIndex) over(p *toldPair, port uint16, t *toldFlow, now uint32) (lb.
 
 func (x *flowIndex) translatedID(p *toldPair, port uint16, vip, vipPort uint16, client [2]uint64, clientPort uint16) (lb.FlowState, bool) {
 	address, ok := x.vips[uint32(vip)]
+	backend := p.entry.Address
+	if kept, is := x.kept[p.number]; is {
+		backend = kept
+	}
 	s := lb.FlowState{
 		FlowID: lb.FlowID{
 			Kind: lb.FlowTranslated, Protocol: p.entry.Protocol,
 			Client: netip.AddrPortFrom(unmapped(client), bigEndian16(clientPort)),
 			VIP:    netip.AddrPortFrom(address, bigEndian16(vipPort)),
 		},
-		Backend: p.entry.Address, Source: netip.AddrPortFrom(p.entry.Source, port),
+		Backend: backend, Source: netip.AddrPortFrom(p.entry.Source, port),
 	}
 	return s, ok
 }

@@ -202,5 +202,9 @@ func (r *flowReader) translated(e lbNatFlow, pair uint32, port uint16) (Flow, bo
 		Source: netip.AddrPortFrom(r.state.Pairs[pair].Source, port),
 	}
 	life, known := natTimeouts[lbNatState(e.State)]
-	return flow, ok && known && r.backend(&flow, uint32(e.Backend), e.Generation) && r.age(&flow, e.LastSeen, life)
+	holds := ok && known && r.backend(&flow, uint32(e.Backend), e.Generation) && r.age(&flow, e.LastSeen, life)
+	if r.state.Pairs[pair].Address.Port() == 0 {
+		flow.Backend = netip.AddrPortFrom(flow.Backend.Addr(), flow.VIP.Port())
+	}
+	return flow, holds
 }

@@ -58,7 +58,7 @@ func TestRandomFrames(t *testing.T) {
 		"malformed_ip", "malformed_tcp", "malformed_udp", "fragment", "early_fragment", "denied", "source_limit", "ttl",
 		"no_backend", "no_next_hop", "too_big", "who_has", "fenced", "not_accepted",
 		"a pin", "a straggler", "a handshake", "a lasting UDP flow", "a fragment that follows", "a tunnel", "a new nat flow",
-		"a nat flow that goes on", "a nat reply", "an error to a nat backend", "an error to a nat client", "an error about a pinned flow",
+		"a nat flow that goes on", "a nat reply", "a new nat flow that keeps its port", "a nat reply from a port that was kept", "an error to a nat backend", "an error to a nat client", "an error about a pinned flow",
 		"a first fragment to a nat backend", "a first fragment to a nat client", "a copy of a first fragment",
 		"a later fragment to a nat backend", "a later fragment to a nat client", "a fragment whose flow is over",
 		"a fragment whose backend has gone", "a fragment that begins with another header",

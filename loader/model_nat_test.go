@@ -28,6 +28,12 @@ type natSpot struct {
 	protocol        lb.Protocol
 }
 
+// isOf tells whether the flow is one of a pair.
+func (f *translated) isOf(p pairEntry) bool {
+	return p.Source == f.source.Addr() && p.Protocol == f.name.protocol &&
+		(p.Address == f.backend || p.Address == netip.AddrPortFrom(f.backend.Addr(), 0))
+}
+
 func (f *translated) spot() natSpot { return natSpot{f.source, f.backend, f.name.protocol} }
 
 // lives tells whether a flow still stands.
@@ -99,6 +105,10 @@ func (m *model) newFlow(p *modelPacket, number uint16, s serviceEntry) (*transla
 	}
 	f := &translated{name: p.flow(), number: owner, generation: b.Generation, seen: m.now.tick}
 	f.state, f.backend = lbNatStateNAT_SYN_SENT, b.Address
+	if s.Flags&lbServiceFlagsSERVICE_KEEPS_PORT != 0 {
+		f.backend = netip.AddrPortFrom(b.Address.Addr(), p.ports[1])
+		m.reach("a new nat flow that keeps its port")
+	}
 	if at := 14 + 4*m.tagsOut(); len(m.seen) >= len(p.frame)-p.l3+at {
 		src, _ := endsOf(m.seen[at:], p.v6)
 		f.source = netip.AddrPortFrom(src, be16(m.seen, at+p.l4-p.l3))
@@ -115,6 +125,12 @@ func (m *model) newFlow(p *modelPacket, number uint16, s serviceEntry) (*transla
 // judgeSource says what is wrong with the source of a new flow.
 func (m *model) judgeSource(f *translated, b backendEntry) {
 	free := true
+	for _, other := range m.places {
+		// Where ports are kept, whichever of them it goes to.
+		if other.number == f.number && other.source == f.source && other.state != lbNatStateNAT_CLOSED && m.lives(other) {
+			free = false
+		}
+	}
 	if other := m.places[f.spot()]; other != nil && other.state != lbNatStateNAT_CLOSED && m.lives(other) {
 		free = false
 	}
@@ -177,6 +193,9 @@ func (m *model) natReply(p *modelPacket) string {
 	}
 	m.track(f, p, false)
 	m.reach("a nat reply")
+	if m.state.Services[m.state.Backends[f.number].Service].Flags&lbServiceFlagsSERVICE_KEEPS_PORT != 0 {
+		m.reach("a nat reply from a port that was kept")
+	}
 	packet := append([]byte(nil), p.ip()...)
 	rewrite(packet, p.l4-p.l3, p.protocol, f.name.vip, f.name.client)
 	m.beginFragments(p, packet, f, lbFragmentsWayFRAGMENTS_TO_CLIENT)

@@ -274,7 +274,7 @@ func (r *Resolver) resolveAll() bool {
 			r.log.Warn("no next hop", "backend", a, "why", err)
 		case ok && old.err == nil && old.next == h:
 		default:
-			r.log.Info("next hop", "backend", a, "mac", net.HardwareAddr(h.Destination[:]).String(), "interface", h.Interface)
+			r.log.Info("next hop", "backend", a, "mac", net.HardwareAddr(h.Destination[:]).String(), "interface", h.Interface, "mtu", h.MTU)
 		}
 	}
 	for k, n := range r.kept {

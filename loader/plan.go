@@ -341,9 +341,13 @@ func (p *planner) pairs(e *backendEntry, s lb.Service, keep map[uint32]bool) err
 	if len(sources) == 0 {
 		return errors.New("nat needs a source address")
 	}
+	address := e.Address
+	if keepsPort(s) {
+		address = netip.AddrPortFrom(address.Addr(), 0) // any
+	}
 	var pairs []uint32
 	for _, source := range sources {
-		n, err := p.pair(pairID{e.Address, source, s.Protocol})
+		n, err := p.pair(pairID{address, source, s.Protocol})
 		if err != nil {
 			return err
 		}

@@ -43,7 +43,8 @@ type replyEntry struct {
 // keepsPort tells whether the backends of a service get packets for the ports
 // that these came to: it has several.
 func keepsPort(s lb.Service) bool {
-	return s.Forward == lb.DNAT && (len(s.Addresses) > 1 || s.Addresses[0].Ports.Count() > 1)
+	several := len(s.Addresses) > 1 || s.Addresses[0].Ports.Count() > 1
+	return several && (s.Forward == lb.DNAT || s.Forward == lb.NAT && s.KeepsPorts)
 }
 
 func replyOf(s lb.Service, backend netip.AddrPort) replyID {

@@ -70,7 +70,10 @@ func (p *resolution) resolve(a netip.Addr) (way, error) {
 	if err != nil {
 		return way{}, err
 	}
-	h.Destination = mac
+	h.Destination, h.MTU = mac, out.Attrs().MTU
+	if route.MTU != 0 { // of the route, or learnt of the path
+		h.MTU = min(h.MTU, route.MTU)
+	}
 	w := way{next: h, link: route.LinkIndex}
 	if source, ok := netip.AddrFromSlice(route.Src); ok {
 		w.source = source.Unmap()

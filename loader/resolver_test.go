@@ -105,6 +105,7 @@ func (f *follower) waitMAC(a netip.Addr, mac net.HardwareAddr) {
 	f.Helper()
 	want := lb.NextHop{
 		Interface: f.link("eth0").Attrs().Index, Destination: [6]byte(mac), Source: [6]byte(f.link("eth0").Attrs().HardwareAddr),
+		MTU: f.link("eth0").Attrs().MTU,
 	}
 	f.wait(a, fmt.Sprintf("%+v", want), func(h lb.NextHop, err error) bool { return err == nil && h == want })
 }
@@ -269,6 +270,32 @@ func TestResolverFollowsLinks(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.waitMAC(onLink, f.mac("b1"))
+}
+
+// How long a packet may be on the way is part of the answer: that of the interface, or
+// of the route where it allows less.
+func TestResolverFollowsMTU(t *testing.T) {
+	f := newFollower(t, onLink)
+	f.waitMAC(onLink, f.mac("b1"))
+	nl := f.host.Netlink()
+	wait := func(want int) {
+		t.Helper()
+		f.wait(onLink, fmt.Sprint("an MTU of ", want), func(h lb.NextHop, err error) bool { return err == nil && h.MTU == want })
+	}
+	wait(1500)
+	if err := nl.LinkSetMTU(f.link("eth0"), 1400); err != nil {
+		t.Fatal(err)
+	}
+	wait(1400)
+	for _, mtu := range []int{1350, 9000} {
+		if err := nl.RouteReplace(&netlink.Route{
+			Dst: &net.IPNet{IP: onLink.AsSlice(), Mask: net.CIDRMask(32, 32)}, LinkIndex: f.link("eth0").Attrs().Index,
+			Scope: netlink.SCOPE_LINK, MTU: mtu,
+		}); err != nil {
+			t.Fatal(err)
+		}
+		wait(min(mtu, 1400))
+	}
 }
 
 // A neighbour that somebody flushes is resolved and kept again.

@@ -108,7 +108,7 @@ func (w *twin) natFlow(s *script) (*translated, error) {
 		return flow, nil
 	}
 	f := w.toService(s)
-	f.Dst = netip.AddrPortFrom(f.Dst.Addr(), oneOf(s, uint16(portNAT), portSpread))
+	f.Dst = netip.AddrPortFrom(f.Dst.Addr(), oneOf(s, uint16(portNAT), portSpread, portPorts))
 	var err error
 	if f.Protocol == testenv.ProtocolTCP {
 		err = w.open(f)

@@ -138,7 +138,7 @@ func (w *twin) changeBackend(s *script) error {
 func (w *twin) handshake(s *script) error {
 	f := w.toService(s)
 	f.Protocol = testenv.ProtocolTCP
-	f.Dst = netip.AddrPortFrom(f.Dst.Addr(), oneOf(s, uint16(portNAT), portSpread, portTracked, portMixed, portSticky, portDNAT))
+	f.Dst = netip.AddrPortFrom(f.Dst.Addr(), oneOf(s, uint16(portNAT), portSpread, portTracked, portMixed, portSticky, portDNAT, portPorts, portPortsEnd))
 	if err := w.open(f); err != nil || s.pick(4) < 3 {
 		return err
 	}
@@ -221,7 +221,7 @@ var (
 	scriptPorts = []uint16{
 		portDSR, portTracked, portTracked, portTunnel4, portNAT, portNAT, portSpread, portFlows, portMixed, portDNS, portTunnelU,
 		portTagged, portDouble, portAway, portLost, portEmpty, portRules, portAllowed, portLimited, portSticky, portTunnel6,
-		portNarrow4, portNarrow6, portRange, portRangeEnd, portRangeEnd + 1, portDNAT, portKept, portKeptEnd, 0, 65535, 22,
+		portNarrow4, portNarrow6, portRange, portRangeEnd, portRangeEnd + 1, portDNAT, portKept, portKeptEnd, portPorts, portPortsEnd, 0, 65535, 22,
 	}
 	scriptFlags = []testenv.TCPFlags{
 		testenv.SYN, testenv.ACK, testenv.ACK | testenv.PSH, testenv.FIN | testenv.ACK, testenv.RST, testenv.SYN | testenv.ACK,

@@ -83,7 +83,7 @@ func (b backendEntry) equal(o backendEntry) bool {
 
 type pairEntry struct {
 	Source   netip.Addr
-	Address  netip.AddrPort // backend's
+	Address  netip.AddrPort // backend's; with port 0 of one that has all ports of its service
 	Protocol lb.Protocol
 	VIP      uint32       // index of Source
 	Key      uint32       // place in nat_keys

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"runtime"
@@ -64,17 +65,25 @@ func NewSyncBench(t *testing.T, share lb.PortRange, tell bool) *SyncBench {
 	return b
 }
 
-// loadBenchPrograms loads programs of bench.c on the maps of a data plane; no names: all.
+// loadBenchPrograms loads the programs of bench.c over the maps of a data plane: those
+// of these names, or all but the one that has stages.
 func loadBenchPrograms(t *testing.T, d *Datapath, o Options, names ...string) *ebpf.Collection {
+	t.Helper()
+	spec := benchSpec(t, d, o)
+	for name := range spec.Programs {
+		if len(names) > 0 && !slices.Contains(names, name) || len(names) == 0 && name == stageProgram {
+			delete(spec.Programs, name)
+		}
+	}
+	return newBenchCollection(t, spec, d, nil)
+}
+
+// benchSpec is bench.c with the constants and the sizes of a data plane.
+func benchSpec(t *testing.T, d *Datapath, o Options) *ebpf.CollectionSpec {
 	t.Helper()
 	spec, err := loadBench()
 	if err != nil {
 		t.Fatal(err)
-	}
-	for name := range spec.Programs {
-		if len(names) > 0 && !slices.Contains(names, name) {
-			delete(spec.Programs, name)
-		}
 	}
 	var meta lbMeta
 	if err := d.objects.Meta.Lookup(uint32(0), &meta); err != nil {
@@ -83,9 +92,20 @@ func loadBenchPrograms(t *testing.T, d *Datapath, o Options, names ...string) *e
 	if err := setVariables(spec, o, meta, natTimeouts); err != nil {
 		t.Fatal(err)
 	}
-	replace := map[string]*ebpf.Map{}
 	for _, m := range d.mapsByName() {
 		spec.Maps[m.name].MaxEntries, spec.Maps[m.name].Flags = m.m.MaxEntries(), m.m.Flags()
+	}
+	return spec
+}
+
+// newBenchCollection loads it over the data plane's maps and these of its own.
+func newBenchCollection(t *testing.T, spec *ebpf.CollectionSpec, d *Datapath, own map[string]*ebpf.Map) *ebpf.Collection {
+	t.Helper()
+	replace := maps.Clone(own)
+	if replace == nil {
+		replace = map[string]*ebpf.Map{}
+	}
+	for _, m := range d.mapsByName() {
 		replace[m.name] = m.m
 	}
 	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})

@@ -1,8 +1,12 @@
 package loader
 
 import (
+	"bytes"
+	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -312,8 +316,11 @@ func TestFailureVoidsPins(t *testing.T) {
 
 // A removed backend stays until its connections are gone, or its time is over.
 func TestRemovedBackend(t *testing.T) {
+	var said bytes.Buffer
 	remove := func() (*Datapath, []dsrClient) {
-		d := newDatapath(t, withWindow(weights(1, 1)))
+		o := Options{MaxFlows: 100000, Ports: allPorts, Log: slog.New(slog.NewTextHandler(&said, nil))}
+		d := newDatapathWith(t, o, natTimeouts, withWindow(weights(1, 1)))
+		said.Reset()
 		cs := clients(d, 0, 100)
 		for _, c := range cs {
 			c.open(t)
@@ -336,10 +343,22 @@ func TestRemovedBackend(t *testing.T) {
 		if n := len(d.state.Backends); n != 1 {
 			t.Errorf("%d backends after the connections have ended, want 1", n)
 		}
+		if !strings.Contains(said.String(), `"connections broken"=0`) {
+			t.Errorf("it breaks nothing, and the log says\n%s", &said)
+		}
 	})
 	t.Run("timed out", func(t *testing.T) {
 		d, cs := remove()
+		breaks := 0
+		for _, at := range where(t, cs) {
+			if at == 2 {
+				breaks++
+			}
+		}
 		later(t, d, time.Hour+10*time.Second)
+		if !strings.Contains(said.String(), fmt.Sprintf(`"connections broken"=%d`, breaks)) || breaks == 0 {
+			t.Errorf("it breaks %d connections, and the log says\n%s", breaks, &said)
+		}
 		if n := len(d.state.Backends); n != 1 {
 			t.Errorf("%d backends after drain_timeout, want 1", n)
 		}

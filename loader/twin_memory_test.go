@@ -59,7 +59,7 @@ func fragmentID(id uint32, v6 bool) uint32 {
 // flowAt is the program's entry of a nat flow.
 func (w *twin) flowAt(f *translated) *lbNatFlow {
 	for n, p := range w.m.state.Pairs {
-		if p.Source == f.source.Addr() && p.Address == f.backend && p.Protocol == f.name.protocol {
+		if f.isOf(p) {
 			return w.pairs[n].flow(f.source.Port())
 		}
 	}
@@ -238,7 +238,7 @@ func (w *twin) clearKnown() error {
 	used := map[uint32]bool{}
 	for _, f := range w.opened {
 		for n, p := range w.base.Pairs {
-			used[n] = used[n] || p.Source == f.source.Addr() && p.Address == f.backend && p.Protocol == f.name.protocol
+			used[n] = used[n] || f.isOf(p)
 		}
 	}
 	for n, on := range used {

@@ -36,6 +36,8 @@ const (
 	portRangeEnd = 8100
 	portKept     = 8200 // keeps address and port
 	portKeptEnd  = 8202
+	portPorts    = 8300 // nat that keeps the port; one backend
+	portPortsEnd = 8302
 )
 
 var (
@@ -147,25 +149,42 @@ func world() []lb.ServiceState {
 			translates(&s)
 			all = append(all, s)
 		}
+		all = append(all, portsWorld(make, in6, protocol)...)
 	}
 	return append(all, dnatWorld(make, in6)...)
+}
+
+// portsWorld returns nat services that keep the ports of several, one of each family.
+// Nobody else sends to their servers from the second source addresses.
+func portsWorld(make func(string, lb.Forward, uint16, int, ...func(int, *lb.Backend)) lb.ServiceState, in6 func(int, *lb.Backend), protocol lb.Protocol) []lb.ServiceState {
+	var all []lb.ServiceState
+	for family, changes := range [][]func(int, *lb.Backend){{}, {in6}} {
+		s := make(fmt.Sprint("ports", family, protocol), lb.NAT, portPorts, 1, append(changes, elsewhere)...)
+		s.Protocol, s.KeepsPorts, s.Addresses = protocol, true, s.Addresses[family:family+1]
+		s.SourceAddresses = []netip.Addr{[]netip.Addr{secondSource, secondSource6}[family]}
+		s.Addresses[0].Ports.Last = portPortsEnd
+		all = append(all, s)
+	}
+	return all
+}
+
+// elsewhere gives a backend an address that no other service's has.
+func elsewhere(_ int, b *lb.Backend) {
+	a := b.Address.Addr().AsSlice()
+	a[len(a)-1] += 100
+	other, _ := netip.AddrFromSlice(a)
+	b.Address = netip.AddrPortFrom(other, b.Address.Port())
 }
 
 // dnatWorld returns services that keep the client's address: of one port, and of
 // several.
 func dnatWorld(make func(string, lb.Forward, uint16, int, ...func(int, *lb.Backend)) lb.ServiceState, in6 func(int, *lb.Backend)) []lb.ServiceState {
-	// The others' packets are no replies.
-	own := func(_ int, b *lb.Backend) {
-		a := b.Address.Addr().AsSlice()
-		a[len(a)-1] += 100
-		other, _ := netip.AddrFromSlice(a)
-		b.Address = netip.AddrPortFrom(other, b.Address.Port())
-	}
 	var all []lb.ServiceState
 	for _, protocol := range []lb.Protocol{lb.TCP, lb.UDP} {
 		for family, changes := range [][]func(int, *lb.Backend){{}, {in6}} {
+			// The packets of the others' are no replies.
 			one := make(fmt.Sprint("dnat", family, protocol), lb.DNAT, portDNAT, 3, changes...)
-			several := make(fmt.Sprint("kept", family, protocol), lb.DNAT, portKept, 2, append(changes, own)...)
+			several := make(fmt.Sprint("kept", family, protocol), lb.DNAT, portKept, 2, append(changes, elsewhere)...)
 			for _, s := range []*lb.ServiceState{&one, &several} {
 				s.Protocol, s.SourceAddresses, s.Addresses = protocol, nil, s.Addresses[family:family+1]
 			}

@@ -2,6 +2,9 @@ package main
 
 import (
 	"fmt"
+	"net"
+	"net/netip"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -70,5 +73,41 @@ func TestBackendCommand(t *testing.T) {
 	r.waitReady("lb1")
 	r.wantServing(dsrService, "b1", "b2", "b3")
 	r.wantServing(natService, "b1", "b2", "b3")
+	// What is left is shown, for as long as the command may wait.
+	for _, tc := range []struct {
+		scope, left string
+		service     netip.AddrPort
+	}{
+		{"nat", " left", natService},
+		{"web", "others are found while the window of ", dsrService},
+	} {
+		const server = "192.0.2.13"
+		conns := r.keepOpen(tc.service, 40)
+		got := r.wantRun(exitFailed, "lb1", "backend", "drain", tc.scope, server, "--wait", "--timeout", "2s")
+		if !regexp.MustCompile(`\b\d+ connections?\b`).MatchString(got.stdout) || !strings.Contains(got.stdout, tc.left) ||
+			!strings.Contains(got.stderr, server+": not drained after 2s") {
+			t.Errorf("drain of %s --wait says %q, %q", tc.scope, got.stdout, got.stderr)
+		}
+		for _, c := range conns {
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		r.wantRun(0, "lb1", "backend", "reset", tc.scope, server)
+	}
 	r.stop(daemon)
+}
+
+// keepOpen opens connections that stay open.
+func (r *rig) keepOpen(service netip.AddrPort, count int) (all []net.Conn) {
+	r.Helper()
+	for range count {
+		c, err := r.host("client").Dial(r.Context(), "tcp", service.String())
+		if err != nil {
+			r.Fatal(err)
+		}
+		r.Cleanup(func() { _ = c.Close() }) // it may be closed already
+		all = append(all, c)
+	}
+	return all
 }

@@ -147,6 +147,7 @@ var foundTexts = map[loader.Found]string{
 	loader.FoundUDP:           "known: it stays where it is",
 	loader.FoundNAT:           "translated",
 	loader.FoundReply:         "an answer of the backend to a translated one",
+	loader.FoundDNATReply:     "none: nat without source NAT keeps none; an answer of the backend, by its address and port",
 	loader.NewHandshake:       "a new connection: the slot's owner gets it, and the SYN is remembered",
 	loader.NewHandshakeLost:   "a new connection, and no room to remember its SYN: it goes where its later packets will go, to the slot's previous owner",
 	loader.NewStraggler:       "known nowhere, so it is older than the slot's window: the slot's previous owner keeps it",
@@ -173,9 +174,12 @@ func printExplanation(w io.Writer, x loader.Explanation) error {
 		flags = ", " + x.Flags
 	}
 	line("packet", "%s%s, %d bytes, by %s to %v", headersText(x.Packet), flags, x.Packet.Length, x.Interface, x.MAC)
-	if x.VIP {
+	switch {
+	case x.VIP:
 		line("vip", "yes")
-	} else {
+	case x.Found == loader.FoundDNATReply:
+		line("vip", "no: an answer to a client")
+	default:
 		line("vip", "no, nor a source address of nat")
 	}
 	if s := x.Service; s != nil {

@@ -36,10 +36,17 @@ var forwardModes = []forwardMode{
 	{"tunnel", vip, vip6, true},
 }
 
+// dnatMode is nat that keeps the client's address: the backends' gateway is lb1.
+var dnatMode = forwardMode{"dnat", natVIP, natVIP6, false}
+
 // service is a service of the configuration on port 80 of a VIP.
 func (m forwardMode) service(name string, on netip.Addr, pool string) string {
+	forward := m.name
+	if m == dnatMode {
+		forward = "nat, source_nat: false"
+	}
 	return fmt.Sprintf("{name: %s, address: %q, forward: %s, pool: %s, track_window: 30m}",
-		name, netip.AddrPortFrom(on, 80), m.name, pool)
+		name, netip.AddrPortFrom(on, 80), forward, pool)
 }
 
 // newModeRig builds a lab for a mode: its backends have the VIPs where it wants

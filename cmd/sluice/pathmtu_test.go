@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -20,8 +21,8 @@ import (
 // parcel is many segments, and more than fits into a first window.
 const parcel = 200000
 
-// sendParcels is a backend that sends noise of its own for each line, and then a
-// line with its name and the size of its segments.
+// sendParcels is a backend that sends noise of its own for each line that asks for it,
+// and then, for each line, one with its name and the size of its segments.
 func sendParcels(name string) func(net.Conn) {
 	noise := strings.Repeat(name, parcel/len(name)+1)[:parcel]
 	return func(c net.Conn) {
@@ -80,6 +81,21 @@ func (c *customer) fetch() error {
 	return c.ask()
 }
 
+// send uploads a parcel. The client's segments are as large as its way allows then.
+func (c *customer) send() (segment int, err error) {
+	if err := c.SetDeadline(time.Now().Add(2 * soon)); err != nil {
+		return 0, err
+	}
+	if _, err := io.WriteString(c, strings.Repeat("x", parcel)+"\n"); err != nil {
+		return 0, err
+	}
+	if err := c.ask(); err != nil {
+		return 0, err
+	}
+	return testenv.SegmentSize(c.Conn)
+}
+
+// ask reads what the backend says of itself.
 func (c *customer) ask() error {
 	var backend string
 	line, err := c.from.ReadString('\n')
@@ -119,8 +135,9 @@ func (r *rig) icmpErrors(on string, ipv6 bool) (all, stray int) {
 	return all, stray
 }
 
-// behindRouter is a lab with clients of many addresses behind a router.
-func behindRouter(clients []netip.Prefix) testenv.Spec {
+// behindRouter is a lab with clients of many addresses behind a router. What the backends
+// send leaves by the router, or by lb1.
+func behindRouter(clients []netip.Prefix, byNode bool) testenv.Spec {
 	both := func(segment, v4, v6 string) testenv.InterfaceSpec {
 		in := on(segment, v4)
 		in.Addresses = append(in.Addresses, prefix(v6))
@@ -133,8 +150,11 @@ func behindRouter(clients []netip.Prefix) testenv.Spec {
 		{Name: "client", Interfaces: interfaces(testenv.InterfaceSpec{Segment: "far", Addresses: clients}),
 			Routes: []testenv.RouteSpec{to("", "198.51.100.1"), to("", "2001:db8:1::1")}},
 		{Name: "router", Forward: true, Interfaces: interfaces(both("lan", "192.0.2.254/24", "2001:db8::fe/64"), far)},
-		{Name: "lb1", Node: true, Interfaces: interfaces(both("lan", "192.0.2.1/24", "2001:db8::1/64")), Routes: routes},
+		{Name: "lb1", Node: true, Forward: byNode, Interfaces: interfaces(both("lan", "192.0.2.1/24", "2001:db8::1/64")), Routes: routes},
 	}}
+	if byNode {
+		routes = []testenv.RouteSpec{to("", "192.0.2.1"), to("", "2001:db8::1")}
+	}
 	for i := 1; i <= 3; i++ {
 		spec.Hosts = append(spec.Hosts, testenv.HostSpec{Name: fmt.Sprintf("b%d", i), Routes: routes,
 			Interfaces: interfaces(both("lan", fmt.Sprintf("192.0.2.1%d/24", i), fmt.Sprintf("2001:db8::1%d/64", i)))})
@@ -169,16 +189,39 @@ func (r *rig) shrink(all []*customer, mtu int) {
 	r.Logf("MTU %d: %d downloads went on, done in %v: %v", mtu, len(all), took, served)
 }
 
+// wantUploads has all customers upload. Through a tunnel there is less room than on the
+// clients' own way, and the node tells them.
+func (m forwardMode) wantUploads(r *rig, all []*customer) {
+	r.Helper()
+	segments := make([]int, len(all))
+	if err := each(len(all), func(i int) (err error) { segments[i], err = all[i].send(); return err }); err != nil {
+		r.Fatalf("uploads: %v", err)
+	}
+	for i, c := range all {
+		// Headers of TCP and IP, TCP's time stamps, and the outer header.
+		want, outer := 1500-20-20-12, 20
+		if c.LocalAddr().(*net.TCPAddr).IP.To4() == nil {
+			want, outer = want-20, 40
+		}
+		if m.name == "tunnel" {
+			want -= outer
+		}
+		if segments[i] != want {
+			r.Errorf("%v: the client's segments have %d bytes, want %d", c.LocalAddr(), segments[i], want)
+		}
+	}
+}
+
 // A way to clients that shrinks while they download blocks nobody: the router's
 // ICMP errors go to the VIP, and from there to the backend of the connection that
 // they are about, and to no other. Each connection is from an address of its own,
 // since a host remembers the MTU for an address.
 func TestPathMTUShrinks(t *testing.T) {
 	const count = 40
-	for _, m := range forwardModes {
+	for _, m := range append(slices.Clone(forwardModes), dnatMode) {
 		t.Run(m.name, func(t *testing.T) {
 			clients := append(testenv.Addresses(prefix("198.51.100.10/24"), count), testenv.Addresses(prefix("2001:db8:1::10/64"), count)...)
-			r := newModeRig(t, m, behindRouter(clients))
+			r := newModeRig(t, m, behindRouter(clients, m == dnatMode))
 			for i := range 3 {
 				name := fmt.Sprintf("b%d", i+1)
 				if _, err := r.host(name).StartTCP(netip.AddrPortFrom(netip.IPv6Unspecified(), 80), sendParcels(name)); err != nil {
@@ -214,6 +257,12 @@ func TestPathMTUShrinks(t *testing.T) {
 			}); err != nil {
 				t.Fatalf("before the way shrinks: %v", err)
 			}
+			for _, a := range []netip.Addr{m.vip, m.v6} {
+				if err := r.ping("client", a); err != nil {
+					t.Errorf("an echo request to the VIP: %v", err)
+				}
+			}
+			m.wantUploads(r, all)
 			for _, c := range all {
 				if c.segment < 1400 {
 					t.Errorf("%v: segments of %d bytes before the way shrinks", c.LocalAddr(), c.segment)

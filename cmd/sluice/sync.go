@@ -157,7 +157,7 @@ func (n *node) openSharing(ctx context.Context, goroutines *sync.WaitGroup, data
 func digests(cfg *config.Config) []statesync.ServiceDigest {
 	var all []statesync.ServiceDigest
 	for _, s := range cfg.Services {
-		h := sha256.Sum256(fmt.Append(nil, s.Protocol, s.Forward, s.Addresses, s.SourceAddresses, s.Scheduler, s.Affinity, s.TableSize))
+		h := sha256.Sum256(fmt.Append(nil, s.Protocol, s.Forward, s.Addresses, s.SourceAddresses, s.KeepsPorts, s.Scheduler, s.Affinity, s.TableSize))
 		all = append(all, statesync.ServiceDigest{Name: s.Name, Digest: binary.BigEndian.Uint64(h[:])})
 	}
 	return all

@@ -46,13 +46,48 @@ func (d *decoder) checkPort(s *serviceDef, server serverDef, one bool) {
 				return
 			}
 		}
-	case s.Forward == lb.NAT && server.Port == 0 && !one:
-		d.errorf(server.at, "server %v has no port, and service %q has several: write \"%v\" (with the port that is meant)",
+	case s.Forward == lb.NAT && server.Port == 0 && !one && !s.KeepsPorts:
+		d.errorf(server.at, "server %v has no port, and others of service %q, which has several, have one: write \"%v\" (with the port that is meant), or leave all of them out, so that each is kept",
 			server.Address, s.Name, netip.AddrPortFrom(server.Address, 80))
 	case s.Forward == lb.DNAT && server.Port != 0 && !one:
 		d.errorf(server.at, "server %v has one port, and service %q has several: with source_nat: false a reply would not say which of them it is from; leave the port out, so that each is kept",
 			netip.AddrPortFrom(server.Address, server.Port), s.Name)
 	}
+}
+
+// checkKeptPorts finds nat services that keep the ports of several, and send to a
+// server from an address from which another one sends to it, too. Each hands out its
+// source ports by itself, and to which port of the server a connection goes tells none
+// from the other.
+func (d *decoder) checkKeptPorts(services []*serviceDef) {
+	for _, s := range services {
+		if !s.KeepsPorts {
+			continue
+		}
+		for i, a := range s.SourceAddresses {
+			if other, server := s.sendsBeside(a, services); other != nil {
+				d.errorf(s.sourceAt(i), "service %q needs its own source_addresses: from %v service %q sends to server %v, too, and this one keeps the ports, so that nothing would tell their connections apart",
+					s.Name, a, other.Name, server)
+			}
+		}
+	}
+}
+
+// sendsBeside is another nat service that sends to one of this one's servers from the
+// address.
+func (s *serviceDef) sendsBeside(source netip.Addr, services []*serviceDef) (other *serviceDef, server netip.Addr) {
+	for _, other := range services {
+		if other == s || other.Forward != lb.NAT || other.Protocol != s.Protocol || other.backends == nil ||
+			!slices.Contains(other.SourceAddresses, source) {
+			continue
+		}
+		for _, server := range s.backends.servers {
+			if slices.ContainsFunc(other.backends.servers, func(o serverDef) bool { return o.Address == server.Address }) {
+				return other, server.Address
+			}
+		}
+	}
+	return nil, netip.Addr{}
 }
 
 // checkProbe demands a port to probe where the service has many.

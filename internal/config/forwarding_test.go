@@ -65,6 +65,8 @@ func TestAllowedForwarding(t *testing.T) {
 		"any families with dsr":         `{name: s, address: ["192.0.2.100:80", "[2001:db8::100]:80"], forward: dsr, backends: [{address: 192.0.2.1}, {address: "2001:db8::1"}]}`,
 		"any families with tunnel":      `{name: s, address: ["192.0.2.100:80", "[2001:db8::100]:80"], forward: tunnel, backends: [{address: 192.0.2.1}, {address: "2001:db8::1"}]}`,
 		"nat of IPv6":                   `{name: s, address: "[2001:db8::100]:80", backends: [{address: "2001:db8::1"}, {address: "[2001:db8::2]:8080"}], source_addresses: ["2001:db8::9"]}`,
+		"nat of a range that is kept":   `{name: s, address: 192.0.2.100:8000-8100, backends: [{address: 192.0.2.1}]}`,
+		"nat of every port":             `{name: s, address: "192.0.2.100:*", source_addresses: [192.0.2.109], scheduler: source_hash, backends: [{address: 192.0.2.1}]}`,
 		"nat of a range to one port":    `{name: s, address: 192.0.2.100:8000-8100, backends: [{address: 192.0.2.1:80}]}`,
 		"every port without source NAT": `{name: s, address: "192.0.2.100:*", source_nat: false, backends: [{address: 192.0.2.1}]}`,
 		"several ports without source NAT": `{name: s, address: [192.0.2.100:80, 192.0.2.100:443], source_nat: false, backends: [{address: 192.0.2.1}]}, ` +
@@ -172,8 +174,21 @@ services:
 		`3:82: server port 8080 differs from port 80 of service "s": tunnel cannot rewrite it; leave the port out, or use forward: nat`,
 		`4:78: server port 80 differs from port 80-81 of service "t": dsr cannot rewrite it; leave the port out, or use forward: nat`,
 	}},
-	{"nat of many ports without one", withInterface + "services:\n- {name: s, address: \"[2001:db8::100]:80-81\", backends: [{address: \"2001:db8::1\"}]}\n", []string{
-		`3:68: server 2001:db8::1 has no port, and service "s" has several: write "[2001:db8::1]:80" (with the port that is meant)`,
+	{"nat of many ports, of which some servers have one", withInterface + `services:
+- {name: s, address: "[2001:db8::100]:80-81", backends: [{address: "2001:db8::1"}, {address: "[2001:db8::2]:80"}]}
+`, []string{
+		`3:68: server 2001:db8::1 has no port, and others of service "s", which has several, have one: write "[2001:db8::1]:80" (with the port that is meant), or leave all of them out, so that each is kept`,
+	}},
+	{"nat of every port from the VIP", withInterface + "services:\n- {name: ftp, address: \"192.0.2.100:*\", backends: [{address: 192.0.2.1}]}\n", []string{
+		`3:10: service "ftp" needs its own source_addresses: services listen on every tcp port of 192.0.2.100 that nat could send from (1024-33279)`,
+	}},
+	{"nat that keeps ports beside another from the same address", withInterface + `services:
+- {name: ftp, address: "192.0.2.100:*", source_addresses: [192.0.2.109, 192.0.2.110], backends: [{address: 192.0.2.2}, {address: 192.0.2.1}]}
+- {name: web, address: "192.0.2.101:80", source_addresses: [192.0.2.110], backends: [{address: 192.0.2.1}]}
+- {name: dns, address: "192.0.2.101:53", protocol: udp, source_addresses: [192.0.2.109], backends: [{address: 192.0.2.1}]}
+- {name: more, address: "192.0.2.101:81", source_addresses: [192.0.2.109], backends: [{address: 192.0.2.3}]}
+`, []string{
+		`3:73: service "ftp" needs its own source_addresses: from 192.0.2.110 service "web" sends to server 192.0.2.1, too, and this one keeps the ports, so that nothing would tell their connections apart`,
 	}},
 	{"affinity", withInterface + `services:
 - {name: a, address: 192.0.2.101:80, forward: dsr, affinity: flow, backends: [{address: 192.0.2.1}]}

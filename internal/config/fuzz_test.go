@@ -209,7 +209,7 @@ func checkForwarding(t *testing.T, s lb.Service) {
 		wrong := false
 		switch s.Forward {
 		case lb.NAT:
-			wrong = several && server.Port == 0
+			wrong = several && !s.KeepsPorts && server.Port == 0 || s.KeepsPorts && (!several || server.Port != 0)
 		case lb.DNAT:
 			wrong = several && server.Port != 0
 		default:

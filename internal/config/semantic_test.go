@@ -76,7 +76,7 @@ vrrp:
 		`10:24: server port 81 differs from port 82 of service "t": dsr cannot rewrite it; leave the port out, or use forward: nat`,
 	}},
 	{"nat without a port for several", withInterface + "services:\n- name: s\n  address: [\"192.0.2.100:80\", \"192.0.2.100:443\"]\n  backends: [{address: 192.0.2.1}, {address: \"192.0.2.2:8080\"}]\n", []string{
-		`5:24: server 192.0.2.1 has no port, and service "s" has several: write "192.0.2.1:80" (with the port that is meant)`,
+		`5:24: server 192.0.2.1 has no port, and others of service "s", which has several, have one: write "192.0.2.1:80" (with the port that is meant), or leave all of them out, so that each is kept`,
 	}},
 	{"source addresses", withInterface + "services:\n- name: s\n  address: \"192.0.2.100:80\"\n  source_addresses: [224.0.0.1, 127.0.0.1, 0.0.0.0, 192.0.2.9, 192.0.2.9, x, 192.0.2.1]\n  backends: [{address: 192.0.2.1}]\n", []string{
 		`5:22: address 224.0.0.1 is a multicast address`,

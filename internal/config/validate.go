@@ -3,6 +3,9 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"slices"
+
+	"github.com/sluice-lb/sluice/internal/lb"
 )
 
 // checkBackends looks at the servers of a service in its light: its ports, its
@@ -10,6 +13,8 @@ import (
 func (d *decoder) checkBackends(s *serviceDef) {
 	d.checkFamilies(s)
 	port, one := s.onePort()
+	s.KeepsPorts = s.Forward == lb.NAT && len(s.Addresses) > 0 && !one &&
+		!slices.ContainsFunc(s.backends.servers, func(server serverDef) bool { return server.Port != 0 })
 	weighted := 0
 	resolved := map[netip.AddrPort]*node{}
 	for _, server := range s.backends.servers {
@@ -54,6 +59,7 @@ func (d *decoder) crossCheck(c *Config, services []*serviceDef, instances []*ins
 	d.checkVirtual(services, instances)
 	d.checkSourcePorts(c, services, held)
 	d.checkReplies(services)
+	d.checkKeptPorts(services)
 	for _, s := range services {
 		for _, a := range s.SourceAddresses {
 			if _, taken := vips[a]; !taken {

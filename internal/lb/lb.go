@@ -222,10 +222,13 @@ type Service struct {
 	Protocol        Protocol
 	Forward         Forward
 	SourceAddresses []netip.Addr // for NAT, of the VIPs' family; never empty there
-	Scheduler       Scheduler
-	Affinity        Affinity // of UDP in a stateless mode
-	TableSize       int      // slots, a prime
-	Quorum          int      // healthy backends below which the service is reported as below quorum
+	// KeepsPorts is of NAT, where the service has several ports and its servers have none
+	// of their own: each packet reaches the port that it came to.
+	KeepsPorts bool
+	Scheduler  Scheduler
+	Affinity   Affinity // of UDP in a stateless mode
+	TableSize  int      // slots, a prime
+	Quorum     int      // healthy backends below which the service is reported as below quorum
 	// SlowStart is how long a backend that comes back takes to its full weight.
 	SlowStart time.Duration
 	// TrackWindow is how long after a planned change of backends a connection is
