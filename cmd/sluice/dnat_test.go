@@ -211,6 +211,24 @@ func TestDNATShowsTheClient(t *testing.T) {
 			}
 		}
 	}
+	// Both ways are explained, though nothing of a connection is kept.
+	for _, tc := range []struct {
+		args []string
+		want []string
+	}{
+		{[]string{"--src", "198.51.100.200:4000", "--dst", "198.51.100.100:80", "--interface", "eth0"},
+			[]string{"service web: tcp 198.51.100.100:80", "slot ", "rewrite 198.51.100.200:4000 > 198.51.100.100:80 to 198.51.100.200:4000 > 192.0.2.1", "verdict sent by eth1"}},
+		{[]string{"--src", "192.0.2.11:80", "--dst", "198.51.100.200:4000", "--tcp-flags", "ack", "--interface", "eth1"},
+			[]string{"vip no: an answer to a client", "service web: tcp 198.51.100.100:80", "flow none: ", "backend 192.0.2.11:80",
+				"rewrite 192.0.2.11:80 > 198.51.100.200:4000 to 198.51.100.100:80 > 198.51.100.200:4000", "verdict sent by eth0"}},
+	} {
+		text := strings.Join(strings.Fields(r.explained(tc.args...)), " ")
+		for _, want := range tc.want {
+			if !strings.Contains(text, want) {
+				t.Errorf("explain %v does not say %q: %s", tc.args, want, text)
+			}
+		}
+	}
 	// Probes have their answers, too, and status counts both ways.
 	s := r.waitReady("lb1")
 	for _, name := range []string{"who", "who6", "names"} {
