@@ -24,7 +24,7 @@ type packetCase struct {
 // packetCases are all cases, by theme.
 func packetCases() []packetCase {
 	return slices.Concat(linkCases(), ipCases(), extensionCases(), fragmentCases(), transportCases(), serviceCases(),
-		tunnelCases(), natCasesOf(), dnatCases(), icmpCases())
+		tunnelCases(), natCasesOf(), dnatCases(), icmpCases(), nodeCases())
 }
 
 func TestPacketCases(t *testing.T) {

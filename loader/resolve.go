@@ -70,7 +70,7 @@ func (p *resolution) resolve(a netip.Addr) (way, error) {
 	if err != nil {
 		return way{}, err
 	}
-	h.Destination = mac
+	h.Destination, h.Routed = mac, via != a
 	w := way{next: h, link: route.LinkIndex}
 	if source, ok := netip.AddrFromSlice(route.Src); ok {
 		w.source = source.Unmap()
