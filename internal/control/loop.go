@@ -401,12 +401,14 @@ func (l *Loop) publish(views []View, problem string) {
 	}
 }
 
-// addressesOf returns the addresses of all servers of services.
+// addressesOf returns the addresses of all servers of services, but for this node.
 func addressesOf(services []lb.Service) []netip.Addr {
 	var as []netip.Addr
 	for _, s := range services {
 		for _, server := range s.Pool.Servers {
-			as = append(as, server.Address)
+			if !server.Here {
+				as = append(as, server.Address)
+			}
 		}
 	}
 	slices.SortFunc(as, netip.Addr.Compare)

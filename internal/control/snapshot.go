@@ -118,7 +118,7 @@ func view(service lb.Service, f facts) View {
 			server.Weight = *w
 		}
 		server.State, server.Why = probed(f, service, s)
-		hop, err := f.nextHop(s.Address)
+		hop, err := wayTo(f, service, s)
 		server.NextHop = hop
 		if err != nil && server.State == ServerUp {
 			server.State, server.Why = ServerNoRoute, err.Error()
@@ -139,6 +139,20 @@ func view(service lb.Service, f facts) View {
 		}
 	}
 	return v
+}
+
+// wayTo returns the next hop of a server of a service. A node that a service is spread
+// over must be on the link itself: a gateway would send the packets back.
+func wayTo(f facts, service lb.Service, s lb.Server) (lb.NextHop, error) {
+	if s.Here {
+		return lb.Here, nil
+	}
+	hop, err := f.nextHop(s.Address)
+	if err == nil && hop.Routed && service.Forward == lb.Proxy {
+		return lb.NextHop{}, fmt.Errorf("%v is behind a gateway: nodes that serve together must be on one link", s.Address)
+	}
+	hop.Routed = false
+	return hop, err
 }
 
 // snapshot turns views into what the data plane should hold.
