@@ -24,7 +24,7 @@ func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config 
 	for _, p := range pools {
 		c.Pools = append(c.Pools, p.Pool)
 	}
-	services, proxied := d.services(doc.items["services"], pools, def)
+	services, proxied := d.services(doc.items["services"], pools, nodes, self, def)
 	for _, s := range services {
 		c.Services = append(c.Services, s.Service)
 	}
@@ -35,7 +35,7 @@ func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config 
 	for _, i := range instances {
 		c.VRRP = append(c.VRRP, i.Instance)
 	}
-	d.resolveTracked(instances, c.Checks, services, len(services)+len(proxied) == len(doc.items["services"]), proxied)
+	d.resolveTracked(instances, c.Checks, services, wholeServices(doc.items["services"], services, proxied), proxied)
 	c.Sync = d.sync(doc.set["sync"], files)
 	h := d.http(doc.set["http"], files, pools, def)
 	c.HTTP = h.HTTP
