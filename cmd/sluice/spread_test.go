@@ -1,0 +1,313 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/internal/key"
+	"github.com/sluice-lb/sluice/internal/testenv"
+	"github.com/sluice-lb/sluice/loader"
+)
+
+var spreadVIP = netip.MustParseAddrPort("192.0.2.100:80")
+
+// A spreadRig is two nodes whose proxies both serve one VIP, in front of a backend that
+// tells whom it has answered.
+type spreadRig struct {
+	*rig
+	daemons map[string]*testenv.Process
+}
+
+// spreadFile is the configuration of a node: /who says which one answers, and to whom.
+func (r *spreadRig) spreadFile(node string) string {
+	return r.file(node+".yaml", roster, services(`{name: www, address: "192.0.2.100:80", forward: proxy, spread: true, `+probes+`}`), vrrps(pair),
+		"sync: {key_file: sync.key}\n", fmt.Sprintf(`
+http:
+  upstreams: [{name: app, servers: [{address: 192.0.2.11}]}]
+  servers:
+    - listen: "192.0.2.100:80"
+      locations:
+        - {path: /, upstream: app}
+        - {exact: /who, return: {status: 200, body: "%s $client_address"}}
+`, node))
+}
+
+func newSpreadRig(t *testing.T) *spreadRig {
+	t.Helper()
+	r := &spreadRig{rig: newRig(t, testenv.Default(1)), daemons: map[string]*testenv.Process{}}
+	r.serve("b1", forwardedHandler())
+	if err := key.Write(filepath.Join(r.lab.Dir(), "sync.key"), key.New()); err != nil {
+		t.Fatal(err)
+	}
+	for _, node := range []string{"lb1", "lb2"} {
+		r.daemons[node] = r.start(node, r.spreadFile(node))
+	}
+	r.waitReady("lb1")
+	r.waitBackup("lb2")
+	r.waitShared("lb1")
+	r.waitVIP(soon, vip, "lb1", "lb2")
+	return r
+}
+
+// ticks counts what backends send without an end.
+var ticks atomic.Int64
+
+// forwardedHandler tells a client whom the proxy has named; at /ticks it sends a line
+// every now and then for as long as they are read.
+func forwardedHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", func(w http.ResponseWriter, q *http.Request) { fmt.Fprint(w, q.Header.Get("X-Forwarded-For")) })
+	mux.HandleFunc("/ticks", func(w http.ResponseWriter, q *http.Request) {
+		ticker := time.NewTicker(20 * time.Millisecond)
+		defer ticker.Stop()
+		for {
+			if _, err := fmt.Fprintln(w, ticks.Add(1)); err != nil || http.NewResponseController(w).Flush() != nil {
+				return
+			}
+			select {
+			case <-ticker.C:
+			case <-q.Context().Done():
+				return
+			}
+		}
+	})
+	return mux
+}
+
+// who asks count times, each time by a new connection, which node serves.
+func (r *spreadRig) who(count int) map[string]int {
+	r.Helper()
+	got := map[string]int{}
+	for range count {
+		got[r.curl("client", "http://192.0.2.100/who")]++
+	}
+	return got
+}
+
+// client is how the nodes name the client.
+func (r *spreadRig) client(node string) string {
+	return fmt.Sprintf("%s %v", node, r.host("client").Address())
+}
+
+// A talk is a connection through a node, on which an answer goes on without an end.
+type talk struct {
+	node   string
+	conn   net.Conn
+	body   io.Closer
+	answer *bufio.Reader
+}
+
+// talk opens a connection, finds out which node serves it, and has the backend begin.
+func (r *spreadRig) talk() *talk {
+	r.Helper()
+	k := &talk{}
+	transport := &http.Transport{MaxConnsPerHost: 1, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := r.host("client").Dial(ctx, network, address)
+		k.conn = conn
+		return conn, err
+	}}
+	client := http.Client{Transport: transport}
+	get := func(path string) *http.Response {
+		resp, err := client.Get("http://192.0.2.100" + path)
+		if err != nil {
+			r.Fatal(err)
+		}
+		return resp
+	}
+	resp := get("/who")
+	text, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if err != nil {
+		r.Fatal(err)
+	}
+	k.node, _, _ = strings.Cut(string(text), " ")
+	first := k.conn
+	resp = get("/ticks")
+	if k.conn != first {
+		r.Fatal("a request of the same client has a connection of its own")
+	}
+	k.body, k.answer = resp.Body, bufio.NewReader(resp.Body)
+	r.Cleanup(k.end)
+	return k
+}
+
+// end lets the client go.
+func (k *talk) end() {
+	k.conn.Close()
+	k.body.Close()
+}
+
+// goesOn reads until something comes that was sent just now.
+func (k *talk) goesOn() error {
+	if err := k.conn.SetReadDeadline(time.Now().Add(soon)); err != nil {
+		return err
+	}
+	for sent := ticks.Load(); ; {
+		line, err := k.answer.ReadString('\n')
+		if err != nil {
+			return err
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(line), 10, 64)
+		if err != nil || n > sent {
+			return err
+		}
+	}
+}
+
+// talks opens connections until each of both nodes has n of them at least.
+func (r *spreadRig) talks(n int) map[string][]*talk {
+	r.Helper()
+	all := map[string][]*talk{}
+	for len(all["lb1"]) < n || len(all["lb2"]) < n {
+		if len(all["lb1"])+len(all["lb2"]) == 40*n {
+			r.Fatalf("lb1 has %d connections, lb2 %d", len(all["lb1"]), len(all["lb2"]))
+		}
+		k := r.talk()
+		all[k.node] = append(all[k.node], k)
+	}
+	return all
+}
+
+// mustGoOn fails the test for a connection that does not.
+func (r *spreadRig) mustGoOn(when string, all ...*talk) {
+	r.Helper()
+	for _, k := range all {
+		if err := k.goesOn(); err != nil {
+			r.Errorf("a connection through %s, %s: %v", k.node, when, err)
+		}
+	}
+}
+
+// www is the service as a node sees it: what it has given to each node.
+func (r *spreadRig) www(on string) map[string]control.BackendStatus {
+	r.Helper()
+	v, err := serviceOf(r.mustStatus(on), "www")
+	if err != nil {
+		r.Fatal(err)
+	}
+	all := map[string]control.BackendStatus{}
+	for _, b := range v.Backends {
+		all[map[string]string{"192.0.2.1": "lb1", "192.0.2.2": "lb2"}[b.Address.Addr().String()]] = b
+	}
+	return all
+}
+
+// outcome is how often a node has counted one.
+func (r *spreadRig) outcome(on, name string) uint64 {
+	r.Helper()
+	all := r.mustStatus(on).Outcomes
+	if i := slices.IndexFunc(all, func(o loader.Outcome) bool { return o.Name == name }); i >= 0 {
+		return all[i].Packets
+	}
+	return 0
+}
+
+// One VIP, and the proxies of both nodes: the one that has it sends on what the other one
+// serves, which answers by itself.
+func TestSpread(t *testing.T) {
+	testenv.RequireProgram(t, "curl")
+	r := newSpreadRig(t)
+
+	t.Run("both serve, and see the client", func(t *testing.T) {
+		got := r.who(60)
+		if got[r.client("lb1")] < 5 || got[r.client("lb2")] < 5 || got[r.client("lb1")]+got[r.client("lb2")] != 60 {
+			t.Errorf("answers %v", got)
+		}
+		for range 8 { // whichever serves
+			if got, want := r.curl("client", "http://192.0.2.100/"), r.host("client").Address().String(); got != want {
+				t.Errorf("the backend was told %q, want %q", got, want)
+			}
+		}
+	})
+	t.Run("the VIP is one node's", func(t *testing.T) {
+		if !r.has("lb1", vip) || r.has("lb2", vip) {
+			t.Errorf("the VIP is on lb1: %v, on lb2: %v", r.has("lb1", vip), r.has("lb2", vip))
+		}
+		if got := r.neighbour("client", vip); got != r.host("lb1").MAC("eth0").String() {
+			t.Errorf("the client has %v at %s", vip, got)
+		}
+		if got := r.asker("client").answers(vip); !slices.Equal(got, []string{"lb1"}) {
+			t.Errorf("%v answer for the VIP", got)
+		}
+	})
+	t.Run("nothing goes round", func(t *testing.T) {
+		on1, on2 := r.www("lb1"), r.www("lb2")
+		if on1["lb1"].Packets == 0 || on1["lb2"].Packets == 0 {
+			t.Errorf("lb1 has given %d packets to itself and %d to lb2", on1["lb1"].Packets, on1["lb2"].Packets)
+		}
+		if on2["lb1"].Packets+on2["lb2"].Packets != 0 {
+			t.Errorf("lb2, which has not the VIP, has sent %d packets to lb1 and %d to itself by its table", on2["lb1"].Packets, on2["lb2"].Packets)
+		}
+		// Probes come beside, both ways.
+		if got := r.outcome("lb2", "from_node"); got < on1["lb2"].Packets {
+			t.Errorf("lb2 has counted %d packets from another node, want the %d that lb1 has sent, and probes", got, on1["lb2"].Packets)
+		}
+	})
+	t.Run("explain", func(t *testing.T) {
+		want := map[string]string{"192.0.2.1:80": "here", "192.0.2.2:80": loader.OutcomeSent}
+		got := map[string]string{}
+		for p := 0; p < 40 && len(got) < 2; p++ {
+			from := fmt.Sprintf("%v:%d", r.host("client").Address(), 40000+p)
+			out := r.wantRun(0, "lb1", "explain", "--src", from, "--dst", "192.0.2.100:80", "--tcp-flags", "syn", "--json").stdout
+			var x struct {
+				Backend struct{ Address string }
+				Outcome string
+			}
+			if err := json.Unmarshal([]byte(out), &x); err != nil {
+				t.Fatalf("explain says %s: %v", out, err)
+			}
+			got[x.Backend.Address] = x.Outcome
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("outcomes by node (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("an operator drains a node", func(t *testing.T) {
+		all := r.talks(3)
+		r.wantRun(0, "lb1", "backend", "drain", "www", "192.0.2.2")
+		r.waitServers("lb1", "www", soon, control.ServerUp, control.ServerDrained)
+		if diff := cmp.Diff(map[string]int{r.client("lb1"): 20}, r.who(20)); diff != "" {
+			t.Errorf("new connections (-want +got):\n%s", diff)
+		}
+		r.mustGoOn("while it drains", slices.Concat(all["lb1"], all["lb2"])...)
+		r.wantRun(0, "lb1", "backend", "reset", "www", "192.0.2.2")
+		r.waitServers("lb1", "www", soon, control.ServerUp, control.ServerUp)
+		r.mustGoOn("when it is back", slices.Concat(all["lb1"], all["lb2"])...)
+	})
+	t.Run("the standby crashes, and comes back", func(t *testing.T) {
+		all := r.talks(3)
+		r.kill(r.daemons["lb2"])
+		r.waitServers("lb1", "www", soon, control.ServerUp, control.ServerDown)
+		if diff := cmp.Diff(map[string]int{r.client("lb1"): 20}, r.who(20)); diff != "" {
+			t.Errorf("new connections (-want +got):\n%s", diff)
+		}
+		r.mustGoOn("after the crash", all["lb1"]...)
+		for _, k := range all["lb2"] {
+			if k.goesOn() == nil {
+				t.Error("a connection goes on whose proxy is gone")
+			}
+		}
+		r.daemons["lb2"] = r.start("lb2", r.spreadFile("lb2"))
+		r.waitServers("lb1", "www", soon, control.ServerUp, control.ServerUp)
+		r.mustGoOn("after the return", all["lb1"]...)
+		if got := r.who(40); got[r.client("lb2")] == 0 || got[r.client("lb1")] == 0 {
+			t.Errorf("answers after the return: %v", got)
+		}
+	})
+}
