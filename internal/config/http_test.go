@@ -286,7 +286,7 @@ func TestSpreadService(t *testing.T) {
 		Name: "s", Addresses: []lb.Frontend{lb.FrontendOf(netip.MustParseAddrPort("192.0.2.100:80"))}, Protocol: lb.TCP, Forward: lb.Proxy,
 		Scheduler: lb.SourceHash, TableSize: lb.DefaultTableSize, Quorum: 1, TrackWindow: time.Minute, DrainTimeout: time.Hour,
 		Pool: lb.Pool{Name: "s", Probe: &probe, Servers: []lb.Server{
-			{Address: netip.MustParseAddr("192.0.2.1"), Weight: 1}, {Address: netip.MustParseAddr("192.0.2.2"), Weight: 1, Here: true},
+			{Address: netip.MustParseAddr("192.0.2.1"), Weight: 1, Node: "lb1"}, {Address: netip.MustParseAddr("192.0.2.2"), Weight: 1, Node: "lb2", Here: true},
 		}},
 	}}
 	if diff := cmp.Diff(want, c.Services, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {

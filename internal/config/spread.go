@@ -51,7 +51,7 @@ func (d *decoder) spread(f fields, p *proxiedDef, nodes []nodeDef, here self, de
 	}
 	for i := range nodes {
 		n := &nodes[i]
-		server := lb.Server{Address: n.Address, Weight: 1, Here: n.Name == here.name}
+		server := lb.Server{Address: n.Address, Weight: 1, Node: n.Name, Here: n.Name == here.name}
 		s.backends.Servers = append(s.backends.Servers, server)
 		s.backends.servers = append(s.backends.servers, serverDef{server, n.at})
 	}

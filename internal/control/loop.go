@@ -104,6 +104,7 @@ type Loop struct {
 	// Services that are about to take the place of the present ones; Run's own.
 	coming    *reload
 	addresses []netip.Addr // of servers, whose ways are followed; Run's own
+	stops     stops
 	// What there is in common with other nodes; nil: nothing.
 	sharing *sharing
 

@@ -104,6 +104,7 @@ type facts interface {
 	check(name string) (v health.Verdict, why string)
 	nextHop(netip.Addr) (lb.NextHop, error)
 	override(lb.Service, lb.Server) Override
+	stopping(node string) bool
 }
 
 // view computes what has become of a service's servers.
@@ -126,6 +127,8 @@ func view(service lb.Service, f facts) View {
 		switch {
 		case server.Override.State == Disable:
 			server.State, server.Why = ServerDisabled, "by an operator"
+		case f.stopping(s.Node):
+			server.State, server.Why = ServerDrained, "the node is about to stop"
 		case server.Override.State == Drain && server.State == ServerUp:
 			server.State, server.Why = ServerDrained, "by an operator"
 		}

@@ -17,6 +17,7 @@ type nodeFacts struct {
 	hop     lb.NextHop
 	err     error
 	change  Override // of this node
+	stops   string   // name of a node
 }
 
 func (f nodeFacts) status(t health.Target) (health.Status, bool) {
@@ -24,6 +25,7 @@ func (f nodeFacts) status(t health.Target) (health.Status, bool) {
 }
 func (f nodeFacts) check(string) (health.Verdict, string)  { return health.Unknown, "" }
 func (f nodeFacts) nextHop(netip.Addr) (lb.NextHop, error) { return f.hop, f.err }
+func (f nodeFacts) stopping(node string) bool              { return node != "" && node == f.stops }
 func (f nodeFacts) override(_ lb.Service, s lb.Server) Override {
 	if s.Here {
 		return f.change
@@ -35,7 +37,8 @@ func (f nodeFacts) override(_ lb.Service, s lb.Server) Override {
 func spreadService() lb.Service {
 	s := viaService(lb.Proxy, "192.0.2.100:80")
 	s.Pool.Servers = []lb.Server{
-		{Address: netip.MustParseAddr("192.0.2.1"), Weight: 1, Here: true}, {Address: netip.MustParseAddr("192.0.2.2"), Weight: 1},
+		{Address: netip.MustParseAddr("192.0.2.1"), Weight: 1, Node: "lb1", Here: true},
+		{Address: netip.MustParseAddr("192.0.2.2"), Weight: 1, Node: "lb2"},
 	}
 	return s
 }
@@ -63,6 +66,12 @@ func TestSpreadOverNodes(t *testing.T) {
 			"192.0.2.2 is behind a gateway: nodes that serve together must be on one link",
 			[]lb.Backend{{Address: here, Weight: 1, NextHop: lb.Here}, {Address: other}}},
 		{"this one is drained", nodeFacts{verdict: health.Up, hop: hopTo(2), change: Override{State: Drain}}, ServerUp, "",
+			[]lb.Backend{{Address: here, NextHop: lb.Here}, {Address: other, Weight: 1, NextHop: hopTo(2)}}},
+		{"the other one is about to stop", nodeFacts{verdict: health.Up, hop: hopTo(2), stops: "lb2"}, ServerDrained, "the node is about to stop",
+			[]lb.Backend{{Address: here, Weight: 1, NextHop: lb.Here}, {Address: other, NextHop: hopTo(2)}}},
+		{"the other one is about to stop, and takes no connections any more", nodeFacts{verdict: health.Down, hop: hopTo(2), stops: "lb2"}, ServerDrained,
+			"the node is about to stop", []lb.Backend{{Address: here, Weight: 1, NextHop: lb.Here}, {Address: other, NextHop: hopTo(2)}}},
+		{"this one is about to stop", nodeFacts{verdict: health.Up, hop: hopTo(2), stops: "lb1"}, ServerUp, "",
 			[]lb.Backend{{Address: here, NextHop: lb.Here}, {Address: other, Weight: 1, NextHop: hopTo(2)}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

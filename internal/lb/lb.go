@@ -212,7 +212,8 @@ type Server struct {
 	Port    uint16 // 0: the port of the service
 	Weight  int    // share of the table, 0 or more
 	Backup  bool   // serves only when no primary is healthy
-	Here    bool   // of Proxy: it is this node itself
+	Node    string // of Proxy: the node that it is
+	Here    bool   // of Proxy: that is this one
 }
 
 // A Pool is a set of servers that are probed in the same way.
