@@ -3,6 +3,7 @@ package main
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -56,4 +57,68 @@ func (n *node) applySpread() {
 func (n *node) openSpread() {
 	n.closers = append(n.closers, func() error { return n.routes.Remove(spreadRoutes(n.config())) })
 	n.applySpread()
+}
+
+// How long a stop waits until other nodes serve what is new: in all, and for what they
+// have decided to be in force.
+const (
+	leaveSpreadWait  = time.Second
+	leaveSpreadGrace = 100 * time.Millisecond
+)
+
+// leaveSpread has the other nodes serve what is new of spread services, before this one
+// stops, and leave to it what it serves. Only nodes that share their state can be told.
+func (n *node) leaveSpread() {
+	if n.sharing == nil || len(spreadVIPs(n.config())) == 0 {
+		return
+	}
+	within := n.stopWait()
+	n.loop.NodeStops(n.config().Node, within)
+	n.sharing.state.Stop(within)
+	over := time.Now().Add(leaveSpreadWait)
+	for n.owns() {
+		if time.Now().After(over) {
+			n.log.Warn("other nodes do not serve what is new yet: connections that are opened now may be refused", "waited", leaveSpreadWait)
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	time.Sleep(leaveSpreadGrace)
+}
+
+// owns tells whether new connections of a spread service come to this node by the table
+// that is in force here, though another one could have them. On a Backup that table is
+// the Active node's, which has it in force a moment later.
+func (n *node) owns() bool {
+	here := map[string]netip.Addr{}
+	for _, s := range n.config().Services {
+		for _, server := range s.Pool.Servers {
+			if server.Here {
+				here[s.Name] = server.Address
+			}
+		}
+	}
+	return slices.ContainsFunc(n.tables.TableStates(), func(t lb.TableState) bool {
+		own, spread := here[t.Service]
+		if !spread {
+			return false
+		}
+		mine, others := uint16(0), false
+		for i, b := range t.Backends {
+			if b.Address.Addr() == own {
+				mine = uint16(i + 1)
+			} else {
+				others = others || !b.Failed
+			}
+		}
+		return others && slices.ContainsFunc(t.Slots, func(s lb.Slot) bool { return s.Owner == mine })
+	})
+}
+
+// finishSpread lets the proxy end what it serves while packets still come: from the node
+// that has the VIP now.
+func (n *node) finishSpread() {
+	if len(spreadVIPs(n.config())) > 0 {
+		n.closeHTTP()
+	}
 }

@@ -311,3 +311,54 @@ func TestSpread(t *testing.T) {
 		}
 	})
 }
+
+// A planned stop of the node that has the VIP: what its proxy serves goes on by way of
+// the other node until it ends, what is new goes to that one, and nothing fails, nor when
+// the node comes back. So does one of the standby.
+func TestSpreadStops(t *testing.T) {
+	r := newSpreadRig(t)
+	prober := r.prober(spreadVIP)
+	r.answersMore(prober, 50)
+	for _, node := range []string{"lb1", "lb2"} {
+		other := map[string]string{"lb1": "lb2", "lb2": "lb1"}[node]
+		all := r.talks(2)
+		stopped := make(chan error, 1)
+		daemon := r.daemons[node]
+		go func() { stopped <- daemon.Stop() }()
+		r.waitVIP(soon, vip, other, node)
+		r.waitStatus(other, soon, "a node that is about to stop", func(s control.Status) error {
+			v, err := serviceOf(s, "www")
+			for _, b := range v.Backends {
+				if b.State == control.ServerDrained && b.Slots == 0 {
+					return nil
+				}
+			}
+			return fmt.Errorf("service %+v: %w", v.Backends, err)
+		})
+		r.mustGoOn("while "+node+" stops", slices.Concat(all["lb1"], all["lb2"])...)
+		r.answersMore(prober, 50)
+		r.mustGoOn("a while later", slices.Concat(all["lb1"], all["lb2"])...)
+		select {
+		case err := <-stopped:
+			t.Fatalf("%s has ended before what it serves: %v", node, err)
+		default:
+		}
+		for _, k := range all[node] {
+			k.end()
+		}
+		if err := <-stopped; err != nil {
+			t.Fatal(err)
+		}
+		if err := daemon.Wait(); err != nil {
+			t.Fatalf("sluice on %s ended with %v, want exit code 0:\n%s", node, err, daemon.Tail(10))
+		}
+		r.answersMore(prober, 50)
+		r.mustGoOn("without "+node, all[other]...)
+		r.daemons[node] = r.start(node, r.spreadFile(node))
+		r.waitServers(other, "www", 2*soon, control.ServerUp, control.ServerUp)
+		r.waitVIP(2*soon, vip, "lb1", "lb2")
+		r.answersMore(prober, 50)
+		r.mustGoOn("when "+node+" is back", all[other]...)
+	}
+	r.wantNoFailure(prober)
+}
