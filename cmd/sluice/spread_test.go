@@ -362,3 +362,38 @@ func TestSpreadStops(t *testing.T) {
 	}
 	r.wantNoFailure(prober)
 }
+
+// The same of IPv6, also where a VIP has its virtual router's MAC address, and accepts nothing
+// but services.
+func TestSpread6(t *testing.T) {
+	testenv.RequireProgram(t, "curl")
+	r := &spreadRig{rig: viaRig(t, 1)}
+	client := ""
+	// By a veth pair with native XDP no node is reached at a virtual MAC address.
+	generic := strings.Replace(strings.Split(pair6, "pools:")[0], "{interfaces:", "{mode: generic, interfaces:", 1)
+	for _, node := range []string{"lb1", "lb2"} {
+		r.start(node, r.file(node+".yaml", generic,
+			services(`{name: www, address: "[2001:db8::100]:80", forward: proxy, spread: true, `+probes+`}`),
+			vrrps(`{name: VI_1, interface: eth0, virtual_router_id: 51, advertisement_interval: 200ms, accept: false, virtual_mac: true,
+     addresses: ["fe80::100/64", "2001:db8::100/64"]}`),
+			fmt.Sprintf("http: {servers: [{listen: \"[2001:db8::100]:80\", locations: [{path: /, return: {status: 200, body: \"%s $client_address\"}}]}]}\n", node)))
+	}
+	r.waitReady("lb1")
+	r.waitBackup("lb2")
+	r.waitVIP(soon, vip6, "lb1", "lb2")
+	got := map[string]int{}
+	for range 40 {
+		var node string
+		node, client, _ = strings.Cut(r.curl("client", "http://[2001:db8::100]/"), " ")
+		got[node]++
+	}
+	if got["lb1"] < 3 || got["lb2"] < 3 || got["lb1"]+got["lb2"] != 40 {
+		t.Errorf("answers %v", got)
+	}
+	if on, err := r.host("client").AddrOn(netip.MustParseAddr(client)); err != nil || !on {
+		t.Errorf("the nodes see %q, which is no address of the client: %v", client, err)
+	}
+	if r.has("lb2", vip6) {
+		t.Error("lb2 has the VIP, too")
+	}
+}
