@@ -264,6 +264,8 @@ var proxiedMistakes = []mistakeCase{
 		`4:71: track_window goes with no forward: proxy without spread: true: what is done with requests is said in http`}},
 	{"spread, and another service's address", strings.Replace(spreadBase(spreadNodes, spreadVRRP), "services:\n", "services:\n- {name: t, address: \"192.0.2.100:80\", backends: [{address: 192.0.2.11}]}\n", 1), []string{
 		`5:22: address 192.0.2.100:80 belongs to service "t" already: the first one is on line 4`}},
+	{"spread, and nat from the VIP to a node", strings.Replace(spreadBase(spreadNodes, spreadVRRP), "services:\n", "services:\n- {name: t, address: \"192.0.2.100:81\", backends: [{address: 192.0.2.2}]}\n", 1), []string{
+		`4:10: server 192.0.2.2 has 192.0.2.100 on its loopback for the proxy, spread service "s", so it cannot answer what comes from there: set source_addresses to another VIP`}},
 	{"a default", "defaults: {service: {forward: proxy}}\n", []string{"1:31: forward: proxy is no default: each such service says it itself"}},
 }
 
