@@ -310,6 +310,20 @@ func TestSpread(t *testing.T) {
 			t.Errorf("answers after the return: %v", got)
 		}
 	})
+	t.Run("the node with the VIP crashes", func(t *testing.T) {
+		r.waitShared("lb1")
+		all := r.talks(3)
+		if err := r.host("lb1").LinkDown(); err != nil {
+			t.Fatal(err)
+		}
+		r.kill(r.daemons["lb1"])
+		r.waitVIP(soon, vip, "lb2")
+		r.waitServers("lb2", "www", soon, control.ServerDown, control.ServerUp)
+		r.mustGoOn("after the crash", all["lb2"]...)
+		if diff := cmp.Diff(map[string]int{r.client("lb2"): 20}, r.who(20)); diff != "" {
+			t.Errorf("new connections (-want +got):\n%s", diff)
+		}
+	})
 }
 
 // A planned stop of the node that has the VIP: what its proxy serves goes on by way of
