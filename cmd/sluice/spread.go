@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/internal/config"
+	"github.com/sluice-lb/sluice/internal/control"
 	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/vrrp"
 )
@@ -62,21 +63,21 @@ func (n *node) openSpread() {
 // How long a stop waits until other nodes serve what is new: in all, and for what they
 // have decided to be in force.
 const (
-	leaveSpreadWait  = time.Second
-	leaveSpreadGrace = 100 * time.Millisecond
+	leaveSpreadWait  = 5 * time.Second
+	leaveSpreadGrace = 300 * time.Millisecond
 )
 
 // leaveSpread has the other nodes serve what is new of spread services, before this one
 // stops, and leave to it what it serves. Only nodes that share their state can be told.
 func (n *node) leaveSpread() {
-	if n.sharing == nil || len(spreadVIPs(n.config())) == 0 {
+	if n.sharing == nil || len(spreadVIPs(n.config())) == 0 || !(control.Stream{Node: n.sharing.stream}).Connected() {
 		return
 	}
 	within := n.stopWait()
 	n.loop.NodeStops(n.config().Node, within)
 	n.sharing.state.Stop(within)
 	over := time.Now().Add(leaveSpreadWait)
-	for n.owns() {
+	for !n.hasLeft() {
 		if time.Now().After(over) {
 			n.log.Warn("other nodes do not serve what is new yet: connections that are opened now may be refused", "waited", leaveSpreadWait)
 			return
@@ -86,10 +87,10 @@ func (n *node) leaveSpread() {
 	time.Sleep(leaveSpreadGrace)
 }
 
-// owns tells whether new connections of a spread service come to this node by the table
-// that is in force here, though another one could have them. On a Backup that table is
-// the Active node's, which has it in force a moment later.
-func (n *node) owns() bool {
+// hasLeft tells whether nodes agree that no new connection of a spread service comes to
+// this node, as far as another one could have it. On a Backup the table in force is that of
+// the Active node, which has it in force a moment later.
+func (n *node) hasLeft() bool {
 	here := map[string]netip.Addr{}
 	for _, s := range n.config().Services {
 		for _, server := range s.Pool.Servers {
@@ -98,21 +99,24 @@ func (n *node) owns() bool {
 			}
 		}
 	}
-	return slices.ContainsFunc(n.tables.TableStates(), func(t lb.TableState) bool {
+	return !slices.ContainsFunc(n.tables.TableStates(), func(t lb.TableState) bool {
 		own, spread := here[t.Service]
-		if !spread {
-			return false
-		}
-		mine, others := uint16(0), false
-		for i, b := range t.Backends {
-			if b.Address.Addr() == own {
-				mine = uint16(i + 1)
-			} else {
-				others = others || !b.Failed
-			}
-		}
-		return others && slices.ContainsFunc(t.Slots, func(s lb.Slot) bool { return s.Owner == mine })
+		return spread && (owns(t, own) || !n.loop.Settled(t.Service))
 	})
+}
+
+// owns tells whether new connections come to the node of an address by a table, though
+// another one could have them.
+func owns(t lb.TableState, node netip.Addr) bool {
+	mine, others := uint16(0), false
+	for i, b := range t.Backends {
+		if b.Address.Addr() == node {
+			mine = uint16(i + 1)
+		} else {
+			others = others || !b.Failed
+		}
+	}
+	return mine > 0 && others && slices.ContainsFunc(t.Slots, func(s lb.Slot) bool { return s.Owner == mine })
 }
 
 // finishSpread lets the proxy end what it serves while packets still come: from the node

@@ -21,6 +21,7 @@ import (
 
 	"github.com/sluice-lb/sluice/internal/control"
 	"github.com/sluice-lb/sluice/internal/key"
+	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/internal/testenv"
 	"github.com/sluice-lb/sluice/loader"
 )
@@ -409,5 +410,36 @@ func TestSpread6(t *testing.T) {
 	}
 	if r.has("lb2", vip6) {
 		t.Error("lb2 has the VIP, too")
+	}
+}
+
+// A node has left a table when nothing of it is its own, or nobody else could have it.
+func TestOwns(t *testing.T) {
+	one, two := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	both := []lb.TableBackend{{Address: netip.AddrPortFrom(one, 80)}, {Address: netip.AddrPortFrom(two, 80)}}
+	failed := slices.Clone(both)
+	failed[1].Failed = true
+	slots := func(owners ...uint16) (all []lb.Slot) {
+		for _, o := range owners {
+			all = append(all, lb.Slot{Owner: o, Previous: 1})
+		}
+		return all
+	}
+	for _, tt := range []struct {
+		name  string
+		table lb.TableState
+		node  netip.Addr
+		want  bool
+	}{
+		{"a part", lb.TableState{Backends: both, Slots: slots(2, 1, 2)}, one, true},
+		{"nothing", lb.TableState{Backends: both, Slots: slots(2, 2, 2)}, one, false},
+		{"all, and the other one has failed", lb.TableState{Backends: failed, Slots: slots(1, 1)}, one, false},
+		{"nobody's slots", lb.TableState{Backends: both, Slots: slots(0, 0)}, one, false},
+		{"it is not in the table", lb.TableState{Backends: both[1:], Slots: slots(0, 1)}, one, false},
+		{"the other one", lb.TableState{Backends: both, Slots: slots(2, 2)}, two, true},
+	} {
+		if got := owns(tt.table, tt.node); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
 	}
 }

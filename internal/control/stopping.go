@@ -46,6 +46,28 @@ func (l *Loop) NodeStops(node string, within time.Duration) {
 
 func (l *Loop) stopping(node string) bool { return node != "" && l.stops.has(node) }
 
+// Settled tells whether the nodes agree on the table of a service: the one in force here
+// is that of the node that is Active, or this is that node, and the others have adopted it.
+func (l *Loop) Settled(service string) bool {
+	x := l.sharing
+	if x == nil {
+		return true
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	t := x.tables[service]
+	switch {
+	case t == nil:
+		return true
+	case t.role == RoleBackup:
+		return t.peer != ""
+	case t.role == RoleActive:
+		_, late := x.late[service]
+		return !late && x.flights == 0
+	}
+	return true
+}
+
 // nodeKey begins the key of what a node says of itself, among the changes of operators:
 // no pool and no service has an empty name. The node's own follows.
 const nodeKey = targetEnd

@@ -92,3 +92,24 @@ func TestWordsAreNoChanges(t *testing.T) {
 		t.Errorf("nodes that are about to stop: %v", got)
 	}
 }
+
+func TestSettled(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		sharing *sharing
+		want    bool
+	}{
+		{"nothing in common", nil, true},
+		{"another service", &sharing{tables: map[string]*sharedTable{"web": {role: RoleBackup}}}, true},
+		{"a table of its own", &sharing{tables: map[string]*sharedTable{"www": {role: RoleOwn}}}, true},
+		{"Backup, and the Active node's has not come", &sharing{tables: map[string]*sharedTable{"www": {role: RoleBackup}}}, false},
+		{"Backup, and it has come", &sharing{tables: map[string]*sharedTable{"www": {role: RoleBackup, peer: "lb1"}}}, true},
+		{"Active, and all have it", &sharing{tables: map[string]*sharedTable{"www": {role: RoleActive}}}, true},
+		{"Active, and it is on its way", &sharing{tables: map[string]*sharedTable{"www": {role: RoleActive}}, flights: 1}, false},
+		{"Active, and it is late", &sharing{tables: map[string]*sharedTable{"www": {role: RoleActive}}, late: map[string]lateTable{"www": {}}}, false},
+	} {
+		if got := (&Loop{sharing: tt.sharing}).Settled("www"); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
