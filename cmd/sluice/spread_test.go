@@ -28,6 +28,10 @@ import (
 
 var spreadVIP = netip.MustParseAddrPort("192.0.2.100:80")
 
+// patientPair takes over after 1.8 s: no node that only stands still for a moment, on a
+// machine that is busy, is to lose the VIP, and with it what peers were not told yet.
+const patientPair = `{name: VI_1, interface: eth0, virtual_router_id: 51, advertisement_interval: 500ms, addresses: [192.0.2.100/24]}`
+
 // A spreadRig is two nodes whose proxies both serve one VIP, in front of a backend that
 // tells whom it has answered.
 type spreadRig struct {
@@ -37,7 +41,7 @@ type spreadRig struct {
 
 // spreadFile is the configuration of a node: /who says which one answers, and to whom.
 func (r *spreadRig) spreadFile(node string) string {
-	return r.file(node+".yaml", roster, services(`{name: www, address: "192.0.2.100:80", forward: proxy, spread: true, `+probes+`}`), vrrps(pair),
+	return r.file(node+".yaml", roster, services(`{name: www, address: "192.0.2.100:80", forward: proxy, spread: true, `+probes+`}`), vrrps(patientPair),
 		"sync: {key_file: sync.key}\n", fmt.Sprintf(`
 http:
   upstreams: [{name: app, servers: [{address: 192.0.2.11}]}]
