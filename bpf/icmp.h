@@ -10,6 +10,7 @@
 
 #include "facts.h"
 #include "nat.h"
+#include "nodes.h"
 #include "pins.h"
 #include "tunnel.h"
 
@@ -301,7 +302,14 @@ SUBPROGRAM int icmp_pipeline(struct xdp_md *ctx)
 		out = error_to_backend(&p, &q, &action);
 		return action << 8 | out;
 	}
+	if (service->forward == FORWARD_PROXY && from_node(&p))
+		return PASS_FROM_NODE;
 	number = owner_of_quote(&p, &q, service);
+	if (service->forward == FORWARD_PROXY) {
+		out = towards_node(&p, number);
+		if (out != NEXT)
+			return out;
+	}
 	if (!number)
 		return DROP_NO_BACKEND;
 	if (service->forward == FORWARD_DNAT)

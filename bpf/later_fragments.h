@@ -8,6 +8,7 @@
 #define SLUICE_LATER_FRAGMENTS_H
 
 #include "nat.h"
+#include "nodes.h"
 #include "tunnel.h"
 
 static __always_inline int follow_to_backend(struct packet *p, struct fragmented *first, int *action)
@@ -29,6 +30,12 @@ static __always_inline int follow_to_backend(struct packet *p, struct fragmented
 			return DROP_TTL;
 		client = source_of(p);
 		readdress(p, client.word, backend->address);
+	} else if (service_at(p->service)->forward == FORWARD_PROXY) {
+		out = towards_node(p, number);
+		if (out == PASS_HERE)
+			count_forward(p, number);
+		if (out != NEXT)
+			return out;
 	}
 	if (service_at(p->service)->forward == FORWARD_TUNNEL)
 		out = tunnel_to(p, number, action);

@@ -7,6 +7,7 @@
  *   nat.h        translated flows, both directions; nat_ports.h: source ports
  *   dnat.h       nat that keeps the client's address; routes.h: the way to a client
  *   fence.h      who else has a VIP, and whether this node may still answer for it
+ *   nodes.h      services that the proxies of all nodes serve
  *   closed.h     VIPs that only services answer for
  *   who_has.h    the answers, while the kernel has not the address yet
  *   emit.h       link-layer header, VLAN tags, XDP_TX or redirect

@@ -16,6 +16,7 @@
 #include "icmp.h"
 #include "later_fragments.h"
 #include "nat.h"
+#include "nodes.h"
 #include "parse.h"
 #include "pins.h"
 #include "probe_reply.h"
@@ -34,11 +35,18 @@ static __always_inline __u32 find_owner(struct packet *p, struct service *servic
 static __always_inline int forward_to_owner(struct packet *p, struct service *service, struct facts *f,
 					    int *action)
 {
-	__u32 owner = find_owner(p, service);
-	int out;
+	bool spread_over_nodes = service->forward == FORWARD_PROXY;
+	int out = NEXT;
+	__u32 owner;
 
+	if (spread_over_nodes && from_node(p)) {
+		if (p->fragment)
+			remember_fragment(p, 0);
+		return PASS_FROM_NODE;
+	}
+	owner = find_owner(p, service);
 	TRACE(backend, owner);
-	if (!owner) {
+	if (!owner && !spread_over_nodes) {
 		COUNT_LOSS(p->service, no_backend);
 		return DROP_NO_BACKEND;
 	}
@@ -46,9 +54,12 @@ static __always_inline int forward_to_owner(struct packet *p, struct service *se
 		remember_fragment(p, owner);
 	if (service->forward == FORWARD_DNAT)
 		return to_dnat(p, f, owner);
-	out = service->forward == FORWARD_TUNNEL ? tunnel_to(p, owner, action) :
-						   emit(p, &backend_at(owner)->next_hop, action);
-	if (out == SENT)
+	if (spread_over_nodes)
+		out = towards_node(p, owner);
+	if (out == NEXT)
+		out = service->forward == FORWARD_TUNNEL ? tunnel_to(p, owner, action) :
+							   emit(p, &backend_at(owner)->next_hop, action);
+	if (out == SENT || (out == PASS_HERE && owner))
 		count_forward(p, owner);
 	return out;
 }
@@ -92,6 +103,7 @@ static __always_inline int balance(struct packet *p, struct facts *f, int *actio
 	case FORWARD_DSR:
 	case FORWARD_TUNNEL:
 	case FORWARD_DNAT:
+	case FORWARD_PROXY:
 		return forward_to_owner(p, service, f, action);
 	case FORWARD_NAT:
 		return to_nat(p, f);

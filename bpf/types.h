@@ -57,6 +57,8 @@ enum limits {
 	MAX_PROBES = 16384,	/* VIPs at backends that are probed; probes that are noted */
 	MAX_FENCES = 1024,	/* instances of VRRP; 0 is the daemon itself */
 	MAX_FENCED = 4096,	/* their VIPs */
+	MAX_NODES = 16,		/* other nodes that packets are spread over */
+	INTERFACE_HERE = 0x7fffffff, /* of a next hop: none, the node itself */
 };
 
 /* How a service's packets reach their backend. */
@@ -65,6 +67,7 @@ enum forward {
 	FORWARD_DSR = 2,
 	FORWARD_TUNNEL = 3,
 	FORWARD_DNAT = 4, /* nat without source NAT */
+	FORWARD_PROXY = 5, /* spread: backends are nodes, whose proxies serve */
 };
 
 enum service_flags {
@@ -95,6 +98,8 @@ enum outcome {
 	PASS_NO_FLOW,		/* nat, no SYN and no flow: the kernel answers RST */
 	PASS_NOT_FORWARDING,	/* DNAT, a reply; but the kernel is told not to forward */
 	PASS_PROBE,		/* the answer to a probe of this node's through a VIP */
+	PASS_HERE,		/* spread, and this node's proxy serves it; counted per backend, too */
+	PASS_FROM_NODE,		/* spread, and another node has sent it here */
 	DROP_MALFORMED_IP,
 	DROP_MALFORMED_TCP,
 	DROP_MALFORMED_UDP,
@@ -102,7 +107,7 @@ enum outcome {
 	DROP_EARLY_FRAGMENT,	/* a later fragment before the first, or long after it */
 	DROP_DENIED,		/* the service's rules keep the client out */
 	DROP_SOURCE_LIMIT,	/* the client opens connections too fast */
-	DROP_TTL,		/* nat, time to live used up */
+	DROP_TTL,		/* nat, dnat, tunnel and spread, time to live used up */
 	DROP_NO_BACKEND,	/* service has no healthy backend */
 	DROP_NO_PORT,		/* nat, every source port towards the backend is taken */
 	DROP_FLOWS_FULL,	/* nat, no room in the flow table */
@@ -223,6 +228,7 @@ struct arrays {
 	__u64 fences; /* not 0: there are entries in fence_addresses */
 	__u64 virtual_macs; /* not 0: MAC addresses among them */
 	__u64 closed; /* not 0: VIPs of closed instances */
+	__u64 nodes[MAX_NODES]; /* MAC addresses that other nodes' packets come from, the first byte lowest; 0: none */
 };
 
 struct counters {

@@ -86,6 +86,7 @@ type benchArrays struct {
 	Fences         uint64
 	VirtualMacs    uint64
 	Closed         uint64
+	Nodes          [16]uint64
 }
 
 type benchBenchConnections struct {

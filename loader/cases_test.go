@@ -24,7 +24,7 @@ type packetCase struct {
 // packetCases are all cases, by theme.
 func packetCases() []packetCase {
 	return slices.Concat(linkCases(), ipCases(), extensionCases(), fragmentCases(), transportCases(), serviceCases(),
-		tunnelCases(), natCasesOf(), natPortsCases(), dnatCases(), icmpCases())
+		tunnelCases(), natCasesOf(), natPortsCases(), dnatCases(), icmpCases(), nodeCases())
 }
 
 func TestPacketCases(t *testing.T) {

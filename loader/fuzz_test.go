@@ -65,6 +65,7 @@ func TestRandomFrames(t *testing.T) {
 		"a packet to a dnat backend", "a later fragment to a dnat backend", "a dnat reply", "a later fragment of a dnat reply",
 		"an error to a dnat backend", "an error to a dnat client", "an answer to a dnat backend",
 		"a frame to a virtual MAC address",
+		"here", "from_node", "a packet to another node", "an error about a flow that a node serves", "a packet that no node serves",
 	} {
 		if w.m.reached[what] < 20 {
 			t.Errorf("%s was reached %d times, want 20 at least", what, w.m.reached[what])

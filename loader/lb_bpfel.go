@@ -86,6 +86,7 @@ type lbArrays struct {
 	Fences         uint64
 	VirtualMacs    uint64
 	Closed         uint64
+	Nodes          [16]uint64
 }
 
 type lbBackend struct {
@@ -237,6 +238,7 @@ const (
 	lbForwardFORWARD_DSR    lbForward = 2
 	lbForwardFORWARD_TUNNEL lbForward = 3
 	lbForwardFORWARD_DNAT   lbForward = 4
+	lbForwardFORWARD_PROXY  lbForward = 5
 )
 
 type lbFragmentKey struct {
@@ -331,6 +333,8 @@ const (
 	lbLimitsMAX_PROBES             lbLimits = 16384
 	lbLimitsMAX_FENCES             lbLimits = 1024
 	lbLimitsMAX_FENCED             lbLimits = 4096
+	lbLimitsMAX_NODES              lbLimits = 16
+	lbLimitsINTERFACE_HERE         lbLimits = 2147483647
 )
 
 type lbMeta struct {
@@ -488,26 +492,28 @@ const (
 	lbOutcomePASS_NO_FLOW        lbOutcome = 10
 	lbOutcomePASS_NOT_FORWARDING lbOutcome = 11
 	lbOutcomePASS_PROBE          lbOutcome = 12
-	lbOutcomeDROP_MALFORMED_IP   lbOutcome = 13
-	lbOutcomeDROP_MALFORMED_TCP  lbOutcome = 14
-	lbOutcomeDROP_MALFORMED_UDP  lbOutcome = 15
-	lbOutcomeDROP_FRAGMENT       lbOutcome = 16
-	lbOutcomeDROP_EARLY_FRAGMENT lbOutcome = 17
-	lbOutcomeDROP_DENIED         lbOutcome = 18
-	lbOutcomeDROP_SOURCE_LIMIT   lbOutcome = 19
-	lbOutcomeDROP_TTL            lbOutcome = 20
-	lbOutcomeDROP_NO_BACKEND     lbOutcome = 21
-	lbOutcomeDROP_NO_PORT        lbOutcome = 22
-	lbOutcomeDROP_FLOWS_FULL     lbOutcome = 23
-	lbOutcomeDROP_NO_NEXT_HOP    lbOutcome = 24
-	lbOutcomeDROP_NO_ROUTE       lbOutcome = 25
-	lbOutcomeDROP_TOO_BIG        lbOutcome = 26
-	lbOutcomeDROP_HEADROOM       lbOutcome = 27
-	lbOutcomeDROP_STRAY          lbOutcome = 28
-	lbOutcomeDROP_FENCED         lbOutcome = 29
-	lbOutcomeDROP_NOT_ACCEPTED   lbOutcome = 30
-	lbOutcomeDROP_INTERNAL       lbOutcome = 31
-	lbOutcomeOUTCOMES            lbOutcome = 32
+	lbOutcomePASS_HERE           lbOutcome = 13
+	lbOutcomePASS_FROM_NODE      lbOutcome = 14
+	lbOutcomeDROP_MALFORMED_IP   lbOutcome = 15
+	lbOutcomeDROP_MALFORMED_TCP  lbOutcome = 16
+	lbOutcomeDROP_MALFORMED_UDP  lbOutcome = 17
+	lbOutcomeDROP_FRAGMENT       lbOutcome = 18
+	lbOutcomeDROP_EARLY_FRAGMENT lbOutcome = 19
+	lbOutcomeDROP_DENIED         lbOutcome = 20
+	lbOutcomeDROP_SOURCE_LIMIT   lbOutcome = 21
+	lbOutcomeDROP_TTL            lbOutcome = 22
+	lbOutcomeDROP_NO_BACKEND     lbOutcome = 23
+	lbOutcomeDROP_NO_PORT        lbOutcome = 24
+	lbOutcomeDROP_FLOWS_FULL     lbOutcome = 25
+	lbOutcomeDROP_NO_NEXT_HOP    lbOutcome = 26
+	lbOutcomeDROP_NO_ROUTE       lbOutcome = 27
+	lbOutcomeDROP_TOO_BIG        lbOutcome = 28
+	lbOutcomeDROP_HEADROOM       lbOutcome = 29
+	lbOutcomeDROP_STRAY          lbOutcome = 30
+	lbOutcomeDROP_FENCED         lbOutcome = 31
+	lbOutcomeDROP_NOT_ACCEPTED   lbOutcome = 32
+	lbOutcomeDROP_INTERNAL       lbOutcome = 33
+	lbOutcomeOUTCOMES            lbOutcome = 34
 )
 
 type lbPairKey struct {

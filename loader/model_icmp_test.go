@@ -34,6 +34,9 @@ func (m *model) icmp(p *modelPacket, vip vipEntry) string {
 		return m.errorToBackend(p, q)
 	}
 	f := flowName{q.dst, q.src, q.protocol}
+	if s.Forward == lb.Proxy {
+		return m.errorOverNodes(p, f, number, s)
+	}
 	owner := m.ownerOfQuoted(f, number, s)
 	if owner == 0 {
 		return "no_backend"

@@ -169,6 +169,9 @@ func (m *model) toService(p *modelPacket, number uint16) string {
 		return m.natForward(p, number, s)
 	}
 	p.hash = hashOf(p.flow(), s)
+	if s.Forward == lb.Proxy {
+		return m.overNodes(p, number, s)
+	}
 	owner := m.ownerOf(p, number, s)
 	if owner == 0 {
 		return "no_backend"
@@ -182,7 +185,7 @@ func (m *model) toService(p *modelPacket, number uint16) string {
 // sendTo sends a packet to a backend in a stateless mode, and counts it.
 func (m *model) sendTo(p *modelPacket, number uint32, forward lb.Forward) string {
 	out := m.emitTo(p, number, forward)
-	if out == "sent" {
+	if out == "sent" || out == "here" {
 		m.count(number, lbCounters{Packets: 1, Bytes: uint64(p.length), Flows: p.opened()})
 	}
 	return out
@@ -195,6 +198,8 @@ func (m *model) emitTo(p *modelPacket, number uint32, forward lb.Forward) string
 		return m.tunnel(p, number)
 	case lb.DNAT:
 		return m.toDNAT(p, number)
+	case lb.Proxy:
+		return m.towardsNode(p, number)
 	}
 	return m.emit(p, p.frame[p.l3:], m.state.Backends[number].NextHop)
 }

@@ -116,6 +116,9 @@ func (p *planner) services(want lb.Snapshot) error {
 			p.remove = append(p.remove, removePair{n, p.have.Pairs[n]})
 		}
 	}
+	if err := p.nodes(); err != nil {
+		return err
+	}
 	return p.replies()
 }
 

@@ -70,7 +70,7 @@ func (p *resolution) resolve(a netip.Addr) (way, error) {
 	if err != nil {
 		return way{}, err
 	}
-	h.Destination, h.MTU = mac, out.Attrs().MTU
+	h.Destination, h.Routed, h.MTU = mac, via != a, out.Attrs().MTU
 	if route.MTU != 0 { // of the route, or learnt of the path
 		h.MTU = min(h.MTU, route.MTU)
 	}

@@ -82,7 +82,7 @@ func (w *twin) act(s *script) error {
 
 // changeSlots gives a service other owners.
 func (w *twin) changeSlots(s *script) error {
-	port := oneOf(s, uint16(portTracked), portTracked, portMixed, portSticky, portDNAT)
+	port := oneOf(s, uint16(portTracked), portTracked, portMixed, portSticky, portDNAT, portNodes)
 	service := w.m.state.service(w.m.state.VIPs[oneOf(s, vipIP, v6VIP.Addr())].Tables[tcpTable], port)
 	numbers := append([]uint32{0}, w.backendsOf(service)...)
 	owner, previous := oneOf(s, numbers...), oneOf(s, numbers...)
@@ -138,7 +138,7 @@ func (w *twin) changeBackend(s *script) error {
 func (w *twin) handshake(s *script) error {
 	f := w.toService(s)
 	f.Protocol = testenv.ProtocolTCP
-	f.Dst = netip.AddrPortFrom(f.Dst.Addr(), oneOf(s, uint16(portNAT), portSpread, portTracked, portMixed, portSticky, portDNAT, portPorts, portPortsEnd))
+	f.Dst = netip.AddrPortFrom(f.Dst.Addr(), oneOf(s, uint16(portNAT), portSpread, portTracked, portMixed, portSticky, portDNAT, portPorts, portPortsEnd, portNodes))
 	if err := w.open(f); err != nil || s.pick(4) < 3 {
 		return err
 	}
@@ -221,7 +221,8 @@ var (
 	scriptPorts = []uint16{
 		portDSR, portTracked, portTracked, portTunnel4, portNAT, portNAT, portSpread, portFlows, portMixed, portDNS, portTunnelU,
 		portTagged, portDouble, portAway, portLost, portEmpty, portRules, portAllowed, portLimited, portSticky, portTunnel6,
-		portNarrow4, portNarrow6, portRange, portRangeEnd, portRangeEnd + 1, portDNAT, portKept, portKeptEnd, portPorts, portPortsEnd, 0, 65535, 22,
+		portNarrow4, portNarrow6, portRange, portRangeEnd, portRangeEnd + 1, portDNAT, portKept, portKeptEnd, portPorts, portPortsEnd,
+		portHere, portNode, portNodeTag, portNodes, portNodes, portNoNode, 0, 65535, 22,
 	}
 	scriptFlags = []testenv.TCPFlags{
 		testenv.SYN, testenv.ACK, testenv.ACK | testenv.PSH, testenv.FIN | testenv.ACK, testenv.RST, testenv.SYN | testenv.ACK,
@@ -257,6 +258,9 @@ func (w *twin) toService(s *script) testenv.Frame {
 	}
 	if s.pick(3) == 2 && w.last.client.IsValid() {
 		f.Src, f.Dst, f.Protocol = w.last.client, w.last.vip, uint8(w.last.protocol)
+	}
+	if p := f.Dst.Port(); p >= portHere && p <= portNoNode && s.pick(4) == 3 {
+		f.SrcMAC = hardware(nodeMAC(1 + s.pick(4)))
 	}
 	w.last = flowName{f.Src, f.Dst, lb.Protocol(f.Protocol)}
 	return f

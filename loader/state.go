@@ -24,7 +24,8 @@ type State struct {
 	Pairs    map[uint32]pairEntry
 	Replies  map[replyID]replyEntry // of nat without source NAT
 
-	ExpectsReplies bool // the program looks for them
+	ExpectsReplies bool                      // the program looks for them
+	Nodes          [lbLimitsMAX_NODES]uint64 // MAC addresses of other nodes, the first byte lowest; 0: none
 
 	generation uint32 // the highest that any backend has or had
 }
@@ -117,7 +118,7 @@ func (s *State) clone() *State {
 	return &State{
 		VIPs: maps.Clone(s.VIPs), Ports: maps.Clone(s.Ports), Services: maps.Clone(s.Services),
 		Slots: maps.Clone(s.Slots), Backends: maps.Clone(s.Backends), Rules: maps.Clone(s.Rules), Pairs: maps.Clone(s.Pairs),
-		Replies: maps.Clone(s.Replies), ExpectsReplies: s.ExpectsReplies, generation: s.generation,
+		Replies: maps.Clone(s.Replies), ExpectsReplies: s.ExpectsReplies, Nodes: s.Nodes, generation: s.generation,
 	}
 }
 

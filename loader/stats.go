@@ -190,6 +190,8 @@ var outcomeNames = map[lbOutcome]string{
 	lbOutcomePASS_NO_FLOW:        "no_flow",
 	lbOutcomePASS_NOT_FORWARDING: "not_forwarding",
 	lbOutcomePASS_PROBE:          "probe",
+	lbOutcomePASS_HERE:           "here",
+	lbOutcomePASS_FROM_NODE:      "from_node",
 	lbOutcomeDROP_MALFORMED_IP:   "malformed_ip",
 	lbOutcomeDROP_MALFORMED_TCP:  "malformed_tcp",
 	lbOutcomeDROP_MALFORMED_UDP:  "malformed_udp",

@@ -143,6 +143,7 @@ func (t *tables) fresh(n uint32) bool {
 func (t *tables) readState() (*State, error) {
 	s := newState()
 	t.readVIPs(s)
+	s.Nodes = t.arrays.Nodes
 	if err := t.readServices(s); err != nil {
 		return nil, err
 	}

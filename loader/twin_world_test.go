@@ -10,28 +10,33 @@ import (
 
 // The ports of the world's services, which say what they are for.
 const (
-	portDSR      = 80 // one backend, no tags
-	portTagged   = 81 // one tag
-	portDouble   = 82 // two
-	portAway     = 83 // its backend is behind another NIC
-	portLost     = 84 // there is no way to its backend
-	portEmpty    = 85 // it has no healthy backend
-	portRules    = 86 // it has rules
-	portAllowed  = 87 // it lets in only some
-	portLimited  = 88 // it has a limit
-	portTracked  = 89 // three backends, slots that change
-	portSticky   = 90 // the same, and the client's address alone chooses
-	portTunnel4  = 91 // backend of IPv4
-	portTunnel6  = 92 // backend of IPv6, two tags
-	portNarrow4  = 93 // the way to its backend of IPv4 has an MTU of 1500
-	portNarrow6  = 94 // that to one of IPv6, of 1400
-	portMixed    = 95 // tunnels to backends of both families, slots that change
-	portNAT      = 96 // one backend
-	portSpread   = 97 // three backends, two source addresses
-	portDNAT     = 98 // keeps the client's address; three backends, slots that change
-	portDNS      = 53 // UDP, three backends
-	portFlows    = 54 // UDP, affinity: flow
-	portTunnelU  = 55 // UDP, a tunnel with affinity: flow
+	portDSR      = 80  // one backend, no tags
+	portTagged   = 81  // one tag
+	portDouble   = 82  // two
+	portAway     = 83  // its backend is behind another NIC
+	portLost     = 84  // there is no way to its backend
+	portEmpty    = 85  // it has no healthy backend
+	portRules    = 86  // it has rules
+	portAllowed  = 87  // it lets in only some
+	portLimited  = 88  // it has a limit
+	portTracked  = 89  // three backends, slots that change
+	portSticky   = 90  // the same, and the client's address alone chooses
+	portTunnel4  = 91  // backend of IPv4
+	portTunnel6  = 92  // backend of IPv6, two tags
+	portNarrow4  = 93  // the way to its backend of IPv4 has an MTU of 1500
+	portNarrow6  = 94  // that to one of IPv6, of 1400
+	portMixed    = 95  // tunnels to backends of both families, slots that change
+	portNAT      = 96  // one backend
+	portSpread   = 97  // three backends, two source addresses
+	portDNAT     = 98  // keeps the client's address; three backends, slots that change
+	portDNS      = 53  // UDP, three backends
+	portFlows    = 54  // UDP, affinity: flow
+	portTunnelU  = 55  // UDP, a tunnel with affinity: flow
+	portHere     = 101 // spread over nodes; this one alone
+	portNode     = 102 // another one alone
+	portNodeTag  = 103 // the same, one tag
+	portNodes    = 104 // this one and two others, slots that change
+	portNoNode   = 105 // none
 	portRange    = 8000
 	portRangeEnd = 8100
 	portKept     = 8200 // keeps address and port
@@ -151,6 +156,16 @@ func world() []lb.ServiceState {
 		}
 		all = append(all, portsWorld(make, in6, protocol)...)
 	}
+	here := func(i int, b *lb.Backend) {
+		if i == 0 {
+			b.NextHop = lb.Here
+		}
+	}
+	add(make("here", lb.Proxy, portHere, 1, here))
+	add(make("node", lb.Proxy, portNode, 1, anotherNode))
+	add(make("node, tagged", lb.Proxy, portNodeTag, 1, anotherNode, tags(200)))
+	add(make("nodes", lb.Proxy, portNodes, 3, anotherNode, here))
+	add(make("no node", lb.Proxy, portNoNode, 1, anotherNode, func(_ int, b *lb.Backend) { b.Weight = 0 }))
 	return append(all, dnatWorld(make, in6)...)
 }
 
@@ -175,6 +190,12 @@ func elsewhere(_ int, b *lb.Backend) {
 	other, _ := netip.AddrFromSlice(a)
 	b.Address = netip.AddrPortFrom(other, b.Address.Port())
 }
+
+// nodeMAC is that of another node.
+func nodeMAC(i int) [6]byte { return [6]byte{2, 0, 0, 0, 2, byte(i)} }
+
+// anotherNode makes a backend another node.
+func anotherNode(i int, b *lb.Backend) { b.NextHop.Destination = nodeMAC(i + 1) }
 
 // dnatWorld returns services that keep the client's address: of one port, and of
 // several.

@@ -41,9 +41,12 @@ func (h *Host) removeRoute(r Route) error {
 
 func (h *Host) kernelRoute(r Route) (*netlink.Route, error) {
 	n := &netlink.Route{Dst: kernelPrefix(r.To), Table: int(r.Table), Priority: int(r.Metric), Protocol: routeProtocol}
-	if r.Via.IsValid() {
+	switch {
+	case r.Local:
+		n.Type, n.Scope = unix.RTN_LOCAL, netlink.SCOPE_HOST
+	case r.Via.IsValid():
 		n.Gw = r.Via.AsSlice()
-	} else if r.To.Addr().Is4() {
+	case r.To.Addr().Is4():
 		n.Scope = netlink.SCOPE_LINK
 	}
 	if r.Source.IsValid() {

@@ -20,10 +20,16 @@ type Route struct {
 	Source    netip.Addr   `json:"source"`    // invalid: the kernel chooses
 	Table     uint32       `json:"table"`
 	Metric    uint32       `json:"metric"` // 0: the kernel's default
+	// Local: the node takes packets to To for its own, without an address. Interface is
+	// lo then, and Via is invalid.
+	Local bool `json:"local,omitempty"`
 }
 
 func (r Route) String() string {
 	text := fmt.Sprintf("route to %v", r.To)
+	if r.Local {
+		text = fmt.Sprintf("local route to %v", r.To)
+	}
 	if r.Via.IsValid() {
 		text += fmt.Sprintf(" via %v", r.Via)
 	}

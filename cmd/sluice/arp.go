@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/netip"
 	"slices"
 
 	"github.com/sluice-lb/sluice/vrrp"
@@ -38,6 +39,9 @@ func (n *node) vipInterfaces() []string {
 		if !i.V6() {
 			names = append(names, i.Interface)
 		}
+	}
+	if slices.ContainsFunc(spreadVIPs(n.cfg), netip.Addr.Is4) {
+		names = append(names, loopback) // also while this node has not the VIP
 	}
 	slices.Sort(names)
 	return slices.Compact(names)

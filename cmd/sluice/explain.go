@@ -277,6 +277,8 @@ func printWay(line func(what, format string, args ...any), x loader.Explanation)
 		line("tunnel", "%s, %d bytes, around the packet", headersText(*x.Sent), x.Sent.Length)
 	case x.Sent.Source != x.Packet.Source || x.Sent.Destination != x.Packet.Destination:
 		line("rewrite", "%s > %s  to  %s > %s", x.Packet.Source, x.Packet.Destination, x.Sent.Source, x.Sent.Destination)
+	case x.Service != nil && x.Service.Forward == lb.Proxy.String():
+		line("rewrite", "the frame's addresses, and a hop: another node serves it")
 	default:
 		line("rewrite", "the frame's addresses only")
 	}

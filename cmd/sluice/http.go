@@ -29,16 +29,19 @@ type httpFront struct {
 // openHTTP begins to serve. Health is not known yet: all servers count as able.
 func (n *node) openHTTP() error {
 	n.http.proxy = l7.New(l7.Options{Log: n.log, Health: n.upstreamHealth, Event: n.recordUpstream})
-	n.closers = append(n.closers, func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), drainHTTP)
-		defer cancel()
-		n.http.proxy.Close(ctx)
-		return nil
-	})
+	n.closers = append(n.closers, func() error { n.closeHTTP(); return nil })
 	if err := n.http.proxy.Apply(n.cfg.HTTP); err != nil {
 		return fmt.Errorf("http: %w", err)
 	}
 	return nil
+}
+
+// closeHTTP accepts nothing more, and gives requests that are under way their time. A
+// second time it does nothing.
+func (n *node) closeHTTP() {
+	ctx, cancel := context.WithTimeout(context.Background(), drainHTTP)
+	defer cancel()
+	n.http.proxy.Close(ctx)
 }
 
 // probeHTTP has the servers of upstreams probed, and what is found count, until ctx

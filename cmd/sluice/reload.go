@@ -276,7 +276,7 @@ func (n *node) reloadVRRP(next *config.Config, routers []*vrrp.Router) {
 	for _, i := range next.VRRP {
 		n.hooks(i).Set(hooksOf(i))
 	}
-	if !reflect.DeepEqual(before.VRRP, next.VRRP) {
+	if !reflect.DeepEqual(before.VRRP, next.VRRP) || !slices.Equal(spreadVIPs(before), spreadVIPs(next)) {
 		if _, err := n.addresses.Forget(configured(next)); err != nil {
 			n.log.Error("addresses that are not configured any more are left", "error", err)
 		}
@@ -284,6 +284,7 @@ func (n *node) reloadVRRP(next *config.Config, routers []*vrrp.Router) {
 			n.log.Error("routes that are not configured any more are left", "error", err)
 		}
 		n.applyARP()
+		n.applySpread()
 		n.forgetMACs(next)
 		n.freeFences(next, routers)
 		n.fast.leave(routers)

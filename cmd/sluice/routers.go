@@ -45,6 +45,7 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 	if err := n.openRoutes(); err != nil {
 		return err
 	}
+	n.openSpread()
 	if err := n.openMACs(); err != nil {
 		return err
 	}
@@ -79,6 +80,7 @@ func (n *node) makeRouters(ctx context.Context, goroutines *sync.WaitGroup) erro
 			select {
 			case <-changed: // an interface may have another MAC address, or be another one
 				n.applyARP()
+				n.applySpread()
 				if n.loop != nil {
 					n.loop.Dirty()
 				}

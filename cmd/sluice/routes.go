@@ -20,12 +20,13 @@ func extra(i config.Instance) (s vrrp.RouteSet) {
 	return s
 }
 
-// routesOf are those that come and go with the VIPs of a configuration.
+// routesOf are those that a configuration may bring along.
 func routesOf(cfg *config.Config) (all vrrp.RouteSet) {
 	for _, i := range cfg.VRRP {
 		s := extra(i)
 		all.Routes, all.Rules = append(all.Routes, s.Routes...), append(all.Rules, s.Rules...)
 	}
+	all.Routes = append(all.Routes, spreadRoutes(cfg).Routes...)
 	return all
 }
 

@@ -244,7 +244,9 @@ func (n *node) run(ctx context.Context) (err error) {
 
 	notify(n.log, stopping(n.stopWait()))
 	n.endReloads()
+	n.leaveSpread()
 	n.release(inside)
+	n.finishSpread()
 	return nil
 }
 

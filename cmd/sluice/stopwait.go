@@ -11,7 +11,8 @@ import (
 
 // stopWait is how long the daemon may take to stop: the wait until peers have all
 // connections, and until one has the VIPs, the hooks of the last changes, one instance
-// after the other, requests that are under way, and what else there is to do.
+// after the other, other nodes that take over what is spread, requests that are under way,
+// and what else there is to do.
 func (n *node) stopWait() time.Duration {
 	const rest = 10 * time.Second
 	var longest time.Duration
@@ -20,6 +21,9 @@ func (n *node) stopWait() time.Duration {
 	}
 	if len(n.config().HTTP.Servers) > 0 {
 		longest += drainHTTP
+	}
+	if len(spreadVIPs(n.config())) > 0 {
+		longest += leaveSpreadWait
 	}
 	return longest + n.peersWait() + time.Duration(len(n.instances()))*track.LastHooks + rest
 }

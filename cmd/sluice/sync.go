@@ -120,6 +120,7 @@ func (n *node) openSharing(ctx context.Context, goroutines *sync.WaitGroup, data
 		feed: feed, state: control.NewSharedState(ctx, n.loop, feed, n.activity.activeVIPs),
 		poke: make(chan struct{}, 1), synced: map[string]bool{},
 	}
+	s.state.Introduce(n.cfg.Node)
 	told := make(chan struct{}, 1)
 	n.loop.TellChanges(func() { wake(told) })
 	own, peers := syncPeers(n.cfg)

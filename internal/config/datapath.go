@@ -78,7 +78,7 @@ func (d *decoder) datapath(doc *document, nodes []nodeDef, s self) Datapath {
 			d.probeAddresses(n, &dp)
 		}
 	}
-	if !interfacesSet && slices.ContainsFunc(doc.items["services"], func(n *node) bool { return !n.saysProxy() }) {
+	if !interfacesSet && slices.ContainsFunc(doc.items["services"], func(n *node) bool { return !n.saysProxy() || n.saysSpread() }) {
 		d.needInterfaces(doc, nodes)
 	}
 	if s.def != nil && s.def.Interfaces != nil {

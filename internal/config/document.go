@@ -24,7 +24,7 @@ func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config 
 	for _, p := range pools {
 		c.Pools = append(c.Pools, p.Pool)
 	}
-	services, proxied := d.services(doc.items["services"], pools, def)
+	services, proxied := d.services(doc.items["services"], pools, nodes, self, def)
 	for _, s := range services {
 		c.Services = append(c.Services, s.Service)
 	}
@@ -37,7 +37,7 @@ func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config 
 	}
 	c.Sync = d.sync(doc.set["sync"], files)
 	h := d.http(doc.set["http"], files, pools, def)
-	d.resolveTracked(instances, c.Checks, services, len(services)+len(proxied) == len(doc.items["services"]), proxied, h)
+	d.resolveTracked(instances, c.Checks, services, wholeServices(doc.items["services"], services, proxied), proxied, h)
 	h.shareKeys(c.Sync)
 	c.HTTP = h.HTTP
 	names := d.dns(doc.set["dns"], pools, usersOf(services, h))

@@ -174,13 +174,13 @@ func (d *decoder) checkOneVIP(s *serviceDef) bool {
 }
 
 // checkLoopback finds a server that has a VIP on its loopback, for dsr or
-// tunnel, and is to answer a nat service that sends from that VIP: it would take
+// tunnel, or as a node that a service is spread over, and is to answer a nat service that sends from that VIP: it would take
 // the packets for its own and never answer.
 func (d *decoder) checkLoopback(services []*serviceDef) {
 	type place struct{ server, vip netip.Addr }
 	loopback := map[place]*serviceDef{}
 	for _, s := range services {
-		if s.Forward != lb.DSR && s.Forward != lb.Tunnel || s.backends == nil {
+		if s.Forward != lb.DSR && s.Forward != lb.Tunnel && s.Forward != lb.Proxy || s.backends == nil {
 			continue
 		}
 		for _, server := range s.backends.servers {

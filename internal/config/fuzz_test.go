@@ -182,7 +182,7 @@ func checkProbe(t *testing.T, s lb.Service, checks []lb.Check) {
 // mode.
 func checkForwarding(t *testing.T, s lb.Service) {
 	t.Helper()
-	if s.Forward < lb.NAT || s.Forward > lb.DNAT {
+	if s.Forward < lb.NAT || s.Forward > lb.Proxy {
 		t.Errorf("service %s: %v", s.Name, s.Forward)
 	}
 	if (len(s.SourceAddresses) > 0) != (s.Forward == lb.NAT) {

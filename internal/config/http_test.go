@@ -264,7 +264,51 @@ var proxiedMistakes = []mistakeCase{
 		"- {name: t, address: \"192.0.2.100:80\", forward: proxy}\nhttp: {servers: [{listen: \":80\", locations: [{path: /, return: {status: 200}}]}]}\n", []string{
 		`4:22: address 192.0.2.100:80 belongs to service "s" already: the first one is on line 3`,
 	}},
+	{"spread, and no other node", spreadBase("", spreadVRRP), []string{
+		`3:64: spread: true needs other nodes, and nodes lists none: list this node and the others there, or leave spread out`}},
+	{"spread, and another mode", "datapath: {interfaces: [e]}\nservices:\n- {name: s, address: \"192.0.2.100:80\", forward: dsr, spread: true, backends: [{address: 192.0.2.11}]}\n", []string{
+		`3:54: spread is for forward: proxy, whose packets the proxies of all nodes may serve: write that, or leave spread out`}},
+	{"spread, and a VIP that stays", spreadBase(spreadNodes, ""), []string{
+		`4:22: VIP 192.0.2.100 is in no vrrp instance: spread: true is for a VIP that one node has at a time`}},
+	{"spread, and no program", strings.Replace(spreadBase(spreadNodes, spreadVRRP), "datapath: {interfaces: [e]}\n", "", 1), []string{
+		`2:1: missing "interfaces" in datapath: services need to know where their traffic comes in, such as datapath: {interfaces: [eth0]}`}},
+	{"spread, and health elsewhere", strings.Replace(spreadBase(spreadNodes, spreadVRRP), "spread: true", "spread: true, quorum: 2, health: {type: tcp, via: direct}", 1), []string{
+		`4:70: quorum goes with no forward: proxy: what is done with requests is said in http`,
+		`4:89: health of a service with spread: true is that of the proxies of other nodes, which are probed through the VIP: it is of type tcp, http or https, without via: direct`}},
+	{"not spread, and windows", strings.Replace(spreadBase(spreadNodes, spreadVRRP), "spread: true", "spread: false, track_window: 1m", 1), []string{
+		`4:71: track_window goes with no forward: proxy without spread: true: what is done with requests is said in http`}},
+	{"spread, and another service's address", strings.Replace(spreadBase(spreadNodes, spreadVRRP), "services:\n", "services:\n- {name: t, address: \"192.0.2.100:80\", backends: [{address: 192.0.2.11}]}\n", 1), []string{
+		`5:22: address 192.0.2.100:80 belongs to service "t" already: the first one is on line 4`}},
+	{"spread, and nat from the VIP to a node", strings.Replace(spreadBase(spreadNodes, spreadVRRP), "services:\n", "services:\n- {name: t, address: \"192.0.2.100:81\", backends: [{address: 192.0.2.2}]}\n", 1), []string{
+		`4:10: server 192.0.2.2 has 192.0.2.100 on its loopback for the proxy, spread service "s", so it cannot answer what comes from there: set source_addresses to another VIP`}},
 	{"a default", "defaults: {service: {forward: proxy}}\n", []string{"1:31: forward: proxy is no default: each such service says it itself"}},
+}
+
+const (
+	spreadNodes = "nodes: [{name: lb1, address: 192.0.2.1}, {name: lb2, address: 192.0.2.2}]\n"
+	spreadVRRP  = "vrrp: [{name: v, interface: e, virtual_router_id: 1, addresses: [192.0.2.100]}]\n"
+)
+
+// spreadBase is a service that is spread over nodes, with what belongs to it.
+func spreadBase(nodes, vrrp string) string {
+	return nodes + "datapath: {interfaces: [e]}\nservices:\n- {name: s, address: \"192.0.2.100:80\", forward: proxy, spread: true}\n" + vrrp +
+		"http: {servers: [{listen: \":80\", locations: [{path: /, return: {status: 200}}]}]}\n"
+}
+
+// A service that is spread has the nodes as backends.
+func TestSpreadService(t *testing.T) {
+	c := mustLoad(t, strings.Replace(spreadBase(spreadNodes, spreadVRRP), "spread: true", "spread: true, scheduler: source_hash, track_window: 1m", 1)+"node: lb2\n")
+	probe := spreadProbe
+	want := []lb.Service{{
+		Name: "s", Addresses: []lb.Frontend{lb.FrontendOf(netip.MustParseAddrPort("192.0.2.100:80"))}, Protocol: lb.TCP, Forward: lb.Proxy,
+		Scheduler: lb.SourceHash, TableSize: lb.DefaultTableSize, Quorum: 1, TrackWindow: time.Minute, DrainTimeout: time.Hour,
+		Pool: lb.Pool{Name: "s", Probe: &probe, Servers: []lb.Server{
+			{Address: netip.MustParseAddr("192.0.2.1"), Weight: 1, Node: "lb1"}, {Address: netip.MustParseAddr("192.0.2.2"), Weight: 1, Node: "lb2", Here: true},
+		}},
+	}}
+	if diff := cmp.Diff(want, c.Services, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
 }
 
 func TestProxiedMistakes(t *testing.T) {

@@ -151,7 +151,7 @@ func TestReference(t *testing.T) {
 		t.Fatalf("load the reference configuration:\n%v", err)
 	}
 	checkInvariants(t, c)
-	if len(c.Services) != 3 || len(c.VRRP) != 2 || len(c.Pools) != 6 || len(c.Nodes) != 2 {
+	if len(c.Services) != 4 || len(c.VRRP) != 2 || len(c.Pools) != 6 || len(c.Nodes) != 2 {
 		t.Errorf("services %d, instances %d, pools %d, nodes %d", len(c.Services), len(c.VRRP), len(c.Pools), len(c.Nodes))
 	}
 	for _, s := range supported {

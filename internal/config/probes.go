@@ -71,7 +71,7 @@ func viaVIP(health *node, p *lb.Probe) *node {
 
 // throughVIP tells whether the servers of a service are probed through its VIPs.
 func (s *serviceDef) throughVIP() bool {
-	return s.backends != nil && s.backends.Probe != nil && s.backends.Probe.ViaVIP && (s.Forward == lb.DSR || s.Forward == lb.Tunnel)
+	return s.backends != nil && s.backends.Probe != nil && s.backends.Probe.ViaVIP && (s.Forward == lb.DSR || s.Forward == lb.Tunnel || s.Forward == lb.Proxy)
 }
 
 // checkVia demands of a pool whose probes are to go through the VIP that there is

@@ -9,15 +9,17 @@ import (
 )
 
 // A proxiedDef is a service whose packets are left to the kernel, where http listens.
-// The data plane knows nothing of it.
+// The data plane knows nothing of it, unless it is spread over nodes.
 type proxiedDef struct {
 	name      string
 	addresses []lb.Frontend
 	at        []*node // parallel to addresses
+	// Spread is where it says so; nil: it does not. Then it is a serviceDef, too.
+	spread *node
 }
 
 // proxiedKeys are what such a service has; all else is said in http.
-var proxiedKeys = []string{"name", "address", "protocol", "forward"}
+var proxiedKeys = []string{"name", "address", "protocol", "forward", "spread"}
 
 // saysProxy tells whether a service is one of forward: proxy.
 func (n *node) saysProxy() bool {
@@ -30,8 +32,18 @@ func (n *node) saysProxy() bool {
 }
 
 func (d *decoder) proxied(f fields) *proxiedDef {
+	spread := f.own["spread"]
+	if spread != nil {
+		if on, ok := d.boolean(spread, "spread"); ok && !on {
+			spread = nil
+		}
+	}
 	for _, e := range f.n.entries {
-		if key := e.key.text; slices.Contains(serviceSchema.keys, key) && !slices.Contains(proxiedKeys, key) {
+		switch key := e.key.text; {
+		case !slices.Contains(serviceSchema.keys, key), slices.Contains(proxiedKeys, key), spread != nil && slices.Contains(spreadKeys, key):
+		case slices.Contains(spreadKeys, key):
+			d.errorf(e.key, "%s goes with no forward: proxy without spread: true: what is done with requests is said in http", key)
+		default:
 			d.errorf(e.key, "%s goes with no forward: proxy: what is done with requests is said in http", key)
 		}
 	}
@@ -42,7 +54,7 @@ func (d *decoder) proxied(f fields) *proxiedDef {
 	if n := f.need("address"); n != nil {
 		d.serviceAddresses(n, &s)
 	}
-	return &proxiedDef{addresses: s.Addresses, at: s.addresses}
+	return &proxiedDef{addresses: s.Addresses, at: s.addresses, spread: spread}
 }
 
 // checkProxied finds addresses that two want to have, layer 4 and layer 7, and services
@@ -50,7 +62,7 @@ func (d *decoder) proxied(f fields) *proxiedDef {
 func (d *decoder) checkProxied(h *httpDef, proxied []*proxiedDef, instances []*instanceDef, held map[listening][]holding) {
 	owner := func(a netip.AddrPort) *holding {
 		for i, other := range held[listening{a.Addr(), lb.TCP}] {
-			if other.Ports.Contains(a.Port()) {
+			if other.Ports.Contains(a.Port()) && other.service.Forward != lb.Proxy {
 				return &held[listening{a.Addr(), lb.TCP}][i]
 			}
 		}
@@ -71,10 +83,13 @@ func (d *decoder) checkProxied(h *httpDef, proxied []*proxiedDef, instances []*i
 				continue
 			}
 			a := netip.AddrPortFrom(f.VIP, f.Port())
-			if o := owner(a); o != nil {
+			if o := owner(a); o != nil && p.spread == nil {
 				d.errorf(p.at[i], "address %v belongs to service %q already: %s", f, o.service.Name, o.at.elsewhere(p.at[i]))
 			} else if !h.listensOn(a) {
 				d.errorf(p.at[i], "nothing in http listens on %v: %s", f, fmt.Sprintf("write a server with listen: \"%v\"", a))
+			}
+			if p.spread != nil && !moves(f.VIP, instances) {
+				d.errorf(p.at[i], "VIP %v is in no vrrp instance: spread: true is for a VIP that one node has at a time", f.VIP)
 			}
 		}
 	}

@@ -69,7 +69,7 @@ var serviceSchema = schema{
 	keys: []string{
 		"name", "address", "protocol", "forward", "source_nat", "source_addresses", "scheduler", "affinity",
 		"pool", "backends", "health", "quorum", "table_size", "slow_start", "track_window", "drain_timeout",
-		"allow", "deny", "source_limit",
+		"allow", "deny", "source_limit", "spread",
 	},
 	hints: map[string]string{
 		"servers":     "in a service they are called \"backends\"",
@@ -97,8 +97,8 @@ var serviceDefaultsSchema = schema{
 }
 
 // services decodes the section and resolves the pools.
-// Those of forward: proxy are told apart.
-func (d *decoder) services(items []*node, pools []*poolDef, def defaults) (all []*serviceDef, proxied []*proxiedDef) {
+// Those of forward: proxy are told apart; one that is spread over nodes is both.
+func (d *decoder) services(items []*node, pools []*poolDef, nodes []nodeDef, here self, def defaults) (all []*serviceDef, proxied []*proxiedDef) {
 	byName := map[string]*poolDef{}
 	for _, p := range pools {
 		byName[p.Name] = p
@@ -111,6 +111,7 @@ func (d *decoder) services(items []*node, pools []*poolDef, def defaults) (all [
 		}
 		if item.saysProxy() {
 			p := d.proxied(f)
+			s := d.spread(f, p, nodes, here, def)
 			if n := f.need("name"); n != nil {
 				if name, ok := d.name(n, "service name"); ok {
 					p.name = name
@@ -119,7 +120,15 @@ func (d *decoder) services(items []*node, pools []*poolDef, def defaults) (all [
 					} else {
 						names[name] = n
 					}
+					if s != nil {
+						s.Name, s.nameAt = name, n
+						s.Pool = s.backends.Pool
+						s.Pool.Name = name
+					}
 				}
+			}
+			if s != nil {
+				all = append(all, s)
 			}
 			proxied = append(proxied, p)
 			continue
@@ -157,6 +166,9 @@ func (d *decoder) service(f fields, pools map[string]*poolDef, def defaults) *se
 		d.serviceAddresses(n, s)
 	}
 	s.sources = d.serviceSettings(f, &s.Service)
+	if f.own["spread"] != nil {
+		d.errorf(f.keys["spread"], "spread is for forward: proxy, whose packets the proxies of all nodes may serve: write that, or leave spread out")
+	}
 	if s.Forward == lb.NAT && s.SourceAddresses == nil {
 		s.SourceAddresses = s.vips()
 	}

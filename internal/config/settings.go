@@ -33,10 +33,7 @@ func (d *decoder) serviceSettings(f fields, s *lb.Service) (sources []*node) {
 		s.Protocol = map[string]lb.Protocol{"tcp": lb.TCP, "udp": lb.UDP}[w]
 	}
 	s.Forward = d.forward(f)
-	if n := f.get("scheduler"); n != nil {
-		w, _ := d.oneOf(n, "scheduler", []string{"maglev", "source_hash"}, nil)
-		s.Scheduler = map[string]lb.Scheduler{"source_hash": lb.SourceHash}[w]
-	}
+	s.Scheduler = d.scheduler(f)
 	s.Affinity = d.affinity(f, s)
 	if n := f.get("source_addresses"); n != nil {
 		sources = d.sourceAddresses(f, n, s)
@@ -85,6 +82,15 @@ func (d *decoder) forward(f fields) lb.Forward {
 		d.errorf(n, "source_nat is for forward: nat; with %v the backend sees the client's address", mode)
 	}
 	return mode
+}
+
+func (d *decoder) scheduler(f fields) lb.Scheduler {
+	if n := f.get("scheduler"); n != nil {
+		if w, _ := d.oneOf(n, "scheduler", []string{"maglev", "source_hash"}, nil); w == "source_hash" {
+			return lb.SourceHash
+		}
+	}
+	return lb.Maglev
 }
 
 func (d *decoder) affinity(f fields, s *lb.Service) lb.Affinity {

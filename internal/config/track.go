@@ -116,6 +116,17 @@ func (d *decoder) trackWeight(f fields, i *instanceDef, t *lb.Tracked) bool {
 	return true
 }
 
+// wholeServices tells whether all items have become services.
+func wholeServices(items []*node, services []*serviceDef, proxied []*proxiedDef) bool {
+	n := len(services)
+	for _, p := range proxied {
+		if p.spread == nil {
+			n++ // else it is one of services, too
+		}
+	}
+	return n == len(items)
+}
+
 // resolveTracked finds tracked checks, services and upstreams that are not there. Whole:
 // all services can be read.
 func (d *decoder) resolveTracked(instances []*instanceDef, checks []lb.Check, services []*serviceDef, whole bool, proxied []*proxiedDef, h *httpDef) {

@@ -257,6 +257,7 @@ func (l *Loop) mark(s lb.Snapshot) {
 		for _, a := range t.foreign {
 			b := lb.Backend{Address: a}
 			b.NextHop, _ = l.hops.Lookup(a.Addr()) // as of one that is configured: it comes later
+			b.NextHop.Routed = false
 			s.Services[i].Leaving = append(s.Services[i].Leaving, b)
 		}
 	}

@@ -104,6 +104,7 @@ type Loop struct {
 	// Services that are about to take the place of the present ones; Run's own.
 	coming    *reload
 	addresses []netip.Addr // of servers, whose ways are followed; Run's own
+	stops     stops
 	// What there is in common with other nodes; nil: nothing.
 	sharing *sharing
 
@@ -401,12 +402,14 @@ func (l *Loop) publish(views []View, problem string) {
 	}
 }
 
-// addressesOf returns the addresses of all servers of services.
+// addressesOf returns the addresses of all servers of services, but for this node.
 func addressesOf(services []lb.Service) []netip.Addr {
 	var as []netip.Addr
 	for _, s := range services {
 		for _, server := range s.Pool.Servers {
-			as = append(as, server.Address)
+			if !server.Here {
+				as = append(as, server.Address)
+			}
 		}
 	}
 	slices.SortFunc(as, netip.Addr.Compare)

@@ -71,6 +71,9 @@ func RunProbes(ctx context.Context, services []lb.Service, o ProbeOrder, r Probe
 			continue
 		}
 		for _, server := range s.Pool.Servers {
+			if server.Here {
+				continue
+			}
 			result := ProbeResult{Service: s.Name, Server: endpoint(s, server), Type: string(p.Type), Path: "direct"}
 			if p.Type == lb.ProbeCheck {
 				result.Path = "check " + p.Check

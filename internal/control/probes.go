@@ -9,13 +9,29 @@ import (
 	"github.com/sluice-lb/sluice/internal/lb"
 )
 
+// pathOf returns the forwarding mode that probes to a VIP at a server of a service go
+// by; 0: they go to the server itself, which does not know the VIP.
+func pathOf(service lb.Service) lb.Forward {
+	switch service.Forward {
+	case lb.DSR, lb.Tunnel:
+		return service.Forward
+	case lb.Proxy:
+		return lb.DSR
+	}
+	return 0
+}
+
 // targetsOf returns what is probed of a server of a service: the server itself or,
 // where clients' packets keep the VIP as their destination, each VIP of the service
 // at the server. It serves only if it takes the packets to all of them, since they
-// share one table.
+// share one table. This node does not probe itself.
 func targetsOf(service lb.Service, s lb.Server) []health.Target {
+	if s.Here {
+		return nil
+	}
 	t := health.Target{Address: endpoint(service, s), Probe: *service.Pool.Probe}
-	if !t.Probe.ViaVIP || service.Forward != lb.DSR && service.Forward != lb.Tunnel {
+	path := pathOf(service)
+	if !t.Probe.ViaVIP || path == 0 {
 		return []health.Target{t}
 	}
 	var all []health.Target
@@ -25,7 +41,7 @@ func targetsOf(service lb.Service, s lb.Server) []health.Target {
 			continue
 		}
 		seen[f.VIP] = true
-		t.Path = lb.ProbePath{VIP: f.VIP, Server: s.Address, Forward: service.Forward}
+		t.Path = lb.ProbePath{VIP: f.VIP, Server: s.Address, Forward: path}
 		all = append(all, t)
 	}
 	return all
@@ -97,7 +113,7 @@ func (l *Loop) leadProbes() {
 func probed(f facts, service lb.Service, s lb.Server) (ServerState, string) {
 	p := service.Pool.Probe
 	switch {
-	case p == nil:
+	case p == nil, s.Here:
 		return ServerUp, ""
 	case p.Type != lb.ProbeCheck:
 		return verdict(f, targetsOf(service, s))

@@ -62,6 +62,8 @@ type SharedState struct {
 	until map[netip.Addr]time.Time // VIPs that were given away are told of
 	peers map[string]*peerState
 	taken loader.ApplyResult
+	name  string             // of this node; "": it says nothing of itself
+	word  statesync.Override // what it says
 }
 
 // A peerState is what a peer has told.
@@ -296,6 +298,9 @@ func (s *SharedState) ApplyOverrides(peer string, changes []statesync.Override) 
 	var all []lb.OperatorChange
 	var errs []error
 	for _, o := range changes {
+		if s.hearWord(o) {
+			continue
+		}
 		c, err := changeOf(o)
 		if err != nil {
 			errs = append(errs, err)
@@ -306,9 +311,10 @@ func (s *SharedState) ApplyOverrides(peer string, changes []statesync.Override) 
 	return errors.Join(append(errs, s.loop.TakeInChanges(peer, all))...)
 }
 
-// Overrides are the operators' changes that this node knows, as peers are told of them.
+// Overrides are the operators' changes that this node knows, as peers are told of them,
+// and what it says of itself.
 func (s *SharedState) Overrides() []statesync.Override {
-	var all []statesync.Override
+	all := s.words()
 	for _, c := range s.loop.Changes() {
 		all = append(all, overrideOf(c))
 	}

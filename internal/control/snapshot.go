@@ -104,6 +104,7 @@ type facts interface {
 	check(name string) (v health.Verdict, why string)
 	nextHop(netip.Addr) (lb.NextHop, error)
 	override(lb.Service, lb.Server) Override
+	stopping(node string) bool
 }
 
 // view computes what has become of a service's servers.
@@ -118,7 +119,7 @@ func view(service lb.Service, f facts) View {
 			server.Weight = *w
 		}
 		server.State, server.Why = probed(f, service, s)
-		hop, err := f.nextHop(s.Address)
+		hop, err := wayTo(f, service, s)
 		server.NextHop = hop
 		if err != nil && server.State == ServerUp {
 			server.State, server.Why = ServerNoRoute, err.Error()
@@ -126,6 +127,8 @@ func view(service lb.Service, f facts) View {
 		switch {
 		case server.Override.State == Disable:
 			server.State, server.Why = ServerDisabled, "by an operator"
+		case f.stopping(s.Node):
+			server.State, server.Why = ServerDrained, "the node is about to stop"
 		case server.Override.State == Drain && server.State == ServerUp:
 			server.State, server.Why = ServerDrained, "by an operator"
 		}
@@ -139,6 +142,20 @@ func view(service lb.Service, f facts) View {
 		}
 	}
 	return v
+}
+
+// wayTo returns the next hop of a server of a service. A node that a service is spread
+// over must be on the link itself: a gateway would send the packets back.
+func wayTo(f facts, service lb.Service, s lb.Server) (lb.NextHop, error) {
+	if s.Here {
+		return lb.Here, nil
+	}
+	hop, err := f.nextHop(s.Address)
+	if err == nil && hop.Routed && service.Forward == lb.Proxy {
+		return lb.NextHop{}, fmt.Errorf("%v is behind a gateway: nodes that serve together must be on one link", s.Address)
+	}
+	hop.Routed = false
+	return hop, err
 }
 
 // snapshot turns views into what the data plane should hold.

@@ -150,7 +150,7 @@ type BackendStatus struct {
 	Weight       int            `json:"weight"`
 	Backup       bool           `json:"backup"`
 	Slots        int            `json:"slots"`
-	NextHop      string         `json:"next_hop,omitempty"` // MAC address
+	NextHop      string         `json:"next_hop,omitempty"` // MAC address; of one that is this node: "here"
 	Packets      uint64         `json:"packets"`
 	Bytes        uint64         `json:"bytes"`
 	Flows        uint64         `json:"flows"`
@@ -294,8 +294,11 @@ func backendStatus(b loader.BackendStats, of loader.ServiceStats) BackendStatus 
 }
 
 func mac(h lb.NextHop) string {
-	if !h.Known() {
+	switch {
+	case !h.Known():
 		return ""
+	case h == lb.Here:
+		return "here"
 	}
 	return net.HardwareAddr(h.Destination[:]).String()
 }

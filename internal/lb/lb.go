@@ -6,6 +6,7 @@ package lb
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -51,6 +52,9 @@ const (
 	// the backend sees the client; replies come back through sluice because it is
 	// the backend's gateway.
 	DNAT Forward = 4
+	// Proxy is spread over nodes: the backends are the nodes, whose proxies serve. The
+	// MAC addresses change, and a hop is taken, where it is not this node itself.
+	Proxy Forward = 5
 )
 
 // Stateless tells whether f finds the backend of a packet by its slot alone, as
@@ -70,6 +74,8 @@ func (f Forward) String() string {
 		return "tunnel"
 	case DNAT:
 		return "nat, source_nat: false"
+	case Proxy:
+		return "proxy, spread"
 	}
 	return fmt.Sprintf("forward %d", uint8(f))
 }
@@ -206,6 +212,8 @@ type Server struct {
 	Port    uint16 // 0: the port of the service
 	Weight  int    // share of the table, 0 or more
 	Backup  bool   // serves only when no primary is healthy
+	Node    string // of Proxy: the node that it is
+	Here    bool   // of Proxy: that is this one
 }
 
 // A Pool is a set of servers that are probed in the same way.
@@ -258,10 +266,16 @@ type NextHop struct {
 	VLANs       [2]uint16
 	Tags        int // how many of VLANs are written, outer first
 	MTU         int // the longest IP packet on the way, in bytes; 0: not known
+	// Routed tells that the neighbour is a gateway, which the data plane does not ask.
+	Routed bool
 }
 
 // Known tells whether h leads anywhere.
 func (h NextHop) Known() bool { return h.Interface != 0 }
+
+// Here is the next hop of a backend that is this node itself. Its interface is none
+// (INTERFACE_HERE in bpf/types.h).
+var Here = NextHop{Interface: math.MaxInt32}
 
 // A Backend is one destination of a service in a Snapshot.
 type Backend struct {

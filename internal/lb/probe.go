@@ -135,7 +135,7 @@ func QueryTypes() []QueryType { return slices.Sorted(maps.Keys(queryTypes)) }
 type ProbePath struct {
 	VIP     netip.Addr
 	Server  netip.Addr
-	Forward Forward // DSR or Tunnel
+	Forward Forward // DSR or Tunnel; to the proxy of another node as to a server of DSR
 }
 
 func (p ProbePath) String() string { return fmt.Sprintf("%v at %v by %v", p.VIP, p.Server, p.Forward) }

@@ -1,0 +1,133 @@
+package control
+
+import (
+	"encoding/json"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sluice-lb/sluice/internal/statesync"
+)
+
+// stops are the nodes that are about to end, and until when that holds: what they
+// serve they go on with, and they want nothing new.
+type stops struct {
+	mu    sync.Mutex
+	until map[string]time.Time
+}
+
+// set notes that a node ends within a while; 0: it does not, or not any more.
+func (s *stops) set(node string, within time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if within <= 0 {
+		delete(s.until, node)
+		return
+	}
+	if s.until == nil {
+		s.until = map[string]time.Time{}
+	}
+	s.until[node] = time.Now().Add(within)
+}
+
+func (s *stops) has(node string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Now().Before(s.until[node])
+}
+
+// NodeStops has the loop know that a node ends within a while: until then, services that
+// are spread give it nothing new, and leave it what it has, whatever probes say. 0: it
+// does not end.
+func (l *Loop) NodeStops(node string, within time.Duration) {
+	l.stops.set(node, within)
+	l.Dirty()
+}
+
+func (l *Loop) stopping(node string) bool { return node != "" && l.stops.has(node) }
+
+// Settled tells whether the nodes agree on the table of a service: the one in force here
+// is that of the node that is Active, or this is that node, and the others have adopted it.
+func (l *Loop) Settled(service string) bool {
+	x := l.sharing
+	if x == nil {
+		return true
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	t := x.tables[service]
+	switch {
+	case t == nil:
+		return true
+	case t.role == RoleBackup:
+		return t.peer != ""
+	case t.role == RoleActive:
+		_, late := x.late[service]
+		return !late && x.flights == 0
+	}
+	return true
+}
+
+// nodeKey begins the key of what a node says of itself, among the changes of operators:
+// no pool and no service has an empty name. The node's own follows.
+const nodeKey = targetEnd
+
+// A nodeWord is what a node says of itself. Fields of later versions are skipped.
+type nodeWord struct {
+	Stops int64 `json:"stops_ms,omitempty"` // within so many; 0: it does not
+}
+
+// Introduce has peers told of this node, by its name: that it does not end. Call it
+// before anything is told.
+func (s *SharedState) Introduce(name string) { s.say(name, 0) }
+
+// Stop has peers told that this node ends within a while.
+func (s *SharedState) Stop(within time.Duration) {
+	s.say(s.name, within)
+	s.loop.tellChanges()
+}
+
+func (s *SharedState) say(name string, within time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.name = name
+	s.word = statesync.Override{
+		Key: nodeKey + name, Stamp: statesync.Stamp{Time: max(time.Now().UnixNano(), s.word.Stamp.Time+1), Node: name},
+	}
+	s.word.Value, _ = json.Marshal(nodeWord{within.Milliseconds()}) // of a number
+}
+
+// words are what this node says of itself.
+func (s *SharedState) words() []statesync.Override {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.name == "" {
+		return nil
+	}
+	return []statesync.Override{s.word}
+}
+
+// hearWord takes in what a node says of itself; false: it is an operator's change. What
+// an earlier run of this node has said is taken back.
+func (s *SharedState) hearWord(o statesync.Override) bool {
+	name, is := strings.CutPrefix(o.Key, nodeKey)
+	if !is {
+		return false
+	}
+	var w nodeWord
+	if json.Unmarshal(o.Value, &w) != nil {
+		return true
+	}
+	s.mu.Lock()
+	own := name == s.name
+	if own {
+		s.word.Stamp.Time = max(s.word.Stamp.Time, o.Stamp.Time+1)
+	}
+	s.mu.Unlock()
+	if own {
+		s.loop.tellChanges()
+	} else {
+		s.loop.NodeStops(name, time.Duration(w.Stops)*time.Millisecond)
+	}
+	return true
+}
