@@ -328,7 +328,9 @@ func TestAnswerBeforeTheBody(t *testing.T) {
 		at := freePort(t)
 		l := prefix("/", "u")
 		l.RequestBuffering = false
-		start(t, one(at, []lb.Upstream{upstreamOf("u", server)}, l))
+		config := one(at, []lb.Upstream{upstreamOf("u", server)}, l)
+		config.Client.BodyTimeout = time.Second // net/http answers when it has read what comes of the body
+		start(t, config)
 		c := dial(t, at)
 		send(t, c, "POST / HTTP/1.1\r\nHost: a\r\nX-Unread: 1\r\n"+framing+"\r\n\r\n5\r\nhello\r\n")
 		res, err := http.ReadResponse(bufio.NewReader(c), nil)
