@@ -24,8 +24,12 @@ type listener struct {
 	overUDP, overTCP, accepted atomic.Uint64 // messages, messages, connections
 
 	goroutines sync.WaitGroup
-	closing    atomic.Bool
+	closing    atomic.Pointer[time.Time] // until when its last answers may be taken; nil: it stays
 }
+
+// lastAnswer is how long a client of a listener that goes may take to read its last
+// answer: one that reads none must hold up no reload.
+const lastAnswer = time.Second
 
 func (r *Responder) open(at netip.AddrPort) (*listener, error) {
 	datagrams, streams, err := bind(at)
@@ -49,11 +53,13 @@ func (l *listener) serve() {
 	l.goroutines.Go(l.accept)
 }
 
-// close ends the listener. Messages that have been read are answered.
+// close ends the listener. Messages that have been read are answered, to clients that
+// take the answers in time.
 func (l *listener) close() {
-	l.closing.Store(true)
+	until := time.Now().Add(lastAnswer)
+	l.closing.Store(&until)
 	l.discard()
-	l.responder.conns.end(l)
+	l.responder.conns.end(l, until)
 	l.goroutines.Wait()
 }
 

@@ -236,7 +236,8 @@ func TestConnectionsEnd(t *testing.T) {
 		ours, theirs := net.Pipe()
 		defer theirs.Close()
 		l := &listener{responder: r}
-		l.closing.Store(true)
+		now := time.Now()
+		l.closing.Store(&now)
 		ended := make(chan struct{})
 		go func() { l.answerStream(&conn{Conn: ours, listener: l}); close(ended) }()
 		select {
@@ -272,6 +273,38 @@ func TestConnectionsEnd(t *testing.T) {
 			t.Errorf("apply after close: %v", err)
 		}
 	})
+}
+
+// A client that does not read its answer does not hold up who closes its listener for as
+// long as a connection may be idle.
+func TestListenerGoesWithoutItsSlowReaders(t *testing.T) {
+	r, c := listening(t, &states{}, example(), "127.0.0.1")
+	l := r.now.Load().listeners[c.Listen[0]]
+	ours, theirs := net.Pipe() // has no buffer: what is not read is not sent
+	defer theirs.Close()
+	n := &conn{Conn: ours, listener: l}
+	r.conns.add(n, 10)
+	l.goroutines.Go(func() { l.answerStream(n) })
+	q := query(t, "www.example.com.", dns.TypeA)
+	if _, err := theirs.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(q))), q...)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := theirs.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	c.Listen = nil
+	closed := make(chan error, 1)
+	go func() { closed <- r.Apply(c) }()
+	select {
+	case err := <-closed:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(patience): // the idle timeout is longer
+		t.Error("it is waited for")
+		ours.Close()
+		<-closed
+	}
 }
 
 // An address that cannot be had leaves everything as it is.

@@ -61,13 +61,15 @@ func (c *conns) touch(n *conn, now time.Time) {
 	n.active = now
 }
 
-// end ends the connections of a listener, each after the message that it is at.
-func (c *conns) end(of *listener) {
+// end ends the connections of a listener, each after the message that it is at, whose
+// answer is to be taken until then.
+func (c *conns) end(of *listener, until time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for n := range c.all {
 		if n.listener == of {
 			_ = n.SetReadDeadline(past) // it may be closed already
+			_ = n.SetWriteDeadline(until)
 		}
 	}
 }
@@ -116,11 +118,12 @@ func (l *listener) answerStream(c *conn) {
 		if c.SetDeadline(time.Now().Add(idle)) != nil {
 			return
 		}
-		if l.closing.Load() { // end may have been before the deadline was set
+		if until := l.closing.Load(); until != nil { // end may have been before the deadline was set
 			if r.Buffered() == 0 {
 				return
 			}
 			_ = c.SetReadDeadline(past) // what is here already is answered
+			_ = c.SetWriteDeadline(*until)
 		}
 		if _, err := io.ReadFull(r, length[:]); err != nil {
 			return
