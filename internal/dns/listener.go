@@ -31,8 +31,9 @@ type listener struct {
 // answer: one that reads none must hold up no reload.
 const lastAnswer = time.Second
 
-func (r *Responder) open(at netip.AddrPort) (*listener, error) {
-	datagrams, streams, err := bind(at)
+// open opens a listener, beside others that there are.
+func (r *Responder) open(at netip.AddrPort, beside []*listener) (*listener, error) {
+	datagrams, streams, err := bind(at, beside)
 	if err != nil {
 		return nil, err
 	}

@@ -11,11 +11,13 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/internal/lb"
 )
@@ -305,6 +307,54 @@ func TestListenerGoesWithoutItsSlowReaders(t *testing.T) {
 		ours.Close()
 		<-closed
 	}
+}
+
+// Two programs that share a port have each a part of the queries: so nobody shares one
+// with a listener, whoever is first, and not those that were opened beside others either.
+func TestPortIsSharedWithNobody(t *testing.T) {
+	sharing := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		controlErr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) })
+		return errors.Join(err, controlErr)
+	}}
+	t.Run("another program is first", func(t *testing.T) {
+		u, err := sharing.ListenPacket(t.Context(), "udp4", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer u.Close()
+		c := example()
+		c.Listen = []netip.AddrPort{addressOf(u.LocalAddr())}
+		err = newResponder(t, &states{}).Apply(c)
+		if err == nil || !strings.Contains(err.Error(), "another program listens there: `ss -lunp sport = :") {
+			t.Errorf("error %v", err)
+		}
+	})
+	t.Run("another program is second", func(t *testing.T) {
+		r, c := listening(t, &states{}, example(), "127.0.0.1")
+		one := c.Listen[0]
+		all := netip.AddrPortFrom(netip.IPv4Unspecified(), one.Port())
+		for _, listen := range [][]netip.AddrPort{{one}, {one, all}, {all}, {one}} {
+			c.Listen = listen
+			if err := r.Apply(c); err != nil {
+				if strings.Contains(err.Error(), "another program listens there") {
+					t.Skip(err) // on another address
+				}
+				t.Fatal(err)
+			}
+			if u, err := sharing.ListenPacket(t.Context(), "udp4", one.String()); !errors.Is(err, syscall.EADDRINUSE) {
+				t.Errorf("with listeners on %v another program's UDP socket: %v", listen, err)
+				if err == nil {
+					u.Close()
+				}
+			}
+			if m, err := exchange(dial(t, "udp", one), "www.example.com.", dns.TypeA); err != nil || len(m.Answer) != 2 {
+				t.Errorf("with listeners on %v: %v, %v", listen, m, err)
+			}
+			if m, err := exchange(dial(t, "tcp", one), "www.example.com.", dns.TypeA); err != nil || len(m.Answer) != 2 {
+				t.Errorf("with listeners on %v, over TCP: %v, %v", listen, m, err)
+			}
+		}
+	})
 }
 
 // An address that cannot be had leaves everything as it is.

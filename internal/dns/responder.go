@@ -3,8 +3,10 @@ package dns
 import (
 	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -90,10 +92,11 @@ func (r *Responder) Apply(config lb.DNS) error {
 // listen finds the listeners of a world among those of the one before, and opens the
 // others.
 func (r *Responder) listen(before, after *world) (opened []*listener, err error) {
+	beside := slices.Collect(maps.Values(before.listeners))
 	for _, at := range after.config.Listen {
 		l := before.listeners[at]
 		if l == nil {
-			l, err = r.open(at)
+			l, err = r.open(at, slices.Concat(beside, opened))
 			if missingFamily(at, err) {
 				continue // this host has no IPv6
 			}

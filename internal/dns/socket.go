@@ -14,16 +14,17 @@ import (
 // receiveBuffer is how many bytes of queries may wait for an answer.
 const receiveBuffer = 4 << 20
 
-// control prepares a socket. A Backup has it open before it has the address; and an
-// address of its own goes before all addresses, in whatever order they are bound. Of a
+// control prepares a socket. A Backup has it open before it has the address. Of a
 // datagram the address that it came to is told, so that the answer comes from there.
-func control(network string, c syscall.RawConn) error {
+func control(network string, c syscall.RawConn, shared bool) error {
 	var errs error
 	set := func(fd uintptr, level, option, value int) {
 		errs = errors.Join(errs, unix.SetsockoptInt(int(fd), level, option, value))
 	}
 	err := c.Control(func(fd uintptr) {
-		set(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+		if shared {
+			set(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+		}
 		switch network {
 		case "tcp6", "udp6":
 			set(fd, unix.SOL_IPV6, unix.IPV6_V6ONLY, 1)
@@ -46,13 +47,38 @@ func control(network string, c syscall.RawConn) error {
 	return errors.Join(err, errs)
 }
 
-// bind opens the sockets of an address.
-func bind(at netip.AddrPort) (*net.UDPConn, *net.TCPListener, error) {
+// bind opens the sockets of an address. Listeners of beside may be in its way: an address
+// of its own goes before all addresses, in whatever order they are bound.
+func bind(at netip.AddrPort, beside []*listener) (*net.UDPConn, *net.TCPListener, error) {
+	var own []syscall.Conn
+	for _, l := range beside {
+		if overlap(at, l.at) {
+			own = append(own, l.datagrams, l.streams)
+		}
+	}
+	if len(own) == 0 {
+		return openSockets(at, false)
+	}
+	// The port is shared for no longer than this takes: whoever else shares it would get
+	// a part of the queries, and nobody would be told.
+	if err := share(own, true); err != nil {
+		return nil, nil, fmt.Errorf("listen on %v: %w", at, err)
+	}
+	datagrams, streams, err := openSockets(at, true)
+	if err == nil {
+		own = append(own, datagrams, streams)
+	}
+	return datagrams, streams, errors.Join(err, share(own, false)) // which does not fail: it has been done before
+}
+
+// openSockets opens the sockets of an address. Shared ones stand others beside them that
+// are shared, too.
+func openSockets(at netip.AddrPort, shared bool) (*net.UDPConn, *net.TCPListener, error) {
 	family := "4"
 	if at.Addr().Is6() {
 		family = "6"
 	}
-	lc := net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error { return control(network, c) }}
+	lc := net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error { return control(network, c, shared) }}
 	lc.SetMultipathTCP(false)
 	datagrams, err := lc.ListenPacket(context.Background(), "udp"+family, at.String())
 	if err != nil {
@@ -64,6 +90,30 @@ func bind(at netip.AddrPort) (*net.UDPConn, *net.TCPListener, error) {
 		return nil, nil, explain(at, "t", err)
 	}
 	return datagrams.(*net.UDPConn), streams.(*net.TCPListener), nil
+}
+
+// overlap tells whether one of two addresses is all addresses of a family, and the other
+// one of them.
+func overlap(a, b netip.AddrPort) bool {
+	return a.Port() == b.Port() && a.Addr().Is4() == b.Addr().Is4() && a.Addr().IsUnspecified() != b.Addr().IsUnspecified()
+}
+
+// share has other sockets of this user bind the port of these, too, or not any more.
+func share(sockets []syscall.Conn, may bool) (err error) {
+	value := 0
+	if may {
+		value = 1
+	}
+	for _, s := range sockets {
+		raw, e := s.SyscallConn()
+		if e == nil {
+			var optErr error
+			e = raw.Control(func(fd uintptr) { optErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, value) })
+			e = errors.Join(e, optErr)
+		}
+		err = errors.Join(err, e)
+	}
+	return err
 }
 
 func explain(at netip.AddrPort, protocol string, err error) error {
