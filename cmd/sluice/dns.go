@@ -140,11 +140,15 @@ func (n *node) recordHealth(r *lb.DNSRecord, s lb.Server) dns.Standing {
 	if o.Weight != nil {
 		known.Weight = *o.Weight
 	}
-	switch {
-	case o.State == control.Disable:
+	switch o.State {
+	case control.Disable:
 		known.State, known.Why = dns.StateDisabled, "by an operator"
-	case o.State == control.Drain && known.State != dns.StateDown:
-		known.State, known.Why = dns.StateDrained, "by an operator"
+	case control.Drain: // where it fails, too: of servers that fail, drained ones are not given
+		why := "by an operator"
+		if known.State == dns.StateDown {
+			why += "; " + known.Why
+		}
+		known.State, known.Why = dns.StateDrained, why
 	}
 	return known
 }

@@ -291,11 +291,17 @@ dns: {listen: ["192.0.2.1:53"], records: [{name: www.example.com, ttl: 1s, pool:
 		t.Fatal(err)
 	}
 	state("down")
-	r.wantRun(0, "lb1", "backend", "drain", "site", "203.0.113.10")
-	state("down") // it is no less so
-	r.wantRun(0, "lb1", "backend", "disable", "site", "203.0.113.10")
-	state("disabled")
-	if got := ask("www.example.com"); !strings.Contains(got, "status: NOERROR") || !strings.Contains(got, "ANSWER: 0, AUTHORITY: 1") {
-		t.Errorf("with nobody left dig says\n%s", got)
+	if got := ask("+short", "www.example.com"); got != "203.0.113.10\n" {
+		t.Errorf("with no healthy server dig says %q", got)
+	}
+	for _, tt := range []struct{ action, state string }{{"drain", "drained"}, {"disable", "disabled"}} {
+		r.wantRun(0, "lb1", "backend", tt.action, "site", "203.0.113.10")
+		state(tt.state)
+		if got := ask("www.example.com"); !strings.Contains(got, "status: NOERROR") || !strings.Contains(got, "ANSWER: 0, AUTHORITY: 1") {
+			t.Errorf("with its server that fails %s dig says\n%s", tt.state, got)
+		}
+		if text := r.wantRun(0, "lb1", "status").stdout; tt.state == "drained" && !strings.Contains(text, "by an operator; check here fails: ") {
+			t.Errorf("status does not say that the drained server fails:\n%s", text)
+		}
 	}
 }
