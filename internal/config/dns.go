@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -137,8 +138,8 @@ func (d *decoder) dnsRecords(n *node, s *dnsDef, pools []*poolDef, users poolUse
 			if p := d.poolOf(f, n, byName); p != nil {
 				r.Pool = p.Pool
 				r.Port = d.recordPort(f, p, users)
-				if i := slices.IndexFunc(s.Records, func(o lb.DNSRecord) bool { return o.Pool.Name == p.Name && o.Port != r.Port }); i >= 0 && r.Port != 0 {
-					d.errorf(f.n, "pool %q is probed at port %d here, and at %d for record %s: a pool has one port in dns", p.Name, r.Port, s.Records[i].Port, s.Records[i].Name)
+				if i := slices.IndexFunc(s.Records, func(o lb.DNSRecord) bool { return o.Pool.Name == p.Name && o.Port != r.Port }); i >= 0 {
+					d.errorf(f.n, "pool %q has %s here, and %s for record %s: a pool has one port in dns", p.Name, portText(r.Port), portText(s.Records[i].Port), s.Records[i].Name)
 				}
 			}
 		}
@@ -156,6 +157,14 @@ func (d *decoder) dnsRecords(n *node, s *dnsDef, pools []*poolDef, users poolUse
 		names[r.Name] = n
 		s.Records, s.records = append(s.Records, r), append(s.records, n)
 	}
+}
+
+// portText names the port of a record.
+func portText(port uint16) string {
+	if port == 0 {
+		return "no port"
+	}
+	return fmt.Sprintf("port %d", port)
 }
 
 func (d *decoder) recordSettings(f fields, r *lb.DNSRecord) {

@@ -149,7 +149,13 @@ var dnsMistakes = []mistakeCase{
 	{"ports that differ", "datapath: {interfaces: [e]}\npools: [{name: p, health: {type: tcp}, servers: [{address: 192.0.2.11}]}]\n" +
 		"services: [{name: s, address: \"192.0.2.101:80\", pool: p}, {name: t, address: \"192.0.2.101:443\", pool: p}]\n" +
 		"dns:\n  listen: \"192.0.2.100:53\"\n  records:\n  - {name: a.example, pool: p}\n  - {name: b.example, pool: p, port: 80}\n  - {name: c.example, pool: p, port: 443}\n", []string{
-		`9:5: pool "p" is probed at port 443 here, and at 80 for record a.example.: a pool has one port in dns`,
+		`9:5: pool "p" has port 443 here, and port 80 for record a.example.: a pool has one port in dns`,
+	}},
+	{"a port that one record says, and another one does not", inDNS("listen: \"192.0.2.100:53\"\nrecords:\n- {name: a.example, pool: p, port: 80}\n- {name: b.example, pool: p}"), []string{
+		`6:5: pool "p" has no port here, and port 80 for record a.example.: a pool has one port in dns`,
+	}},
+	{"the name server of a zone that is made up", inDNS("listen: \"192.0.2.100:53\"\nrecords:\n- {name: example.com, pool: p}\n- {name: ns.example.com, pool: p}"), []string{
+		`5:12: no zone holds example.com, and the name server of one that is made up for it would be ns.example.com., which is a record: write zones: [{name: example.com., name_servers: [...]}]`,
 	}},
 	{"zones", inDNS("listen: \"192.0.2.100:53\"\nzones:\n- {name: example}\n- {name: example.com, name_servers: []}\n- {name: example.com, name_servers: [ns.example.net]}\n" +
 		"- {name: example.org, name_servers: [a.b, A.B.], mailbox: \"x y@example.org\", serial: 0, ttl: 1ms, refresh: 0s, expire: 1}" + toP), []string{

@@ -166,7 +166,7 @@ func (d *decoder) nameServers(n *node, zone string, s *dnsDef) (all []lb.DNSName
 			d.errorf(at, "name server %q is there twice", at.text)
 			continue
 		}
-		s.nameServers = append(s.nameServers, nameServerDef{server, zone, at})
+		s.nameServers = append(s.nameServers, nameServerDef{server, zone, at, false})
 		all = append(all, server)
 	}
 	return all
@@ -193,8 +193,9 @@ func (d *decoder) addressList(n *node) (all []netip.Addr) {
 // A nameServerDef is a name server of a zone, and its place.
 type nameServerDef struct {
 	lb.DNSNameServer
-	zone string
-	at   *node
+	zone    string
+	at      *node
+	derived bool // the zone is made up for a record
 }
 
 // checkZones gives records that no zone holds one of their own, and looks at what names
@@ -223,6 +224,8 @@ func (d *decoder) checkZones(s *dnsDef, whole bool) {
 		switch {
 		case len(k.Addresses) > 0 && !inside:
 			d.errorf(k.at, "name server %s is in no zone of this configuration, so nobody asks here for its addresses: leave them out", k.Name)
+		case len(k.Addresses) > 0 && records[k.Name] && k.derived:
+			d.errorf(k.at, "no zone holds %s, and the name server of one that is made up for it would be %s, which is a record: write zones: [{name: %s, name_servers: [...]}]", k.at.text, k.Name, k.zone)
 		case len(k.Addresses) > 0 && records[k.Name]:
 			d.errorf(k.at, "name server %s is a record, too: leave its addresses out, or name it otherwise", k.Name)
 		case len(k.Addresses) > 0 && !slices.Equal(known[k.Name], k.Addresses):
@@ -267,7 +270,7 @@ func (d *decoder) deriveZones(s *dnsDef) {
 		}
 		z := defaultZone(apex)
 		z.NameServers = []lb.DNSNameServer{{Name: "ns." + apex, Addresses: addresses}}
-		s.nameServers = append(s.nameServers, nameServerDef{z.NameServers[0], apex, at})
+		s.nameServers = append(s.nameServers, nameServerDef{z.NameServers[0], apex, at, true})
 		s.Zones = append(s.Zones, z)
 	}
 }
