@@ -23,11 +23,16 @@ const drainHTTP = 10 * time.Second
 // An httpFront is layer 7 of a node.
 type httpFront struct {
 	proxy *l7.Proxy
+	dirty chan struct{} // something that counts for servers may have changed
 	share *health.Share // guarded by node.mu; nil: nothing is probed yet
 }
 
+// touch has what is known of servers looked at again, soon. It never waits.
+func (f *httpFront) touch() { signalOnce(f.dirty) }
+
 // openHTTP begins to serve. Health is not known yet: all servers count as able.
 func (n *node) openHTTP() error {
+	n.http.dirty = make(chan struct{}, 1)
 	n.http.proxy = l7.New(l7.Options{Log: n.log, Health: n.upstreamHealth, Event: n.recordUpstream})
 	n.closers = append(n.closers, func() error { n.closeHTTP(); return nil })
 	if err := n.http.proxy.Apply(n.cfg.HTTP); err != nil {
@@ -44,23 +49,25 @@ func (n *node) closeHTTP() {
 	n.http.proxy.Close(ctx)
 }
 
-// probeHTTP has the servers of upstreams probed, and what is found count, until ctx
-// ends.
+// probeHTTP has the servers of upstreams probed, and what is found count, until ctx ends.
+// The tracker is there already.
 func (n *node) probeHTTP(ctx context.Context, goroutines *sync.WaitGroup) {
 	share := n.checker.Share()
 	n.mu.Lock()
 	n.http.share = share
 	n.mu.Unlock()
 	share.Set(httpTargets(&n.cfg.HTTP))
+	n.http.touch()
 	goroutines.Go(func() {
 		for {
 			select {
 			case <-share.Changed():
-				n.http.proxy.Refresh()
-				n.tracker.Dirty() // who tracks an upstream may want to know
+			case <-n.http.dirty:
 			case <-ctx.Done():
 				return
 			}
+			n.http.proxy.Refresh()
+			n.tracker.Dirty() // who tracks an upstream may want to know
 		}
 	})
 }
@@ -81,35 +88,27 @@ func (n *node) reloadHTTP(before, next *config.Config) error {
 func httpTargets(h *lb.HTTP) (all []health.Target) {
 	for i := range h.Upstreams {
 		u := &h.Upstreams[i]
-		if u.Pool.Probe == nil {
+		if u.Pool.Probe == nil || u.Pool.Probe.Type == lb.ProbeCheck {
 			continue
 		}
 		for _, s := range u.Pool.Servers {
-			all = append(all, health.Target{Address: u.Endpoint(s), Probe: *u.Pool.Probe})
+			all = append(all, upstreamTarget(u, s))
 		}
 	}
 	return all
 }
 
-// upstreamHealth tells what probes have found out, and what operators want.
+func upstreamTarget(u *lb.Upstream, s lb.Server) health.Target {
+	return health.Target{Address: u.Endpoint(s), Probe: *u.Pool.Probe}
+}
+
+// upstreamHealth tells what probes and checks have found out, and what operators want.
 func (n *node) upstreamHealth(u *lb.Upstream, s lb.Server) l7.Standing {
-	known := l7.Standing{State: l7.StateUnknown, Weight: s.Weight}
 	o := n.overrides.Of(asService(u), s)
+	known := n.upstreamVerdict(u, s)
+	known.Weight = s.Weight
 	if o.Weight != nil {
 		known.Weight = *o.Weight
-	}
-	n.mu.RLock()
-	share := n.http.share
-	n.mu.RUnlock()
-	if u.Pool.Probe != nil && share != nil {
-		known.Why, known.Pending = "not probed yet", true
-		v, _ := share.Status(health.Target{Address: u.Endpoint(s), Probe: *u.Pool.Probe})
-		switch v.Verdict {
-		case health.Up:
-			known.State, known.Why, known.Pending = l7.StateUp, "", false
-		case health.Down:
-			known.State, known.Why, known.Pending = l7.StateDown, v.LastError, false
-		}
 	}
 	switch {
 	case o.State == control.Disable:
@@ -118,6 +117,32 @@ func (n *node) upstreamHealth(u *lb.Upstream, s lb.Server) l7.Standing {
 		known.State, known.Why = l7.StateDrained, "drained by an operator"
 	}
 	return known
+}
+
+// upstreamVerdict is what probes or a check say of a server.
+func (n *node) upstreamVerdict(u *lb.Upstream, s lb.Server) l7.Standing {
+	n.mu.RLock()
+	share := n.http.share
+	n.mu.RUnlock()
+	var v health.Verdict
+	var why, pending string
+	switch p := u.Pool.Probe; {
+	case p == nil || share == nil:
+		return l7.Standing{State: l7.StateUnknown}
+	case p.Type == lb.ProbeCheck:
+		v, why = n.tracker.Verdict(p.Check)
+		why, pending = fmt.Sprintf("check %s fails: %s", p.Check, why), fmt.Sprintf("check %s has no result yet", p.Check)
+	default:
+		probed, _ := share.Status(upstreamTarget(u, s))
+		v, why, pending = probed.Verdict, probed.LastError, "not probed yet"
+	}
+	switch v {
+	case health.Up:
+		return l7.Standing{State: l7.StateUp}
+	case health.Down:
+		return l7.Standing{State: l7.StateDown, Why: why}
+	}
+	return l7.Standing{State: l7.StateUnknown, Why: pending, Pending: true}
 }
 
 // asService is an upstream as operators' changes know it: by its name, or its pool's.

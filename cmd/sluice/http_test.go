@@ -350,3 +350,40 @@ http:
 	}
 	r.stop(daemon)
 }
+
+// Servers of an upstream may be as healthy as a check, without a service.
+func TestUpstreamByCheck(t *testing.T) {
+	testenv.RequireProgram(t, "curl")
+	r := webRig(t, 1)
+	flag := r.file("healthy")
+	r.start("lb1", r.file("sluice.yaml", fmt.Sprintf(`
+pools: [{name: web, health: {check: here}, servers: [{address: "192.0.2.11:80"}]}]
+checks: [{name: here, type: exec, command: [test, -e, %s], interval: 200ms, rise: 1, fall: 1}]
+http:
+  upstreams: [{name: app, pool: web}]
+  servers: [{listen: "192.0.2.1:8080", locations: [{path: /, upstream: app}]}]
+`, flag)))
+	state := func(want l7.State, why string) {
+		t.Helper()
+		r.waitStatus("lb1", soon, "a server that is "+string(want), func(s control.Status) error {
+			if got := s.HTTP.Upstreams[0].Servers[0]; got.State != want || !strings.HasPrefix(got.Why, why) {
+				return fmt.Errorf("it is %s: %s", got.State, got.Why)
+			}
+			return nil
+		})
+	}
+	const status = "%{http_code}"
+	state(l7.StateUp, "")
+	if got := r.curl("client", "-o", "/dev/null", "-w", status, "http://192.0.2.1:8080/"); got != "200" {
+		t.Errorf("with a check that passes curl says %s", got)
+	}
+	if err := os.Remove(flag); err != nil {
+		t.Fatal(err)
+	}
+	state(l7.StateDown, "check here fails: ")
+	if got := r.curl("client", "-o", "/dev/null", "-w", status, "http://192.0.2.1:8080/"); got != "502" && got != "503" {
+		t.Errorf("with a check that fails curl says %s", got)
+	}
+	r.file("healthy")
+	state(l7.StateUp, "")
+}

@@ -26,16 +26,23 @@ func (n *node) makeTracker() {
 		if n.loop != nil {
 			n.loop.Dirty() // servers may be as healthy as the check
 		}
-		n.dns.touch()
+		n.touchServers()
 	}}
 	if n.loop != nil {
 		n.loop.Tell(func() {
 			n.tracker.Dirty()
-			n.dns.touch() // another node's operator may have changed servers
+			n.touchServers() // another node's operator may have changed them
 		})
 		n.loop.Consult(n.tracker)
 	}
 	n.tracker.Tell(told)
+}
+
+// touchServers has what is known of the servers of upstreams and records looked at again,
+// soon. It never waits.
+func (n *node) touchServers() {
+	n.http.touch()
+	n.dns.touch()
 }
 
 // checksOfBoth are the checks of a configuration, and those of the one before that
