@@ -18,7 +18,8 @@ import (
 	"github.com/sluice-lb/sluice/internal/testenv"
 )
 
-// dnsNames have the pool of the other tests behind them, and one with many servers.
+// dnsNames have the pool of the other tests behind them, and one with many servers. An
+// upstream has the former, too.
 func dnsNames(records ...string) string {
 	var many []string
 	for i := range 100 {
@@ -32,7 +33,11 @@ dns:
       name_servers: [{name: ns1.lb.example.com, addresses: [192.0.2.100]}, ns2.example.net]
       serial: 2026010101
   records:
-    - ` + strings.Join(records, "\n    - ") + "\n"
+    - ` + strings.Join(records, "\n    - ") + `
+http:
+  upstreams: [{name: app, pool: web}]
+  servers: [{listen: "192.0.2.100:8080", locations: [{path: /, upstream: app}]}]
+`
 }
 
 var usualNames = []string{
@@ -214,7 +219,7 @@ func TestDNS(t *testing.T) {
 			}
 			return nil
 		})
-		// Both nodes answer as an operator of either of them wants it.
+		// Both nodes answer and serve as an operator of either of them wants it.
 		r.waitShared("lb1")
 		for _, tt := range []struct {
 			action string
@@ -224,6 +229,9 @@ func TestDNS(t *testing.T) {
 			r.waitStatus("lb2", soon, "what was changed on lb1", func(s control.Status) error {
 				if got := s.DNS.Pools[0].Servers[0].State; got != tt.want {
 					return fmt.Errorf("it is %s, want %s", got, tt.want)
+				}
+				if got := s.HTTP.Upstreams[0].Servers[0].State; string(got) != string(tt.want) {
+					return fmt.Errorf("of the upstream it is %s, want %s", got, tt.want)
 				}
 				return nil
 			})

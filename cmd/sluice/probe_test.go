@@ -75,6 +75,13 @@ func TestProbeCommand(t *testing.T) {
 checks: [{name: here, type: exec, command: [/bin/false]}]
 pools:
   - {name: web, health: {type: http}, servers: [{address: 192.0.2.11}, {address: 192.0.2.12}]}
+  - {name: names, health: {type: tcp, port: 80}, servers: [{address: 192.0.2.11}]}
+http:
+  upstreams: [{name: app, servers: [{address: "192.0.2.12:80"}], health: {type: tcp}}]
+  servers: [{listen: "192.0.2.1:8080", locations: [{path: /, upstream: app}]}]
+dns:
+  listen: ["192.0.2.1:53"]
+  records: [{name: www.example.com, pool: names}, {name: www.example.net, pool: names}]
 services:
   - {name: nat, address: "192.0.2.101:80", pool: web}
   - {name: dsr, address: "192.0.2.100:80", forward: dsr, pool: web}
@@ -119,6 +126,8 @@ services:
 		"tls 192.0.2.11:443 https via VIP 192.0.2.100: true status 200",
 		"sip 192.0.2.12:5060 udp direct: true answer of 5 bytes",
 		"local 192.0.2.12:81 check check here: false : exit status 1",
+		"app 192.0.2.12:80 tcp direct: true connected",
+		"names 192.0.2.11:80 tcp direct: true connected",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("results (-want +got):\n%s", diff)
@@ -128,7 +137,7 @@ services:
 		!strings.Contains(lines[1], "192.0.2.11:443  https  via VIP 192.0.2.100  ok") || !strings.Contains(lines[1], "status 200") {
 		t.Errorf("the probe of one service:\n%s", text)
 	}
-	if got := r.wantRun(1, "lb1", "probe", "wep").stderr; !strings.Contains(got, `there is no service "wep": there are nat, dsr, tls, sip, local`) {
+	if got := r.wantRun(1, "lb1", "probe", "wep").stderr; !strings.Contains(got, `there is no service, upstream or pool of dns "wep": there are nat, dsr, tls, sip, local, app, names`) {
 		t.Errorf("an unknown service: %q", got)
 	}
 }
@@ -141,15 +150,17 @@ func TestPrintProbes(t *testing.T) {
 		json    bool
 		want    string
 	}{
-		{"none", []control.ProbeResult{}, false, "no service has health: there is nothing to probe\n"},
+		{"none", []control.ProbeResult{}, false, "nothing has health: there is nothing to probe\n"},
 		{"none, as JSON", []control.ProbeResult{}, true, "[]\n"},
 		{"some", []control.ProbeResult{
 			{Service: "web", Server: at("192.0.2.11:80"), Type: "tcp", Path: "direct", OK: true, Answer: "connected", Took: 1234567},
 			{Service: "web", Server: at("192.0.2.12:80"), Type: "tcp", Path: "direct", Took: 2e9, Error: "connect: connection refused"},
+			{Service: "names", Server: at("192.0.2.13:0"), Type: "check", Path: "check ok", OK: true, Took: 1e9},
 		}, false, `
-SERVICE  SERVER         TYPE  PATH    RESULT  ANSWER     TIME    ERROR
-web      192.0.2.11:80  tcp   direct  ok      connected  1.23ms  
-web      192.0.2.12:80  tcp   direct  failed  -          2s      connect: connection refused
+SERVICE  SERVER         TYPE   PATH      RESULT  ANSWER     TIME    ERROR
+web      192.0.2.11:80  tcp    direct    ok      connected  1.23ms  
+web      192.0.2.12:80  tcp    direct    failed  -          2s      connect: connection refused
+names    192.0.2.13     check  check ok  ok      -          1s      
 `[1:]},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -17,13 +17,13 @@ import (
 
 // A ProbeOrder is an operator's wish to have the health of servers probed now.
 type ProbeOrder struct {
-	Service string `json:"service"` // "": all
+	Service string `json:"service"` // the name of a service, an upstream or a pool of dns; "": all
 }
 
 // A ProbeResult is what became of one run of a probe.
 type ProbeResult struct {
-	Service string         `json:"service"`
-	Server  netip.AddrPort `json:"server"` // the port is the one that is probed
+	Service string         `json:"service"` // as in a ProbeOrder
+	Server  netip.AddrPort `json:"server"`  // the port is the one that is probed
 	Type    string         `json:"type"`
 	// Path is "direct", "via VIP 192.0.2.100", or for a check, which sees no server,
 	// "check NAME".
@@ -43,19 +43,24 @@ type ProbeRunner struct {
 // probesAtOnce bounds the runs that are under way at a time.
 const probesAtOnce = 64
 
-// RunProbes runs the probes of services, or of one of them, once: beside those that
+// RunProbes runs the probes of services, or of those of one name, once: beside those that
 // verdicts come from, and without a consequence for any. What several servers or
 // services have in common runs once. The order is that of the configuration.
 func RunProbes(ctx context.Context, services []lb.Service, o ProbeOrder, r ProbeRunner) ([]ProbeResult, error) {
 	if o.Service != "" {
-		i := slices.IndexFunc(services, func(s lb.Service) bool { return s.Name == o.Service })
-		switch {
-		case i < 0:
-			return nil, noService(services, o.Service)
-		case services[i].Pool.Probe == nil:
-			return nil, fmt.Errorf("service %q has no health: its servers are not probed", o.Service)
+		var named []lb.Service
+		for _, s := range services {
+			if s.Name == o.Service {
+				named = append(named, s)
+			}
 		}
-		services = services[i : i+1]
+		switch {
+		case len(named) == 0:
+			return nil, noService(services, o.Service)
+		case !slices.ContainsFunc(named, func(s lb.Service) bool { return s.Pool.Probe != nil }):
+			return nil, fmt.Errorf("%q has no health: its servers are not probed", o.Service)
+		}
+		services = named
 	}
 	runs := map[string]*probeRun{}
 	results, by := []ProbeResult{}, []*probeRun{} // parallel
@@ -125,12 +130,14 @@ func runAll(runs map[string]*probeRun) {
 func noService(services []lb.Service, name string) error {
 	var known []string
 	for _, s := range services {
-		known = append(known, s.Name)
+		if !slices.Contains(known, s.Name) {
+			known = append(known, s.Name)
+		}
 	}
 	if len(known) == 0 {
-		return fmt.Errorf("there is no service %q, nor any other one", name)
+		return fmt.Errorf("there is no service, upstream or pool of dns %q, nor any other one", name)
 	}
-	return fmt.Errorf("there is no service %q: there are %s", name, strings.Join(known, ", "))
+	return fmt.Errorf("there is no service, upstream or pool of dns %q: there are %s", name, strings.Join(known, ", "))
 }
 
 // CheckRunner returns how a ProbeRunner runs the checks of a configuration.

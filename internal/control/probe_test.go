@@ -99,9 +99,9 @@ func TestRunProbesRefuses(t *testing.T) {
 		name, service, want string
 		services            []lb.Service
 	}{
-		{"no such service", "wep", `there is no service "wep": there are web, again, direct, check, none`, probedServices()},
-		{"no service at all", "web", `there is no service "web", nor any other one`, nil},
-		{"not probed", "none", `service "none" has no health: its servers are not probed`, probedServices()},
+		{"no such service", "wep", `there is no service, upstream or pool of dns "wep": there are web, again, direct, check, none`, probedServices()},
+		{"no service at all", "web", `there is no service, upstream or pool of dns "web", nor any other one`, nil},
+		{"not probed", "none", `"none" has no health: its servers are not probed`, probedServices()},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := RunProbes(t.Context(), tt.services, ProbeOrder{tt.service}, ProbeRunner{})
