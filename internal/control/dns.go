@@ -19,7 +19,11 @@ func dnsProblems(s *dns.Status) (all []string) {
 		case given == 0:
 			all = append(all, fmt.Sprintf("dns pool %s: all servers are drained, disabled or of weight 0: its names have no address", p.Name))
 		case !p.Healthy:
-			all = append(all, fmt.Sprintf("dns pool %s: no server is healthy (%d configured): all are given", p.Name, len(p.Servers)))
+			who := "all"
+			if given < len(p.Servers) {
+				who = "all that nobody has taken out"
+			}
+			all = append(all, fmt.Sprintf("dns pool %s: no server is healthy (%d configured): %s are given", p.Name, len(p.Servers), who))
 		}
 	}
 	return all

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/sluice-lb/sluice/internal/dns"
 	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/loader"
 	"github.com/sluice-lb/sluice/vrrp"
@@ -169,6 +170,14 @@ func TestProblems(t *testing.T) {
 			{Name: "a", Verdict: "up"}, {Name: "b", Verdict: "down", Why: "refused", LastError: "timeout"},
 			{Name: "c", Verdict: "up", Recovering: true, LastError: "timeout"}, {Name: "d", Verdict: "unknown"},
 		}}, []string{"check b fails: refused", "check c fails and is being recovered: timeout"}},
+		{"pools of dns", Status{DNS: &dns.Status{Pools: []dns.PoolStatus{
+			{Name: "well", Healthy: true, Servers: []dns.PoolServer{{Given: true}, {}}}, {Name: "out", Servers: []dns.PoolServer{{}, {}}},
+			{Name: "down", Servers: []dns.PoolServer{{Given: true}, {Given: true}}}, {Name: "some", Servers: []dns.PoolServer{{Given: true}, {}}},
+		}}}, []string{
+			"dns pool out: all servers are drained, disabled or of weight 0: its names have no address",
+			"dns pool down: no server is healthy (2 configured): all are given",
+			"dns pool some: no server is healthy (2 configured): all that nobody has taken out are given",
+		}},
 		{"an interface is slow", Status{Interfaces: []Interface{{Name: "eth0"}, {Name: "eth1", Warning: "eth1: generic"}}},
 			[]string{"eth1: generic"}},
 		{"an upgrade has kept everything", Status{Upgrade: &loader.Upgrade{From: 1, NotKept: []string{}}}, []string{}},
