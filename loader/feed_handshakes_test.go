@@ -86,6 +86,11 @@ func TestTakeoverOfHandshakesInSlots(t *testing.T) {
 	if len(told) < clients/5 {
 		t.Fatalf("%d handshakes of %d are told", len(told), clients)
 	}
+	for _, s := range told { // one of a flood must not stay as long as a connection
+		if s.Phase != lb.FlowClosing {
+			t.Errorf("told as %+v", s)
+		}
+	}
 	b.take(told)
 	for i := range clients {
 		wantTwins(t, a, b, "the acknowledgement", frame(i, testenv.ACK, 1000))

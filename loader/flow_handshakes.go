@@ -17,6 +17,7 @@ const (
 	maxHandshakes   = 1 << 13 // that are told in a round
 	maxShaken       = 1 << 15 // that are kept in mind
 	shakesOfOnePair = 1 << 12 // that are looked at, the newest
+	shakesOfPairs   = 1 << 16 // of all pairs
 )
 
 // Handshakes returns a function that appends the connections that are about to open, which
@@ -33,9 +34,12 @@ func (f *FlowFeed) Handshakes() func(into []lb.FlowState) ([]lb.FlowState, error
 		if err := f.refresh(); err != nil {
 			return into, err
 		}
-		s.now, s.most = ticks(), len(into)+maxHandshakes
-		for _, n := range f.order {
-			into = s.ofPair(into, f.pairs[n])
+		s.now, s.most, s.left = ticks(), len(into)+maxHandshakes, shakesOfPairs
+		for range f.order { // from where the last round has ended
+			s.turn = (s.turn + 1) % len(f.order)
+			if into = s.ofPair(into, f.pairs[f.order[s.turn]]); s.left == 0 || s.full(into) {
+				break
+			}
 		}
 		return s.ofSlots(into)
 	}
@@ -47,13 +51,20 @@ type shaking struct {
 	told map[lb.FlowState]bool // without the time since their last packet
 	now  uint32
 	most int
+	left uint64 // entries that this round may look at still
+	turn int    // the pair that was looked at last
+}
+
+// full tells whether nothing more is told in this round.
+func (s *shaking) full(into []lb.FlowState) bool {
+	return len(s.told) >= maxShaken || len(into) >= s.most
 }
 
 // tell appends a handshake, but only once.
 func (s *shaking) tell(into []lb.FlowState, state lb.FlowState) []lb.FlowState {
 	key := state
 	key.Idle = 0
-	if s.told[key] || len(s.told) >= maxShaken || len(into) >= s.most {
+	if s.full(into) || s.told[key] {
 		return into
 	}
 	s.told[key] = true
@@ -65,7 +76,12 @@ func (s *shaking) ofPair(into []lb.FlowState, p *toldPair) []lb.FlowState {
 	passed := atomic.LoadUint64(p.word(unsafe.Offsetof(lbNatPair{}.GivenUp)))
 	begun := atomic.LoadUint64(p.word(unsafe.Offsetof(lbNatPair{}.Embryonic)))
 	size := atomic.LoadUint64(p.word(unsafe.Offsetof(lbNatPair{}.FirstPort)))>>32 + 1
-	for back := range min(begun-passed, size, shakesOfOnePair) {
+	look := min(begun-passed, size, shakesOfOnePair, s.left)
+	s.left -= look
+	for back := range look {
+		if s.full(into) {
+			break
+		}
 		turn := begun - 1 - back
 		word := p.ring.load(int(lbLimitsNAT_PORTS) + int(turn&(size-1)))
 		port := uint16(word)
@@ -88,6 +104,9 @@ func (s *shaking) ofSlots(into []lb.FlowState) ([]lb.FlowState, error) {
 	keys, pins := make([]lbFlowKey, pinBatch), make([]lbPin, pinBatch)
 	var cursor ebpf.MapBatchCursor
 	for range maxShaken / pinBatch {
+		if s.full(into) {
+			break
+		}
 		n, err := s.d.objects.Handshakes.BatchLookup(&cursor, keys, pins, nil)
 		last := errors.Is(err, ebpf.ErrKeyNotExist)
 		if err != nil && !last {
@@ -98,6 +117,7 @@ func (s *shaking) ofSlots(into []lb.FlowState) ([]lb.FlowState, error) {
 				continue
 			}
 			if state, ok := s.index.pinned(lb.FlowPinned, &keys[i], &pins[i], s.now); ok {
+				state.Phase = lb.FlowClosing // it lives on if the client goes on, and not for long otherwise
 				into = s.tell(into, state)
 			}
 		}

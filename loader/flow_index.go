@@ -16,7 +16,6 @@ type flowIndex struct {
 	vips     map[uint32]netip.Addr
 	backends map[serverKey]uint32
 	pairs    map[sideKey]uint32
-	kept     map[uint32]netip.AddrPort // the backends of pairs that have no port, by pair
 
 	nics   []uint32 // indexes of those that the program is on
 	names  map[uint32]string
@@ -47,11 +46,10 @@ func (x *flowIndex) refresh(s *State, t *tables) {
 		for n, p := range s.Pairs {
 			x.pairs[sideKey{p.Source, p.Address, p.Protocol}] = n
 		}
-		x.kept = map[uint32]netip.AddrPort{}
 		for _, b := range s.Backends {
 			for _, n := range b.Pairs {
 				if p := s.Pairs[n]; p.Address.Port() == 0 {
-					x.pairs[sideKey{p.Source, b.Address, p.Protocol}], x.kept[n] = n, b.Address
+					x.pairs[sideKey{p.Source, b.Address, p.Protocol}] = n
 				}
 			}
 		}
@@ -123,6 +121,9 @@ func idleFor(now, seen uint32) time.Duration { return time.Duration(max(0, int32
 // that there is no more.
 func (x *flowIndex) translated(p *toldPair, port uint16, e *lbNatFlow, now uint32) (lb.FlowState, bool) {
 	s, ok := x.translatedID(p, port, e.Vip, e.VipPort, e.Client, e.ClientPort)
+	if b, is := x.state.Backends[uint32(e.Backend)]; is && s.Backend.Port() == 0 {
+		s.Backend = b.Address // several may have a pair of all ports
+	}
 	s.Phase, s.Idle = phases[e.State%uint32(lbNatStateNAT_STATES)], idleFor(now, e.LastSeen)
 	s.Opened = e.Flags&uint32(lbNatFlagsNAT_OPENED) != 0
 	s.ClientFIN = e.Flags&uint32(lbNatFlagsNAT_FIN_CLIENT) != 0
@@ -140,17 +141,13 @@ func (x *flowIndex) over(p *toldPair, port uint16, t *toldFlow, now uint32) (lb.
 
 func (x *flowIndex) translatedID(p *toldPair, port uint16, vip, vipPort uint16, client [2]uint64, clientPort uint16) (lb.FlowState, bool) {
 	address, ok := x.vips[uint32(vip)]
-	backend := p.entry.Address
-	if kept, is := x.kept[p.number]; is {
-		backend = kept
-	}
 	s := lb.FlowState{
 		FlowID: lb.FlowID{
 			Kind: lb.FlowTranslated, Protocol: p.entry.Protocol,
 			Client: netip.AddrPortFrom(unmapped(client), bigEndian16(clientPort)),
 			VIP:    netip.AddrPortFrom(address, bigEndian16(vipPort)),
 		},
-		Backend: backend, Source: netip.AddrPortFrom(p.entry.Source, port),
+		Backend: p.entry.Address, Source: netip.AddrPortFrom(p.entry.Source, port),
 	}
 	return s, ok
 }

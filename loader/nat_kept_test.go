@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -108,4 +109,29 @@ func TestTakeoverOfKeptPorts(t *testing.T) {
 	c.service = netip.AddrPortFrom(vipIP, 50007)
 	c.open(t)
 	r.want(tell(TranslationBegin, c))
+}
+
+// A flow is told with its own backend, where another one, which leaves, has the same address
+// and so the same pair.
+func TestKeptPortsOfABackendThatLeaves(t *testing.T) {
+	before, after := keptService(1), keptService(1)
+	after.Backends[0].Address = netip.AddrPortFrom(after.Backends[0].Address.Addr(), 22)
+	after.Addresses[0].Ports = lb.PortRange{First: 22, Last: 22}
+	a, _ := twoNodes(t, before)
+	var conns []*conn
+	for i, s := range []lb.ServiceState{before, after} {
+		apply(t, a.Datapath, s)
+		c := newConn(a.Datapath, clientAddr(i))
+		c.service = netip.AddrPortFrom(vipIP, 50000)
+		c.open(t)
+		conns = append(conns, c)
+	}
+	want := map[netip.AddrPort]netip.AddrPort{conns[0].client: before.Backends[0].Address, conns[1].client: after.Backends[0].Address}
+	got := map[netip.AddrPort]netip.AddrPort{}
+	for _, s := range a.changes() {
+		got[s.Client] = s.Backend
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("told with %v, want %v", got, want)
+	}
 }

@@ -40,7 +40,7 @@ func (m *Machine) mayPreempt(now time.Time) bool {
 // waited for in vain.
 func (m *Machine) unsynced() string {
 	if m.cfg.SyncWait > 0 && !m.synced {
-		return ", without its state: it has not come within " + m.cfg.SyncWait.String()
+		return ", without its state or the servers that it reaches: they have not come within " + m.cfg.SyncWait.String()
 	}
 	return ""
 }

@@ -46,10 +46,10 @@ func TestWaitForState(t *testing.T) {
 		// The timer was reset by the last advertisement that was respected.
 		{"the state comes", 0, 30 * s, 8, 6*s + down, "preempting 192.0.2.1 with priority 99"},
 		{"it is there already", 0, 30 * s, 0, down - s, "preempting 192.0.2.1 with priority 99"},
-		{"it never comes", 0, 30 * s, -1, 29*s + down, "preempting 192.0.2.1 with priority 99, without its state: it has not come within 30s"},
+		{"it never comes", 0, 30 * s, -1, 29*s + down, "preempting 192.0.2.1 with priority 99, without its state or the servers that it reaches: they have not come within 30s"},
 		{"it comes before the delay is over", 10 * s, 30 * s, 5, 9*s + down, "preempting 192.0.2.1 with priority 99"},
 		{"it comes after the delay", 5 * s, 30 * s, 12, 10*s + down, "preempting 192.0.2.1 with priority 99"},
-		{"the delay is longer than the wait", 40 * s, 30 * s, -1, 39*s + down, "preempting 192.0.2.1 with priority 99, without its state: it has not come within 30s"},
+		{"the delay is longer than the wait", 40 * s, 30 * s, -1, 39*s + down, "preempting 192.0.2.1 with priority 99, without its state or the servers that it reaches: they have not come within 30s"},
 		{"nobody waits for it", 0, 0, -1, down - s, "preempting 192.0.2.1 with priority 99"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -82,7 +82,7 @@ func (n *node) leaveSpread() {
 			n.log.Warn("other nodes do not serve what is new yet: connections that are opened now may be refused", "waited", leaveSpreadWait)
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(50 * time.Millisecond)
 	}
 	time.Sleep(leaveSpreadGrace)
 }

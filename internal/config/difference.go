@@ -176,8 +176,12 @@ func named[T any](d *Difference, what string, before, after []T, name func(T) st
 func (d *Difference) services(before, after []lb.Service) {
 	named(d, "service", before, after, func(s lb.Service) string { return s.Name }, func(a, b lb.Service) {
 		parts := poolsThatDiffer(a.Pool, b.Pool)
-		a.Pool, b.Pool = lb.Pool{}, lb.Pool{}
+		kept := a.KeepsPorts != b.KeepsPorts && a.Forward == b.Forward
+		a.Pool, b.Pool, a.KeepsPorts, b.KeepsPorts = lb.Pool{}, lb.Pool{}, false, false
 		parts = append(parts, fieldsThatDiffer(a, b)...)
+		if kept {
+			parts = append(parts, "its servers get other ports: its connections break")
+		}
 		if len(parts) > 0 {
 			d.change("service %s: %s", b.Name, strings.Join(parts, ", "))
 		}

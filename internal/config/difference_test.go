@@ -48,6 +48,8 @@ func TestCompare(t *testing.T) {
 			Difference{Changes: []string{"service web: quorum, track_window, rules, allow_only"}}},
 		{"a service more", "checks:\n", "- {name: dns, address: \"192.0.2.100:53\", protocol: udp, backends: [{address: 192.0.2.31}]}\nchecks:\n",
 			Difference{Changes: []string{"service dns: added"}}},
+		{"ports that are kept", `address: "192.0.2.100:80", pool: web`, `address: ["192.0.2.100:80", "192.0.2.100:443"], source_addresses: [192.0.2.9], pool: web`,
+			Difference{Changes: []string{"service web: addresses, source_addresses, its servers get other ports: its connections break"}}},
 		{"interfaces", "interfaces: [eth0, eth1]", "interfaces: [eth1, eth2]", Difference{Changes: []string{"interface eth2: added", "interface eth0: removed"}}},
 		{"a check", `"fine"`, `"good"`, Difference{Changes: []string{"check ok: body"}}},
 		{"a check with TLS", `type: http, path: /, body: "fine"`, `type: https, path: /, body: "fine", tls: {verify: false}`,
