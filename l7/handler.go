@@ -19,6 +19,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x.writer = &x.answerer
 	if r.ProtoMajor == 2 {
 		x.writer.send = x.world.config.Client.SendTimeout
+	} else if r.ContentLength != 0 {
+		// What the handler does not read of the body net/http does, and as long as it
+		// comes: so there is an end to it, unless who reads the body says otherwise.
+		_ = http.NewResponseController(w).SetReadDeadline(x.began.Add(x.world.config.Client.BodyTimeout)) // it is closed: a read says so
 	}
 	x.host = conn.listener.routes.Load().find(r.Host)
 	x.host.stats.begin()
