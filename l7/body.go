@@ -23,68 +23,109 @@ var (
 type clientBody struct {
 	io.ReadCloser
 	deadline func(time.Time) error // sets the one for reading; nil: there is none
+	breaks   bool                  // one in the past breaks a read off, and nothing else is read by it
 	limits   *lb.ClientLimits
 	most     int64 // bytes; 0: any
 	began    time.Time
 
-	mu   sync.Mutex
-	read int64
-	err  error // why it ended before its time
-	over bool  // its handler returns: deadline must not be called any more
+	mu      sync.Mutex
+	stopped sync.Cond // reading has become false
+	reading bool
+	read    int64
+	ended   bool  // all of it was read
+	err     error // why it ended before its time
+	over    bool  // its handler returns: nothing is read, and deadline must not be called, any more
 }
 
-// setDeadline sets the deadline for reading. A server may read on, in a goroutine of the
+func newClientBody(body io.ReadCloser, limits *lb.ClientLimits, most int64, began time.Time) *clientBody {
+	b := &clientBody{ReadCloser: body, limits: limits, most: most, began: began}
+	b.stopped.L = &b.mu
+	return b
+}
+
+// begin begins a read, and sets its deadline. A server may read on, in a goroutine of the
 // transport's, when the handler returns, and what belongs to the answer is another
 // request's then, or nobody's.
-func (b *clientBody) setDeadline(t time.Time) error {
+func (b *clientBody) begin() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
 	case b.over:
 		return errReaderClosed
-	case b.deadline == nil:
-		return nil
+	case b.ended: // net/http reads for the client's end now, which has no deadline
+		return io.EOF
+	case b.deadline != nil && b.deadline(b.patience(time.Now())) != nil:
+		return b.failed(errBadBody)
 	}
-	return b.deadline(t)
+	b.reading = true
+	return nil
 }
 
-// end has nobody set a deadline from now on.
+// note takes down what a read has come to, and returns what its reader is told.
+func (b *clientBody) note(n int, err error) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.reading = false
+	b.stopped.Broadcast()
+	b.read += int64(n)
+	switch {
+	case b.most > 0 && b.read > b.most:
+		return 0, b.failed(errTooLarge)
+	case err == io.EOF:
+		b.ended = true
+		if b.deadline != nil && !b.over {
+			_ = b.deadline(time.Time{}) // it would end the wait for an answer, too
+		}
+		return n, err
+	case err == nil:
+		return n, nil
+	case b.over:
+		return n, errReaderClosed
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return n, b.failed(errTooSlow)
+	}
+	return n, b.failed(errBadBody)
+}
+
+func (b *clientBody) Read(p []byte) (int, error) {
+	if err := b.begin(); err != nil {
+		return 0, err
+	}
+	return b.note(b.ReadCloser.Read(p))
+}
+
+// end has nobody read from now on. Of HTTP/1 no read is under way when it returns: one
+// that is has been broken off.
 func (b *clientBody) end() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.over = true
+	if !b.breaks {
+		return // the stream ends, and the read with it
+	}
+	if b.reading {
+		_ = b.deadline(time.Unix(1, 0)) // it is closed: the read says so
+	}
+	for b.reading {
+		b.stopped.Wait()
+	}
 }
 
-func (b *clientBody) Read(p []byte) (int, error) {
-	if err := b.setDeadline(b.patience(time.Now())); err != nil {
-		return 0, b.fail(errBadBody)
+// remains tells whether something of the body is not read yet.
+func (b *clientBody) remains() bool {
+	if b == nil {
+		return false
 	}
-	n, err := b.ReadCloser.Read(p)
 	b.mu.Lock()
-	b.read += int64(n)
-	read := b.read
-	b.mu.Unlock()
-	switch {
-	case b.most > 0 && read > b.most:
-		return 0, b.fail(errTooLarge)
-	case err == io.EOF:
-		_ = b.setDeadline(time.Time{}) // it would end the wait for an answer, too
-		return n, err
-	case err == nil:
-		return n, nil
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return n, b.fail(errTooSlow)
-	}
-	return n, b.fail(errBadBody)
+	defer b.mu.Unlock()
+	return !b.ended
 }
 
-// patience is until when the next piece has to come.
+// patience is until when the next piece has to come. b.mu is held.
 func (b *clientBody) patience(now time.Time) time.Time {
 	until := now.Add(b.limits.BodyTimeout)
 	if b.limits.MinBodyRate > 0 {
-		b.mu.Lock()
 		due := time.Duration(float64(b.read) / float64(b.limits.MinBodyRate) * float64(time.Second))
-		b.mu.Unlock()
 		if slow := b.began.Add(b.limits.HeaderTimeout + due); slow.Before(until) {
 			until = slow
 		}
@@ -92,9 +133,8 @@ func (b *clientBody) patience(now time.Time) time.Time {
 	return until
 }
 
-func (b *clientBody) fail(err error) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+// failed remembers the first failure, and returns it. b.mu is held.
+func (b *clientBody) failed(err error) error {
 	if b.err == nil {
 		b.err = err
 	}
@@ -192,8 +232,8 @@ func (b *requestBody) open() *bodyReader {
 // close ends all readers: after its handler has returned, a request must not be read.
 func (b *requestBody) close() {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.closed = true
+	b.mu.Unlock()
 	if b.rest != nil {
 		b.rest.end()
 	}

@@ -189,9 +189,12 @@ func (x *exchange) forward() {
 		limit = c.RequestBuffer
 	}
 	if r.ContentLength != 0 {
-		x.incoming = &clientBody{ReadCloser: r.Body, limits: &x.world.config.Client, most: c.MaxBody, began: x.began}
+		x.incoming = newClientBody(r.Body, &x.world.config.Client, c.MaxBody, x.began)
 		if !x.isGRPC() {
 			x.incoming.deadline = http.NewResponseController(x.writer.ResponseWriter).SetReadDeadline
+		}
+		if r.ProtoMajor == 1 {
+			x.incoming.breaks, x.writer.incoming = true, x.incoming
 		}
 	}
 	x.trailers = announcedTrailers(r)
@@ -204,13 +207,36 @@ func (x *exchange) forward() {
 			return
 		}
 	}
-	defer x.body.close()
+	answered := false // not after a panic
+	defer func() { x.endBody(answered) }()
+	if r.ProtoMajor == 1 && !x.body.whole() {
+		// An answer may begin while the body comes: net/http must not read that beside
+		// the upload, nor have the answer wait.
+		_ = http.NewResponseController(x.writer.ResponseWriter).EnableFullDuplex() // HTTP/1 always can
+	}
 	defer func() { // also of answers that nobody has closed
 		for _, a := range x.attempts {
 			a.end()
 		}
 	}()
 	x.location.proxy.serve(x)
+	answered = true
+}
+
+// endBody has nobody read the request's body any more. Behind an answer net/http reads
+// what may be left of it, so that the client, which may still send, reads the answer; for
+// as long, at most, as a piece of the body may take. What was broken off ends at once.
+func (x *exchange) endBody(answered bool) {
+	x.body.close()
+	if x.request.ProtoMajor != 1 || !x.incoming.remains() {
+		return
+	}
+	until := time.Unix(1, 0)
+	if answered {
+		x.writer.closeBehind()
+		until = time.Now().Add(x.world.config.Client.BodyTimeout)
+	}
+	_ = http.NewResponseController(x.writer.ResponseWriter).SetReadDeadline(until) // it is closed: a read says so
 }
 
 // isGRPC tells whether a request is a stream of messages in both directions, perhaps

@@ -137,10 +137,8 @@ func TestFullPipeHoldsUpNothing(t *testing.T) {
 // is no stream any more.
 func TestDeadlineAfterTheHandler(t *testing.T) {
 	calls := 0
-	b := &clientBody{
-		ReadCloser: http.NoBody, limits: &testLimits, began: time.Now(),
-		deadline: func(time.Time) error { calls++; return nil },
-	}
+	b := newClientBody(http.NoBody, &testLimits, 0, time.Now())
+	b.deadline = func(time.Time) error { calls++; return nil }
 	body := &requestBody{rest: b}
 	if _, err := b.Read(make([]byte, 1)); err != io.EOF || calls != 2 {
 		t.Errorf("at its end: %v, %d deadlines, want EOF and 2", err, calls)

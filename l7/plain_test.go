@@ -321,28 +321,6 @@ func TestIdleConnectionsToServersEnd(t *testing.T) {
 	}
 }
 
-// An answer comes while the request's body is still on its way, and before it was read.
-func TestAnswerBeforeTheBody(t *testing.T) {
-	for _, framing := range []string{"Content-Length: 1000000", "Transfer-Encoding: chunked"} {
-		server, _ := scripted(t, "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
-		at := freePort(t)
-		l := prefix("/", "u")
-		l.RequestBuffering = false
-		config := one(at, []lb.Upstream{upstreamOf("u", server)}, l)
-		config.Client.BodyTimeout = time.Second // net/http answers when it has read what comes of the body
-		start(t, config)
-		c := dial(t, at)
-		send(t, c, "POST / HTTP/1.1\r\nHost: a\r\nX-Unread: 1\r\n"+framing+"\r\n\r\n5\r\nhello\r\n")
-		res, err := http.ReadResponse(bufio.NewReader(c), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if body, _ := io.ReadAll(res.Body); res.StatusCode != 413 || string(body) != "no" {
-			t.Errorf("%s: got %s %q", framing, res.Status, body)
-		}
-	}
-}
-
 // A body may come for longer than a server may take to answer; then the time for the
 // answer begins. Trailers come with it.
 func TestLongUpload(t *testing.T) {

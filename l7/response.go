@@ -2,10 +2,12 @@ package l7
 
 import (
 	"bufio"
+	"io"
 	"maps"
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/lb"
@@ -18,15 +20,17 @@ type response struct {
 	status int // 0: nothing yet
 	bytes  int64
 	send   time.Duration // of HTTP/2: for a piece of the answer; 0: see patience
+
+	incoming *clientBody // of HTTP/1: what is read for a server beside the answer; nil: nothing
 }
 
 // WriteHeader also has interim answers pass.
 func (w *response) WriteHeader(status int) {
 	if w.status == 0 && (status >= 200 || status == http.StatusSwitchingProtocols) {
 		w.status = status
-		if w.conn.servers.draining.Load() || w.conn.listener.room.full() {
+		if w.conn.servers.draining.Load() || w.conn.listener.room.full() || w.incoming.remains() {
 			// Of HTTP/1 it closes the connection behind the answer; of HTTP/2 it is a
-			// GOAWAY.
+			// GOAWAY. Behind a body that may not come to its end is no next request.
 			w.Header().Set("Connection", "close")
 		}
 		if h := w.Header(); h["Content-Type"] == nil {
@@ -52,6 +56,21 @@ func (w *response) FlushError() error {
 	w.patience(w.send)
 	defer w.patience(0)
 	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+// closeBehind has net/http close the connection behind the answer, and wait a moment
+// before it does: a client that still sends would lose the answer by a reset (RFC 9112,
+// section 9.6). net/http does that where a body is too large, so it is told of one.
+func (w *response) closeBehind() {
+	inner := w.ResponseWriter
+	for {
+		u, ok := inner.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			break
+		}
+		inner = u.Unwrap()
+	}
+	_, _ = http.MaxBytesReader(inner, io.NopCloser(strings.NewReader("x")), 0).Read(make([]byte, 1)) // its error is what is wanted
 }
 
 // interim sends the client an interim answer (RFC 9110, section 15.2).

@@ -2,9 +2,15 @@ package l7
 
 import (
 	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -44,6 +50,117 @@ func TestBodyThatNobodyReads(t *testing.T) {
 			}
 			if rest, err := io.ReadAll(r); len(rest) > 0 || err != nil {
 				t.Errorf("then %q, %v", rest, err)
+			}
+		})
+	}
+}
+
+// An answer comes while the request's body is still on its way, and before it was read;
+// what comes of the body then is no request.
+func TestAnswerBeforeTheBody(t *testing.T) {
+	for _, tt := range []struct {
+		name, framing, rest string
+		patience            time.Duration
+	}{
+		{"all of it comes", "Content-Length: 41", "GET /evil HTTP/1.1\r\nHost: a\r\n\r\n", time.Minute},
+		{"it is long", "Content-Length: 1000000", "GET /evil HTTP/1.1\r\nHost: a\r\n\r\n", time.Minute},
+		{"nothing more comes", "Content-Length: 1000", "", time.Second},
+		{"chunks", "Transfer-Encoding: chunked", "0\r\n\r\nGET /evil HTTP/1.1\r\nHost: a\r\n\r\n", time.Minute},
+		{"no more chunks", "Transfer-Encoding: chunked", "", time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			server, seen := scripted(t, "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+			at := freePort(t)
+			l := prefix("/", "u")
+			l.RequestBuffering = false
+			config := one(at, []lb.Upstream{upstreamOf("u", server)}, l)
+			config.Client.BodyTimeout = tt.patience
+			p := start(t, config)
+			c := dial(t, at)
+			send(t, c, "POST / HTTP/1.1\r\nHost: a\r\nX-Unread: 1\r\n"+tt.framing+"\r\n\r\n5\r\nhello\r\n")
+			r := bufio.NewReader(c)
+			if res, body := readAnswer(t, r, false); res.StatusCode != 413 || body != "no" || !res.Close {
+				t.Errorf("got %s %q, close %v", res.Status, body, res.Close)
+			}
+			_, _ = io.WriteString(c, tt.rest)                                                        // the connection may be closed by now
+			if rest, err := io.ReadAll(r); len(rest) > 0 || errors.Is(err, os.ErrDeadlineExceeded) { // a reset is an end, too
+				t.Errorf("then %q, %v", rest, err)
+			}
+			if n := seen.Load(); n != 1 {
+				t.Errorf("the server has had %d requests", n)
+			}
+			if s := p.Status().Upstreams[0].Servers[0]; s.Failures != 0 || s.InFlight != 0 {
+				t.Errorf("the server: %+v", s)
+			}
+		})
+	}
+}
+
+// A server that answers while a body comes gets all of that, and in order, and the client
+// all of the answer.
+func TestAnswerBesideTheBody(t *testing.T) {
+	sent := make([]byte, 700_000)
+	for i := range sent {
+		sent[i] = byte(rand.N(256))
+	}
+	echo := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := http.NewResponseController(w)
+		if r.ProtoMajor == 1 {
+			_ = c.EnableFullDuplex()
+		}
+		_ = c.Flush()
+		_, _ = io.Copy(w, r.Body)
+	})
+	for _, tt := range []struct {
+		name    string
+		chunked bool
+		tls     bool
+	}{{"chunks", true, false}, {"a length", false, false}, {"chunks, TLS", true, true}, {"a length, TLS", false, true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := httptest.NewUnstartedServer(echo)
+			if s.Start(); tt.tls {
+				s.Close()
+				s = httptest.NewTLSServer(echo)
+			}
+			t.Cleanup(s.Close)
+			u := upstreamOf("u", netip.MustParseAddrPort(s.Listener.Addr().String()))
+			if tt.tls {
+				u.TLS = &lb.UpstreamTLS{}
+			}
+			at := freePort(t)
+			start(t, one(at, []lb.Upstream{u}, prefix("/", "u")))
+			c := dial(t, at)
+			framing := fmt.Sprint("Content-Length: ", len(sent))
+			if tt.chunked {
+				framing = "Transfer-Encoding: chunked"
+			}
+			send(t, c, "POST / HTTP/1.1\r\nHost: a\r\n"+framing+"\r\n\r\n")
+			say := func(p []byte) {
+				if !tt.chunked {
+					_, _ = c.Write(p)
+					return
+				}
+				fmt.Fprintf(c, "%x\r\n%s\r\n", len(p), p) // what does not arrive is missed
+			}
+			const first = 100_000 // more than is read ahead
+			say(sent[:first])
+			res, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				for rest := sent[first:]; len(rest) > 0; {
+					n := min(len(rest), 1+rand.N(30_000))
+					say(rest[:n])
+					rest = rest[n:]
+				}
+				if tt.chunked {
+					_, _ = io.WriteString(c, "0\r\n\r\n")
+				}
+			}()
+			got, err := io.ReadAll(res.Body)
+			if err != nil || !bytes.Equal(got, sent) {
+				t.Errorf("of %d bytes %d came back, the same ones: %v; error %v", len(sent), len(got), bytes.Equal(got, sent), err)
 			}
 		})
 	}
