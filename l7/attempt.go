@@ -86,17 +86,19 @@ func (u *upstream) roundTrip(out *http.Request, x *exchange) (*http.Response, er
 // attempt returns a new one.
 func (x *exchange) attempt() *attempt {
 	if x.attempts == nil {
+		x.first.of = x
 		x.list[0] = &x.first
 		x.attempts = x.list[:]
 		return &x.first
 	}
-	a := &attempt{}
+	a := &attempt{of: x}
 	x.attempts = append(x.attempts, a)
 	return a
 }
 
 // An attempt is a request that one server has.
 type attempt struct {
+	of         *exchange
 	upstream   *upstream
 	generation *generation
 	server     *server
@@ -292,14 +294,24 @@ func (b *answerBody) Read(p []byte) (int, error) {
 	b.attempt.server.bytes.Add(uint64(n))
 	if err != nil && err != io.EOF && !b.judged {
 		b.judged = true
-		if b.late.Load() {
-			err = errTimeout
-		}
-		if b.late.Load() || !errors.Is(err, context.Canceled) {
-			b.attempt.upstream.judge(b.attempt.generation, b.attempt.server, true, time.Now())
-		}
+		err = b.judge(err)
 	}
 	return n, err
+}
+
+// judge has the end of an answer before its time count against the server, if it is the
+// server's doing, and returns why it is.
+func (b *answerBody) judge(err error) error {
+	switch failure := b.attempt.of.bodyFailure(); {
+	case failure != nil: // the upload has ended the connection
+		return failure
+	case b.late.Load():
+		err = errTimeout
+	case errors.Is(err, context.Canceled):
+		return err
+	}
+	b.attempt.upstream.judge(b.attempt.generation, b.attempt.server, true, time.Now())
+	return err
 }
 
 func (b *answerBody) Close() error {

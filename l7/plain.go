@@ -69,8 +69,12 @@ func (x *exchange) clientGone() error {
 	return x.request.Context().Err()
 }
 
-// causeOf is why something has failed: because the client has gone, if it has.
+// causeOf is why something has failed: because of the client's body or because the client
+// has gone, if that is so.
 func (x *exchange) causeOf(err error) error {
+	if failure := x.bodyFailure(); failure != nil {
+		return failure
+	}
 	if gone := x.clientGone(); gone != nil {
 		return gone
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/lb"
+	"github.com/sluice-lb/sluice/internal/testenv"
 )
 
 // A body that nobody asks for has its time, too: a client that does not send it is
@@ -103,32 +104,13 @@ func TestAnswerBesideTheBody(t *testing.T) {
 	for i := range sent {
 		sent[i] = byte(rand.N(256))
 	}
-	echo := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c := http.NewResponseController(w)
-		if r.ProtoMajor == 1 {
-			_ = c.EnableFullDuplex()
-		}
-		_ = c.Flush()
-		_, _ = io.Copy(w, r.Body)
-	})
 	for _, tt := range []struct {
-		name    string
-		chunked bool
-		tls     bool
+		name         string
+		chunked, tls bool
 	}{{"chunks", true, false}, {"a length", false, false}, {"chunks, TLS", true, true}, {"a length, TLS", false, true}} {
 		t.Run(tt.name, func(t *testing.T) {
-			s := httptest.NewUnstartedServer(echo)
-			if s.Start(); tt.tls {
-				s.Close()
-				s = httptest.NewTLSServer(echo)
-			}
-			t.Cleanup(s.Close)
-			u := upstreamOf("u", netip.MustParseAddrPort(s.Listener.Addr().String()))
-			if tt.tls {
-				u.TLS = &lb.UpstreamTLS{}
-			}
 			at := freePort(t)
-			start(t, one(at, []lb.Upstream{u}, prefix("/", "u")))
+			start(t, one(at, []lb.Upstream{echoing(t, tt.tls)}, prefix("/", "u")))
 			c := dial(t, at)
 			framing := fmt.Sprint("Content-Length: ", len(sent))
 			if tt.chunked {
@@ -161,6 +143,64 @@ func TestAnswerBesideTheBody(t *testing.T) {
 			got, err := io.ReadAll(res.Body)
 			if err != nil || !bytes.Equal(got, sent) {
 				t.Errorf("of %d bytes %d came back, the same ones: %v; error %v", len(sent), len(got), bytes.Equal(got, sent), err)
+			}
+		})
+	}
+}
+
+// echoing is an upstream of a server that answers at once, and with what it gets.
+func echoing(t *testing.T, tls bool) lb.Upstream {
+	t.Helper()
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := http.NewResponseController(w)
+		if c.EnableFullDuplex() != nil || c.Flush() != nil {
+			return
+		}
+		if _, err := io.Copy(w, r.Body); err != nil {
+			panic(http.ErrAbortHandler) // or the answer would end as a whole one
+		}
+	}))
+	t.Cleanup(s.Close)
+	if tls {
+		s.StartTLS()
+	} else {
+		s.Start()
+	}
+	u := upstreamOf("u", netip.MustParseAddrPort(s.Listener.Addr().String()))
+	if tls {
+		u.TLS = &lb.UpstreamTLS{}
+	}
+	return u
+}
+
+// What is wrong with a body is not the server's failure, also when that has begun to
+// answer.
+func TestBadBodyBehindTheAnswersHead(t *testing.T) {
+	for _, tt := range []struct {
+		name, bad string
+		tls       bool
+	}{
+		{"no chunk", "no chunk\r\n", false}, {"no chunk, TLS", "no chunk\r\n", true},
+		{"too long", "6\r\nsecond\r\n", false}, {"too long, TLS", "6\r\nsecond\r\n", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			at := freePort(t)
+			l := prefix("/", "u")
+			l.RequestBuffering, l.MaxBody = false, 10
+			p := start(t, one(at, []lb.Upstream{echoing(t, tt.tls)}, l))
+			c := dial(t, at)
+			send(t, c, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+			res, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			send(t, c, tt.bad)
+			if body, err := io.ReadAll(res.Body); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("got %q, %v, want that it breaks off", body, err)
+			}
+			testenv.Eventually(t, time.Minute, "the request is over", func() (bool, error) { return p.Status().Servers[0].InFlight == 0, nil })
+			if s := p.Status().Upstreams[0].Servers[0]; s.Failures != 0 || s.InFlight != 0 {
+				t.Errorf("the server: %+v", s)
 			}
 		})
 	}
