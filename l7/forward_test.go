@@ -112,6 +112,17 @@ func TestInterimAnswersPass(t *testing.T) {
 	}
 }
 
+// HTTP/1.0 knows no interim answers: a client would take one for the answer.
+func TestNoInterimAnswersOverHTTP10(t *testing.T) {
+	at, _ := proxyTo(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusEarlyHints)
+		_, _ = io.WriteString(w, "done")
+	}, nil)
+	if res, body := raw(t, at, "GET / HTTP/1.0\r\nHost: a\r\n\r\n"); res.StatusCode != 200 || body != "done" {
+		t.Errorf("got %s %q", res.Status, body)
+	}
+}
+
 func TestTrailersPass(t *testing.T) {
 	at, _ := proxyTo(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Trailer", "X-Announced")

@@ -73,8 +73,12 @@ func (w *response) closeBehind() {
 	_, _ = http.MaxBytesReader(inner, io.NopCloser(strings.NewReader("x")), 0).Read(make([]byte, 1)) // its error is what is wanted
 }
 
-// interim sends the client an interim answer (RFC 9110, section 15.2).
+// interim sends the client an interim answer, unless its HTTP is too old to know of them
+// (RFC 9110, section 15.2).
 func (x *exchange) interim(status int, answer http.Header) {
+	if !x.request.ProtoAtLeast(1, 1) {
+		return
+	}
 	h := x.writer.Header()
 	removeHopByHop(answer)
 	maps.Copy(h, answer)
