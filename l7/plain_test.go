@@ -280,6 +280,31 @@ func TestConnectionsThatAreNotUsedAgain(t *testing.T) {
 	}
 }
 
+// Connections are kept behind answers of HTTP/1.1 alone, whatever an older server says.
+func TestWhichAnswersKeepAConnection(t *testing.T) {
+	for _, tt := range []struct {
+		name, head string
+		kept       int
+	}{
+		{"HTTP/1.1", "HTTP/1.1 200 OK\r\n", 1},
+		{"HTTP/1.0", "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n", 0},
+		{"HTTP/1.0, chunks", "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n", 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			server, _ := scripted(t, tt.head+"Content-Length: 3\r\n\r\none")
+			at := freePort(t)
+			p := start(t, one(at, []lb.Upstream{upstreamOf("u", server)}, prefix("/", "u")))
+			if status, body := get200(t, at); status != 200 || body != "one" {
+				t.Errorf("got %d %q", status, body)
+			}
+			testenv.Eventually(t, time.Minute, "the request is over", func() (bool, error) { return p.Status().Servers[0].InFlight == 0, nil })
+			if n := len(idleOf(plainOf(p))); n != tt.kept {
+				t.Errorf("%d connections are kept, want %d", n, tt.kept)
+			}
+		})
+	}
+}
+
 func get200(t *testing.T, at netip.AddrPort) (int, string) {
 	t.Helper()
 	return get(t, at, "a", "/")

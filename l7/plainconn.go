@@ -146,7 +146,8 @@ func (e *plainExchange) run(head []byte, a *attempt) (*http.Response, error) {
 		}
 		return nil, err
 	}
-	e.keep = !res.Close && e.transport.keepalive > 0
+	// HTTP/1.0 knows no chunks: where such an answer would end is not sure.
+	e.keep = !res.Close && res.ProtoAtLeast(1, 1) && e.transport.keepalive > 0
 	e.body, res.Body = res.Body, e
 	return res, nil
 }
