@@ -68,6 +68,10 @@ func (u *upstream) roundTrip(out *http.Request, x *exchange) (*http.Response, er
 		if len(c.tried) < most && a.repeatable(x) {
 			next = u.pick(g, c, time.Now())
 		}
+		if next != nil && !a.reader.yield() { // the upload has gone on meanwhile
+			u.release(next)
+			next = nil
+		}
 		switch {
 		case next != nil:
 			a.drop()
@@ -109,6 +113,7 @@ type attempt struct {
 
 	sent     atomic.Bool // something of the request has been
 	asked    atomic.Bool // a connection was asked for
+	reader   *bodyReader // of the request's body; nil: there is none
 	response *http.Response
 	err      error
 	cancel   context.CancelFunc // nil: the transport is told by the body's Close
@@ -149,7 +154,7 @@ func (a *attempt) send(out *http.Request, x *exchange) {
 	default:
 		r.Host = config.Host
 	}
-	x.giveBody(r)
+	a.reader = x.giveBody(r)
 	if plain != nil {
 		a.response, a.err = plain.roundTrip(r, a, x)
 	} else {

@@ -277,6 +277,20 @@ func (r *bodyReader) end(err error) error {
 	return err
 }
 
+// yield ends the reader, if another one can have the body from its beginning then.
+func (r *bodyReader) yield() bool {
+	if r == nil {
+		return true // there is no body
+	}
+	r.of.mu.Lock()
+	defer r.of.mu.Unlock()
+	if r.of.rest != nil && r.of.reader != nil {
+		return false
+	}
+	r.closed = true
+	return true
+}
+
 func (r *bodyReader) Close() error {
 	r.of.mu.Lock()
 	defer r.of.mu.Unlock()

@@ -70,12 +70,13 @@ func (x *exchange) scheme() string {
 
 func (x *exchange) bodyFailure() error { return x.incoming.failure() }
 
-// giveBody makes a request that is sent have the body, from its beginning.
-func (x *exchange) giveBody(r *http.Request) {
+// giveBody makes a request that is sent have the body, from its beginning. It returns who
+// reads that; nil: there is none.
+func (x *exchange) giveBody(r *http.Request) *bodyReader {
 	b := x.body.open()
 	if b == nil {
 		r.Body, r.GetBody, r.ContentLength, r.TransferEncoding = nil, nil, 0, nil
-		return
+		return nil
 	}
 	r.Body, r.ContentLength, r.TransferEncoding, r.GetBody, r.Trailer = b, x.request.ContentLength, nil, nil, nil
 	if len(x.trailers) > 0 {
@@ -88,12 +89,13 @@ func (x *exchange) giveBody(r *http.Request) {
 				r.Trailer[name] = x.request.Trailer[name]
 			}
 		}
-		return
+		return b
 	}
 	if x.body.whole() {
 		r.GetBody = func() (io.ReadCloser, error) { return x.body.open(), nil }
 		r.ContentLength = int64(len(x.body.start))
 	}
+	return b
 }
 
 // announcedTrailers are the names of the trailers that a request has said it would have,

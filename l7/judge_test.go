@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -169,5 +170,36 @@ func TestStatusThatIsAFailure(t *testing.T) {
 				t.Errorf("the server: %+v", s)
 			}
 		})
+	}
+}
+
+// A body goes to one server alone, from where nobody keeps it: also when its upload gets
+// there while the next server is chosen.
+func TestBodyIsReadByOne(t *testing.T) {
+	body := func() *requestBody {
+		return &requestBody{start: []byte("a"), rest: newClientBody(io.NopCloser(strings.NewReader("bc")), &testLimits, 0, time.Now())}
+	}
+	b := body()
+	first := b.open()
+	if got, err := io.ReadAll(io.LimitReader(first, 1)); string(got) != "a" || err != nil || !b.repeatable() || !first.yield() {
+		t.Errorf("who has read %q, %v, does not yield", got, err)
+	}
+	if got, err := io.ReadAll(first); len(got) > 0 || err != errReaderClosed {
+		t.Errorf("who has yielded reads %q, %v", got, err)
+	}
+	if got, err := io.ReadAll(b.open()); string(got) != "abc" || err != nil {
+		t.Errorf("the next one reads %q, %v", got, err)
+	}
+	b = body()
+	first = b.open()
+	if got, err := io.ReadAll(io.LimitReader(first, 2)); string(got) != "ab" || err != nil || first.yield() {
+		t.Errorf("who has read %q, %v, yields", got, err)
+	}
+	if got, err := io.ReadAll(first); string(got) != "c" || err != nil {
+		t.Errorf("then it reads %q, %v", got, err)
+	}
+	whole := (&requestBody{start: []byte("a")}).open()
+	if got, err := io.ReadAll(whole); string(got) != "a" || err != nil || !whole.yield() || !(&requestBody{}).open().yield() {
+		t.Errorf("of a body that is kept, or none, the reader of %q, %v, does not yield", got, err)
 	}
 }
