@@ -60,9 +60,11 @@ func (u *upstream) roundTrip(out *http.Request, x *exchange) (*http.Response, er
 			a.end() // it is the request's doing, or the proxy's: no server would have it
 			return nil, a.err
 		}
-		// A server that says that there is no such thing, or that it is not for
-		// everybody, works.
-		u.judge(g, s, a.status != http.StatusForbidden && a.status != http.StatusNotFound, time.Now())
+		if !a.stale {
+			// A server that says that there is no such thing, or that it is not for
+			// everybody, works.
+			u.judge(g, s, a.status != http.StatusForbidden && a.status != http.StatusNotFound, time.Now())
+		}
 		c.tried = append(c.tried, s)
 		var next *server
 		if len(c.tried) < most && a.repeatable(x) {
@@ -113,6 +115,7 @@ type attempt struct {
 
 	sent     atomic.Bool // something of the request has been
 	asked    atomic.Bool // a connection was asked for
+	stale    bool        // the server had closed the connection before it was asked
 	reader   *bodyReader // of the request's body; nil: there is none
 	response *http.Response
 	err      error

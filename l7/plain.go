@@ -52,12 +52,14 @@ func (t *plainTransport) roundTrip(r *http.Request, a *attempt, x *exchange) (*h
 		switch {
 		case err == nil:
 			return res, nil
-		case x.clientGone() == nil && c.reused && !c.heard && !timedOut(err) && r.Body == nil && safe(r.Method):
-			// The server has closed the connection while the request was on its way. That
-			// says nothing of the server: it gets the request on another connection.
-		default:
+		case x.clientGone() != nil || !c.reused || c.heard || timedOut(err):
+			return nil, x.causeOf(err)
+		case r.Body != nil || !safe(r.Method):
+			a.stale = true
 			return nil, x.causeOf(err)
 		}
+		// The server has closed the connection while the request was on its way. That says
+		// nothing of the server: it gets the request on another connection.
 	}
 }
 
