@@ -77,11 +77,11 @@ type room struct {
 // newRoom returns the room of clients, and what servers have beside it. CloseIdle closes
 // the connections to servers that nothing uses.
 func newRoom(closeIdle func()) *room {
-	r := &room{open: map[*socket]bool{}, servers: &budget{freed: make(chan struct{})}}
+	r := &room{open: map[*socket]bool{}, servers: &budget{}}
 	r.freed.L = &r.mu
 	r.servers.makeRoom = func() {
 		closeIdle()
-		if !r.servers.fits() {
+		if r.servers.waits() {
 			r.closeIdle()
 		}
 	}
@@ -204,15 +204,17 @@ func (r *room) crowded(now time.Time) bool {
 // their connections.
 func (r *room) full() bool { return r.waiting.Load() > 0 }
 
-// A budget bounds the connections to servers. A nil budget bounds nothing.
+// A budget bounds the connections to servers. Who waits for one gets it in turn. A nil
+// budget bounds nothing.
 type budget struct {
 	makeRoom      func()       // closes connections that are idle
 	used, clients atomic.Int64 // connections to servers, and those of clients
 
 	mu       sync.Mutex
 	division division
-	waiting  int
-	freed    chan struct{} // closed when there is room
+	waiting  []chan struct{} // closed when it is theirs: it is counted in used then
+	looking  bool            // makeRoom runs
+	looked   time.Time       // when it last has
 }
 
 // errTooMany is why a server is not asked: it is not the server's doing.
@@ -222,7 +224,7 @@ func (b *budget) resize(d division) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.division = d
-	b.tell()
+	b.grant()
 }
 
 // most is how many connections to servers there may be now. b.mu is held.
@@ -230,18 +232,22 @@ func (b *budget) most() int {
 	return max(b.division.servers, b.division.all-int(b.clients.Load()))
 }
 
-// fits tells whether there may be one more.
-func (b *budget) fits() bool {
+// fits tells whether there may be one more. b.mu is held.
+func (b *budget) fits() bool { return int(b.used.Load()) < b.most() }
+
+// waits tells whether somebody waits.
+func (b *budget) waits() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return int(b.used.Load()) < b.most()
+	return len(b.waiting) > 0
 }
 
-// tell wakes who waits. b.mu is held.
-func (b *budget) tell() {
-	if b.waiting > 0 {
-		close(b.freed)
-		b.freed, b.waiting = make(chan struct{}), 0
+// grant gives connections to those who wait, as far as there may be more. b.mu is held.
+func (b *budget) grant() {
+	for len(b.waiting) > 0 && b.fits() {
+		b.used.Add(1)
+		close(b.waiting[0])
+		b.waiting = b.waiting[1:]
 	}
 }
 
@@ -251,24 +257,55 @@ func (b *budget) take(ctx context.Context) error {
 	if b == nil {
 		return nil
 	}
-	for {
-		b.mu.Lock()
-		if int(b.used.Load()) < b.most() {
-			b.used.Add(1)
-			b.mu.Unlock()
-			return nil
-		}
-		freed := b.freed
-		b.waiting++
+	b.mu.Lock()
+	if len(b.waiting) == 0 && b.fits() {
+		b.used.Add(1)
 		b.mu.Unlock()
-		b.makeRoom()
+		return nil
+	}
+	turn := make(chan struct{})
+	b.waiting = append(b.waiting, turn)
+	b.mu.Unlock()
+	for {
+		b.look()
 		select {
-		case <-freed:
+		case <-turn:
+			return nil
 		case <-time.After(lookForIdle):
 		case <-ctx.Done():
-			return errTooMany
+			return b.withdraw(turn)
 		}
 	}
+}
+
+// look has room be made for who waits: by one of them, and not all of the time, since to
+// look for what is idle takes its time.
+func (b *budget) look() {
+	b.mu.Lock()
+	b.grant() // clients may have left
+	if len(b.waiting) == 0 || b.looking || time.Since(b.looked) < lookForIdle {
+		b.mu.Unlock()
+		return
+	}
+	b.looking = true
+	b.mu.Unlock()
+	b.makeRoom()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.looking, b.looked = false, time.Now()
+	b.grant()
+}
+
+// withdraw has somebody wait no more; nil: it has got its connection meanwhile.
+func (b *budget) withdraw(turn chan struct{}) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	i := slices.Index(b.waiting, turn)
+	if i < 0 {
+		return nil
+	}
+	b.waiting = slices.Delete(b.waiting, i, i+1)
+	return errTooMany
 }
 
 func (b *budget) giveBack() {
@@ -278,7 +315,7 @@ func (b *budget) giveBack() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.used.Add(-1)
-	b.tell()
+	b.grant()
 }
 
 // A ConnectionsStatus is how many connections there are.

@@ -7,8 +7,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -68,6 +70,58 @@ func TestRoomForBoth(t *testing.T) {
 	if want := "yyynyyn"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
+}
+
+// Who waits for a connection to a server gets it in turn; one of them at a time looks for
+// what is idle, and not too often. Who gives up is passed over.
+func TestWhoWaitsForServers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		looks := 0 // not guarded: two at a time are a race
+		b := &budget{makeRoom: func() { looks++; time.Sleep(lookForIdle / 10) }}
+		b.resize(division{servers: 1})
+		if err := b.take(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		const all = 20
+		var got []int
+		impatient, giveUp := context.WithCancel(t.Context())
+		for i := range all {
+			ctx := t.Context()
+			if i == 3 {
+				ctx = impatient
+			}
+			go func() {
+				n := i
+				if b.take(ctx) != nil {
+					n = -i
+				}
+				got = append(got, n) // one at a time: there is one connection
+			}()
+			synctest.Wait()
+		}
+		time.Sleep(10*lookForIdle + lookForIdle/20) // then nobody looks
+		synctest.Wait()
+		if looks < 5 || looks > 11 {
+			t.Errorf("%d looks in the time of ten", looks)
+		}
+		giveUp()
+		synctest.Wait()
+		want := []int{-3}
+		for i := range all {
+			if i == 3 {
+				continue
+			}
+			began := time.Now()
+			b.giveBack()
+			synctest.Wait()
+			if want = append(want, i); !slices.Equal(got, want) || time.Since(began) != 0 {
+				t.Fatalf("after %v got %d, want %d", time.Since(began), got, want)
+			}
+		}
+		if b.giveBack(); b.used.Load() != 0 || b.waits() {
+			t.Errorf("at the end %d are used, somebody waits: %v", b.used.Load(), b.waits())
+		}
+	})
 }
 
 // held is a server that answers when the test lets it.
