@@ -63,8 +63,9 @@ const (
 // for longest make room for new ones; where none is idle new ones wait, in the kernel
 // but for one of each listener.
 type room struct {
-	waiting atomic.Int32 // listeners that wait
-	servers *budget
+	waiting      atomic.Int32 // listeners that wait
+	servers      *budget
+	closeServers func() // closes the connections to servers that nothing uses
 
 	mu             sync.Mutex
 	freed          sync.Cond
@@ -77,7 +78,7 @@ type room struct {
 // newRoom returns the room of clients, and what servers have beside it. CloseIdle closes
 // the connections to servers that nothing uses.
 func newRoom(closeIdle func()) *room {
-	r := &room{open: map[*socket]bool{}, servers: &budget{}}
+	r := &room{open: map[*socket]bool{}, servers: &budget{}, closeServers: closeIdle}
 	r.freed.L = &r.mu
 	r.servers.makeRoom = func() {
 		closeIdle()
@@ -124,10 +125,7 @@ func (r *room) enter(s *socket, giveUp func() bool) bool {
 		if giveUp() {
 			return false
 		}
-		r.mu.Unlock()
-		closed := r.closeIdle()
-		r.mu.Lock()
-		if closed || r.fits() {
+		if r.makeRoom() {
 			continue
 		}
 		again := time.AfterFunc(lookForIdle, r.wake)
@@ -137,6 +135,27 @@ func (r *room) enter(s *socket, giveUp func() bool) bool {
 	r.open[s] = true
 	r.servers.clients.Store(int64(len(r.open)))
 	return true
+}
+
+// makeRoom makes room for a client's connection, if something is idle; where servers have
+// the room, what they do not use goes first. r.mu is held, but not all of the time.
+func (r *room) makeRoom() bool {
+	servers := len(r.open) < r.division.clients
+	r.mu.Unlock()
+	defer r.mu.Lock()
+	if servers {
+		r.closeServers()
+		if r.hasRoom() {
+			return true
+		}
+	}
+	return r.closeIdle() || r.hasRoom()
+}
+
+func (r *room) hasRoom() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.fits()
 }
 
 // closeIdle closes the connections that have been idle for longest. False: none is.

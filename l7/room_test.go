@@ -124,6 +124,44 @@ func TestWhoWaitsForServers(t *testing.T) {
 	})
 }
 
+// A client that finds no room has connections to servers closed that nothing uses, before
+// those of other clients.
+func TestIdleServersMakeRoomFirst(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		idle    int // connections to servers that nothing uses
+		evicted uint64
+	}{{"some are idle", 2, 0}, {"none is", 0, 1}} {
+		t.Run(tt.name, func(t *testing.T) {
+			var r *room
+			r = newRoom(func() {
+				for ; tt.idle > 0; tt.idle-- {
+					r.servers.giveBack()
+				}
+			})
+			r.resize(division{all: 8, clients: 6, servers: 2})
+			for range 5 {
+				if err := r.servers.take(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			never := func() bool { return false }
+			for range 4 {
+				here, there := net.Pipe()
+				defer there.Close()
+				s := &socket{Conn: here, room: r} // since the epoch, but for a nanosecond
+				s.quietSince.Store(1)
+				if !r.enter(s, never) {
+					t.Fatal("no room")
+				}
+			}
+			if r.closed != tt.evicted {
+				t.Errorf("%d connections of clients were closed, want %d", r.closed, tt.evicted)
+			}
+		})
+	}
+}
+
 // held is a server that answers when the test lets it.
 func held(t *testing.T) (h http.HandlerFunc, let chan struct{}) {
 	let = make(chan struct{})
