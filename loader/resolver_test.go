@@ -105,7 +105,7 @@ func (f *follower) waitMAC(a netip.Addr, mac net.HardwareAddr) {
 	f.Helper()
 	want := lb.NextHop{
 		Interface: f.link("eth0").Attrs().Index, Destination: [6]byte(mac), Source: [6]byte(f.link("eth0").Attrs().HardwareAddr),
-		MTU: f.link("eth0").Attrs().MTU,
+		MTU: f.link("eth0").Attrs().MTU, Routed: a == farAway, // by way of a gateway
 	}
 	f.wait(a, fmt.Sprintf("%+v", want), func(h lb.NextHop, err error) bool { return err == nil && h == want })
 }
