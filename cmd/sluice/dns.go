@@ -29,14 +29,6 @@ type dnsFront struct {
 // touch has what is known of servers looked at again, soon. It never waits.
 func (f *dnsFront) touch() { signalOnce(f.dirty) }
 
-// signalOnce leaves a signal where none is waiting.
-func signalOnce(c chan<- struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
-
 // openDNS begins to answer. Health is not known yet: all servers count as able.
 func (n *node) openDNS() error {
 	n.dns.dirty, n.dns.refreshed = make(chan struct{}, 1), make(chan struct{}, 1)
@@ -57,17 +49,9 @@ func (n *node) probeDNS(ctx context.Context, goroutines *sync.WaitGroup) {
 	n.mu.Unlock()
 	share.Set(dnsTargets(&n.cfg.DNS))
 	n.dns.touch()
-	goroutines.Go(func() {
-		for {
-			select {
-			case <-share.Changed():
-			case <-n.dns.dirty:
-			case <-ctx.Done():
-				return
-			}
-			n.dns.responder.Refresh()
-			signalOnce(n.dns.refreshed)
-		}
+	followVerdicts(ctx, goroutines, share, n.dns.dirty, func() {
+		n.dns.responder.Refresh()
+		signalOnce(n.dns.refreshed)
 	})
 }
 
@@ -111,25 +95,13 @@ func (n *node) awaitVerdicts(targets []health.Target, patience time.Duration) er
 	return nil
 }
 
-// dnsTargets are what is probed of the servers of records: what others that have the
-// pool have probed, too, is probed once.
+// dnsTargets are what is probed of the servers of records: the addresses that clients are
+// given, so not a VIP at them.
 func dnsTargets(c *lb.DNS) (all []health.Target) {
 	for i := range c.Records {
-		r := &c.Records[i]
-		if r.Pool.Probe == nil || r.Pool.Probe.Type == lb.ProbeCheck {
-			continue
-		}
-		for _, s := range r.Pool.Servers {
-			all = append(all, recordTarget(r, s))
-		}
+		all = append(all, targetsOf(c.Records[i].Pool, &c.Records[i])...)
 	}
 	return all
-}
-
-// recordTarget is what is probed of a server: the address that clients are given, so not
-// a VIP at it.
-func recordTarget(r *lb.DNSRecord, s lb.Server) health.Target {
-	return health.Target{Address: r.Endpoint(s), Probe: *r.Pool.Probe}
 }
 
 // recordHealth tells what probes and checks have found out, and what operators want.
@@ -155,32 +127,20 @@ func (n *node) recordHealth(r *lb.DNSRecord, s lb.Server) dns.Standing {
 
 // recordVerdict is what probes or a check say of a server.
 func (n *node) recordVerdict(r *lb.DNSRecord, s lb.Server) dns.Standing {
+	if r.Pool.Probe == nil {
+		return dns.Standing{State: dns.StateUp}
+	}
 	n.mu.RLock()
 	share := n.dns.share
 	n.mu.RUnlock()
-	unknown := dns.Standing{State: dns.StateUnknown, Why: "not probed yet"}
-	switch p := r.Pool.Probe; {
-	case p == nil:
-		return dns.Standing{State: dns.StateUp}
-	case share == nil:
-		return unknown
-	case p.Type == lb.ProbeCheck:
-		switch v, why := n.tracker.Verdict(p.Check); v {
-		case health.Up:
-			return dns.Standing{State: dns.StateUp}
-		case health.Down:
-			return dns.Standing{State: dns.StateDown, Why: fmt.Sprintf("check %s fails: %s", p.Check, why)}
-		}
-		return dns.Standing{State: dns.StateUnknown, Why: fmt.Sprintf("check %s has no result yet", p.Check)}
-	}
-	v, _ := share.Status(recordTarget(r, s))
-	switch v.Verdict {
+	switch v, why := n.verdictOn(share, r.Pool, r, s); v {
 	case health.Up:
 		return dns.Standing{State: dns.StateUp}
 	case health.Down:
-		return dns.Standing{State: dns.StateDown, Why: v.LastError}
+		return dns.Standing{State: dns.StateDown, Why: why}
+	default:
+		return dns.Standing{State: dns.StateUnknown, Why: why}
 	}
-	return unknown
 }
 
 // recordAsService is a record as operators' changes know it: by its pool's name.

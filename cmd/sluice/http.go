@@ -58,17 +58,9 @@ func (n *node) probeHTTP(ctx context.Context, goroutines *sync.WaitGroup) {
 	n.mu.Unlock()
 	share.Set(httpTargets(&n.cfg.HTTP))
 	n.http.touch()
-	goroutines.Go(func() {
-		for {
-			select {
-			case <-share.Changed():
-			case <-n.http.dirty:
-			case <-ctx.Done():
-				return
-			}
-			n.http.proxy.Refresh()
-			n.tracker.Dirty() // who tracks an upstream may want to know
-		}
+	followVerdicts(ctx, goroutines, share, n.http.dirty, func() {
+		n.http.proxy.Refresh()
+		n.tracker.Dirty() // who tracks an upstream may want to know
 	})
 }
 
@@ -83,23 +75,12 @@ func (n *node) reloadHTTP(before, next *config.Config) error {
 	return nil
 }
 
-// httpTargets are what is probed of the servers of upstreams: what services of the same
-// pool have probed, too, is probed once.
+// httpTargets are what is probed of the servers of upstreams.
 func httpTargets(h *lb.HTTP) (all []health.Target) {
 	for i := range h.Upstreams {
-		u := &h.Upstreams[i]
-		if u.Pool.Probe == nil || u.Pool.Probe.Type == lb.ProbeCheck {
-			continue
-		}
-		for _, s := range u.Pool.Servers {
-			all = append(all, upstreamTarget(u, s))
-		}
+		all = append(all, targetsOf(h.Upstreams[i].Pool, &h.Upstreams[i])...)
 	}
 	return all
-}
-
-func upstreamTarget(u *lb.Upstream, s lb.Server) health.Target {
-	return health.Target{Address: u.Endpoint(s), Probe: *u.Pool.Probe}
 }
 
 // upstreamHealth tells what probes and checks have found out, and what operators want.
@@ -124,25 +105,17 @@ func (n *node) upstreamVerdict(u *lb.Upstream, s lb.Server) l7.Standing {
 	n.mu.RLock()
 	share := n.http.share
 	n.mu.RUnlock()
-	var v health.Verdict
-	var why, pending string
-	switch p := u.Pool.Probe; {
-	case p == nil || share == nil:
+	if u.Pool.Probe == nil || share == nil { // nobody is asked, or not yet: requests find out
 		return l7.Standing{State: l7.StateUnknown}
-	case p.Type == lb.ProbeCheck:
-		v, why = n.tracker.Verdict(p.Check)
-		why, pending = fmt.Sprintf("check %s fails: %s", p.Check, why), fmt.Sprintf("check %s has no result yet", p.Check)
-	default:
-		probed, _ := share.Status(upstreamTarget(u, s))
-		v, why, pending = probed.Verdict, probed.LastError, "not probed yet"
 	}
-	switch v {
+	switch v, why := n.verdictOn(share, u.Pool, u, s); v {
 	case health.Up:
 		return l7.Standing{State: l7.StateUp}
 	case health.Down:
 		return l7.Standing{State: l7.StateDown, Why: why}
+	default:
+		return l7.Standing{State: l7.StateUnknown, Why: why, Pending: true}
 	}
-	return l7.Standing{State: l7.StateUnknown, Why: pending, Pending: true}
 }
 
 // asService is an upstream as operators' changes know it: by its name, or its pool's.

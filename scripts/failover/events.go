@@ -216,10 +216,10 @@ func (p *pair) note(e event, configuration string, results []testenv.DatagramRes
 			name += "nat."
 		}
 		silence := results[i].LongestSilenceBetween(from, to)
-		f.add(name+"ms", "ms", silence.Seconds()*1000)
+		f.Add(name+"ms", "ms", silence.Seconds()*1000)
 		f.pause(name+"ms", results[i].LongestPauseBetween(from, to))
 		if e.planned {
-			f.add(name+"lost", "probes", float64(results[i].LostBetween(from, to)))
+			f.Add(name+"lost", "probes", float64(results[i].LostBetween(from, to)))
 		}
 	}
 	return nil

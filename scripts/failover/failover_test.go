@@ -15,6 +15,7 @@ import (
 
 	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/internal/testenv"
+	"github.com/sluice-lb/sluice/scripts/rounds"
 )
 
 func TestMain(m *testing.M) {
@@ -55,7 +56,7 @@ func TestCommandLine(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if chosen := strings.Join(names(got.configurations), " "); got.rounds != tt.rounds || got.soak != tt.soak || chosen != tt.chosen {
+			if chosen := strings.Join(rounds.Names(got.configurations, nameOf), " "); got.rounds != tt.rounds || got.soak != tt.soak || chosen != tt.chosen {
 				t.Errorf("%d rounds and %v of %s, want %d and %v of %s", got.rounds, got.soak, chosen, tt.rounds, tt.soak, tt.chosen)
 			}
 		})
@@ -65,14 +66,14 @@ func TestCommandLine(t *testing.T) {
 func TestFiguresArePrinted(t *testing.T) {
 	f := &figures{}
 	for _, v := range []float64{3627.5, 3601, 3612.25} {
-		f.add("failover.sluice.seed.crash.ms", "ms", v)
+		f.Add("failover.sluice.seed.crash.ms", "ms", v)
 	}
 	f.pause("failover.sluice.seed.crash.ms", 1200*time.Microsecond)
 	f.pause("failover.sluice.seed.crash.ms", 1100*time.Microsecond)
 	for _, v := range []float64{4, 1, 0, 1} {
-		f.add("failover.sluice.seed.stop.lost", "probes", v)
+		f.Add("failover.sluice.seed.stop.lost", "probes", v)
 	}
-	f.add("failover.keepalived.seed.crash.ms", "ms", 3010.2083)
+	f.Add("failover.keepalived.seed.crash.ms", "ms", 3010.2083)
 	f.probes(testenv.DatagramResult{Sent: make([]time.Duration, 1000), Skipped: 3, Realtime: true})
 	f.probes(testenv.DatagramResult{Sent: make([]time.Duration, 500)})
 	var out strings.Builder
@@ -210,10 +211,10 @@ func TestRound(t *testing.T) {
 	for i := range want {
 		want[i] = "failover." + want[i]
 	}
-	if diff := cmp.Diff(want, f.names); diff != "" {
+	if diff := cmp.Diff(want, f.Names); diff != "" {
 		t.Errorf("figures (-want +got):\n%s", diff)
 	}
-	for name, values := range f.values {
+	for name, values := range f.Values {
 		t.Logf("%s: %v", name, values)
 		switch {
 		case len(values) != 1:
@@ -242,7 +243,7 @@ func TestDaemonThatEnds(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "sluice") || !strings.Contains(err.Error(), "has ended") {
 		t.Errorf("error %v, want one that says that sluice has ended", err)
 	}
-	if len(f.names) > 0 {
-		t.Errorf("there are figures %v, want none", f.names)
+	if len(f.Names) > 0 {
+		t.Errorf("there are figures %v, want none", f.Names)
 	}
 }

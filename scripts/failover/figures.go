@@ -3,33 +3,20 @@ package main
 import (
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/testenv"
+	"github.com/sluice-lb/sluice/scripts/rounds"
 )
 
-// figures are what was measured, by name, in the order of their first rounds.
+// figures are what was measured.
 type figures struct {
-	names  []string
-	units  map[string]string
-	values map[string][]float64
-	pauses map[string]time.Duration // the longest of the client's
+	rounds.Figures
+	pauses map[string]time.Duration // the longest of the client's, by name
 
 	sent, skipped int  // of the client's probes
 	slow          bool // a prober had no real-time priority
-}
-
-// add notes what one round has found.
-func (f *figures) add(name, unit string, value float64) {
-	if f.values == nil {
-		f.units, f.values = map[string]string{}, map[string][]float64{}
-	}
-	if _, ok := f.values[name]; !ok {
-		f.names = append(f.names, name)
-	}
-	f.units[name], f.values[name] = unit, append(f.values[name], value)
 }
 
 // probes notes how well the client itself has kept time.
@@ -51,37 +38,23 @@ func (f *figures) pause(name string, length time.Duration) {
 // their extremes; then sluice's crashes over keepalived's, and what else bears on
 // the figures.
 func (f *figures) print(w io.Writer) {
-	for _, name := range f.names {
-		v := f.values[name]
-		fmt.Fprintf(w, "figure: %s %s %s\n", name, number(median(v)), f.units[name])
-		fmt.Fprintf(w, "# %s: median of %d, from %s to %s", name, len(v), number(slices.Min(v)), number(slices.Max(v)))
+	f.Print(w, func(name string) string {
 		if pause, ok := f.pauses[name]; ok {
-			fmt.Fprintf(w, "; the client paused for %s ms at most", number(pause.Seconds()*1000))
+			return fmt.Sprintf("; the client paused for %s ms at most", rounds.Number(pause.Seconds()*1000))
 		}
-		fmt.Fprintln(w)
-	}
-	for _, name := range f.names {
+		return ""
+	})
+	for _, name := range f.Names {
 		rest, ours := strings.CutPrefix(name, "failover.sluice.")
 		rest, crash := strings.CutSuffix(rest, ".crash.ms")
-		theirs := f.values["failover.keepalived."+rest+".crash.ms"]
+		theirs := f.Values["failover.keepalived."+rest+".crash.ms"]
 		if ours && crash && len(theirs) > 0 {
 			fmt.Fprintf(w, "figure: failover.sluice_over_keepalived.%s.crash.ratio %s x\n",
-				rest, number(median(f.values[name])/median(theirs)))
+				rest, rounds.Number(rounds.Median(f.Values[name])/rounds.Median(theirs)))
 		}
 	}
 	fmt.Fprintf(w, "# the client sent %d probes, and was late for %d others\n", f.sent, f.skipped)
 	if f.slow {
 		fmt.Fprintln(w, "# the client had no real-time priority: its own delays are in the figures")
 	}
-}
-
-// median is that of one value or more.
-func median(values []float64) float64 {
-	v := slices.Sorted(slices.Values(values))
-	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
-}
-
-// number has two digits after the point, or none where they say nothing.
-func number(v float64) string {
-	return strings.TrimSuffix(fmt.Sprintf("%.2f", v), ".00")
 }

@@ -20,12 +20,11 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/sluice-lb/sluice/internal/testenv"
+	"github.com/sluice-lb/sluice/scripts/rounds"
 )
 
 const (
@@ -84,9 +83,9 @@ type task struct {
 func parse(args []string) (task, error) {
 	flags := flag.NewFlagSet("failover", flag.ContinueOnError)
 	flags.Usage = func() {
-		fmt.Fprintf(os.Stderr, usage, usualRounds, strings.Join(names(configurations), ", "), strings.Join(soaked, ", "))
+		fmt.Fprintf(os.Stderr, usage, usualRounds, strings.Join(rounds.Names(configurations, nameOf), ", "), strings.Join(soaked, ", "))
 	}
-	t := task{configurations: configurations}
+	var t task
 	flags.IntVar(&t.rounds, "rounds", usualRounds, "")
 	flags.DurationVar(&t.soak, "soak", 0, "")
 	chosen := flags.String("configurations", "", "")
@@ -101,16 +100,10 @@ func parse(args []string) (task, error) {
 	if t.soak > 0 && *chosen == "" {
 		*chosen = strings.Join(soaked, ",")
 	}
-	if *chosen != "" {
-		t.configurations = nil
-		for name := range strings.SplitSeq(*chosen, ",") {
-			i := slices.IndexFunc(configurations, func(c configuration) bool { return c.name == name })
-			if i < 0 {
-				flags.Usage()
-				return task{}, errUsage
-			}
-			t.configurations = append(t.configurations, configurations[i])
-		}
+	var known bool
+	if t.configurations, known = rounds.Choose(configurations, nameOf, *chosen); !known {
+		flags.Usage()
+		return task{}, errUsage
 	}
 	var err error
 	if t.sluice, err = filepath.Abs(*sluice); err != nil {
@@ -119,12 +112,7 @@ func parse(args []string) (task, error) {
 	return t, nil
 }
 
-func names(all []configuration) (names []string) {
-	for _, c := range all {
-		names = append(names, c.name)
-	}
-	return names
-}
+func nameOf(c configuration) string { return c.name }
 
 // run measures one configuration after the other. One that goes wrong has no
 // figures, and the run fails, but the others are still measured.
@@ -133,12 +121,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(t.sluice); err != nil {
-		return fmt.Errorf("find the sluice program (make build makes it; --sluice names another): %w", err)
-	}
-	if err := testenv.Sweep(); err != nil {
-		// What an earlier run has left is a nuisance, but not in this one's way.
-		fmt.Fprintf(os.Stderr, "failover: sweep up after earlier runs: %v\n", err)
+	if err := rounds.Ready("failover", t.sluice); err != nil {
+		return err
 	}
 	limit := limit
 	if t.soak > 0 {

@@ -18,6 +18,7 @@ import (
 	"github.com/sluice-lb/sluice/internal/control"
 	history "github.com/sluice-lb/sluice/internal/events"
 	"github.com/sluice-lb/sluice/internal/testenv"
+	"github.com/sluice-lb/sluice/scripts/rounds"
 )
 
 const (
@@ -227,7 +228,7 @@ func scrape(ctx context.Context, h *testenv.Host) error {
 // print prints a line for each figure.
 func (r *soaking) print(w io.Writer, configuration string) {
 	figure := func(name string, value float64, unit string) {
-		fmt.Fprintf(w, "figure: soak.%s.%s %s %s\n", configuration, name, number(value), unit)
+		fmt.Fprintf(w, "figure: soak.%s.%s %s %s\n", configuration, name, rounds.Number(value), unit)
 	}
 	ms := func(d time.Duration) float64 { return d.Seconds() * 1000 }
 	figure("false_takeovers", float64(len(r.takeovers)), "takeovers")
@@ -241,9 +242,9 @@ func (r *soaking) print(w io.Writer, configuration string) {
 	fmt.Fprintf(w, "# soak.%s: %v, %d busy processes, %d reloads of each node; %d and %d collections of garbage\n",
 		configuration, r.length.Round(time.Second), busyProcesses, r.reloads, r.collections[first], r.collections[second])
 	fmt.Fprintf(w, "# soak.%s: the client sent %d probes; its longest silence was %s ms, and it paused for %s ms at most\n",
-		configuration, r.sent, number(ms(r.silence)), number(ms(r.pause)))
+		configuration, r.sent, rounds.Number(ms(r.silence)), rounds.Number(ms(r.pause)))
 	fmt.Fprintf(w, "# soak.%s: pacemakers were late by %s ms at most, and the machine itself stood still for %s ms\n",
-		configuration, number(ms(r.late)), number(ms(r.stall)))
+		configuration, rounds.Number(ms(r.late)), rounds.Number(ms(r.stall)))
 	for _, text := range append(r.takeovers, r.changes...) {
 		fmt.Fprintf(w, "# soak.%s: %s\n", configuration, bytes.ReplaceAll([]byte(text), []byte("\n"), []byte("; ")))
 	}

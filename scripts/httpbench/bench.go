@@ -177,9 +177,9 @@ func (b *bench) measure(ctx context.Context, c benchCase, f *figures) error {
 				return err
 			}
 			name := "http." + c.name + "." + p.name
-			f.add(name+".cpu_us", "us", float64((after-before).Microseconds())/float64(l.Requests))
-			f.add(name+".rps", "requests/s", float64(l.Requests)/(float64(l.DurationUS)/1e6))
-			f.add(name+".p99_ms", "ms", float64(l.P99US)/1000)
+			f.Add(name+".cpu_us", "us", float64((after-before).Microseconds())/float64(l.Requests))
+			f.Add(name+".rps", "requests/s", float64(l.Requests)/(float64(l.DurationUS)/1e6))
+			f.Add(name+".p99_ms", "ms", float64(l.P99US)/1000)
 		}
 	}
 	return nil

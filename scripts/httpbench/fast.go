@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/internal/testenv"
+	"github.com/sluice-lb/sluice/scripts/rounds"
 )
 
 const (
@@ -48,7 +49,7 @@ func (b *bench) measureSlow(ctx context.Context, f *figures) error {
 			if err != nil {
 				return err
 			}
-			f.add("http.slow_clients."+name+"_ms", "ms", took.Seconds()*1000)
+			f.Add("http.slow_clients."+name+"_ms", "ms", took.Seconds()*1000)
 		}
 		return nil
 	}
@@ -65,7 +66,7 @@ func (b *bench) measureSlow(ctx context.Context, f *figures) error {
 	if err := ask("none.p99"); err != nil {
 		return err
 	}
-	f.add("http.slow_clients.p99.ratio", "x", median(f.values["http.slow_clients.p99_ms"])/median(f.values["http.slow_clients.none.p99_ms"]))
+	f.Add("http.slow_clients.p99.ratio", "x", rounds.Median(f.Values["http.slow_clients.p99_ms"])/rounds.Median(f.Values["http.slow_clients.none.p99_ms"]))
 	f.comment("http.slow_clients: %d clients sent a byte a second", b.task.clients)
 	return nil
 }
@@ -85,7 +86,7 @@ func (b *bench) measureIdle(ctx context.Context, f *figures) error {
 		return err
 	}
 	clients := b.task.clients
-	f.add("http.idle_connection.bytes", "bytes", float64(many-few)/float64(clients-clients/10))
+	f.Add("http.idle_connection.bytes", "bytes", float64(many-few)/float64(clients-clients/10))
 	f.comment("http.idle_connection: %d clients had one answer each; the daemon has %d MB then, with %d of them %d MB",
 		clients, many>>20, clients/10, few>>20)
 	return nil

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/sluice-lb/sluice/internal/testenv"
+	"github.com/sluice-lb/sluice/scripts/rounds"
 )
 
 func TestMain(m *testing.M) {
@@ -50,7 +51,7 @@ func TestCommandLine(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if chosen := strings.Join(names(got.cases), " "); chosen != tt.chosen || got.rounds != tt.want.rounds || got.length != tt.want.length || got.clients != tt.want.clients {
+			if chosen := strings.Join(rounds.Names(got.cases, nameOf), " "); chosen != tt.chosen || got.rounds != tt.want.rounds || got.length != tt.want.length || got.clients != tt.want.clients {
 				t.Errorf("got %+v, want %+v of %s", got, tt.want, tt.chosen)
 			}
 		})
@@ -60,11 +61,11 @@ func TestCommandLine(t *testing.T) {
 func TestFiguresArePrinted(t *testing.T) {
 	f := &figures{}
 	for _, v := range []float64{60, 50, 66} {
-		f.add("http.close.sluice.cpu_us", "us", v)
+		f.Add("http.close.sluice.cpu_us", "us", v)
 	}
-	f.add("http.close.sluice.rps", "requests/s", 12345.678)
+	f.Add("http.close.sluice.rps", "requests/s", 12345.678)
 	for _, v := range []float64{30, 20, 44} {
-		f.add("http.close.nginx.cpu_us", "us", v)
+		f.Add("http.close.nginx.cpu_us", "us", v)
 	}
 	f.comment("%d clients", 3)
 	var out strings.Builder
@@ -72,9 +73,10 @@ func TestFiguresArePrinted(t *testing.T) {
 	const want = `figure: http.close.sluice.cpu_us 60 us
 # http.close.sluice.cpu_us: median of 3, from 50 to 66
 figure: http.close.sluice.rps 12346 requests/s
+# http.close.sluice.rps: median of 1, from 12346 to 12346
 figure: http.close.nginx.cpu_us 30 us
 # http.close.nginx.cpu_us: median of 3, from 20 to 44
-# http.close: sluice takes 2 times nginx's processor time, median of 3 rounds, from 1.50 to 2.50
+# http.close: sluice takes 2 times nginx's processor time, median of 3, from 1.50 to 2.50
 # 3 clients
 `
 	if diff := cmp.Diff(want, out.String()); diff != "" {

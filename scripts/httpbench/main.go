@@ -18,12 +18,11 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/sluice-lb/sluice/internal/testenv"
+	"github.com/sluice-lb/sluice/scripts/rounds"
 )
 
 // What a run is, unless it is told otherwise.
@@ -78,9 +77,9 @@ type task struct {
 func parse(args []string) (task, error) {
 	flags := flag.NewFlagSet("httpbench", flag.ContinueOnError)
 	flags.Usage = func() {
-		fmt.Fprintf(os.Stderr, usage, usualRounds, usualLength, usualClients, strings.Join(names(cases), ", "))
+		fmt.Fprintf(os.Stderr, usage, usualRounds, usualLength, usualClients, strings.Join(rounds.Names(cases, nameOf), ", "))
 	}
-	t := task{cases: cases}
+	var t task
 	flags.IntVar(&t.rounds, "rounds", usualRounds, "")
 	flags.DurationVar(&t.length, "length", usualLength, "")
 	flags.IntVar(&t.clients, "clients", usualClients, "")
@@ -93,16 +92,10 @@ func parse(args []string) (task, error) {
 		flags.Usage()
 		return task{}, errUsage
 	}
-	if *chosen != "" {
-		t.cases = nil
-		for name := range strings.SplitSeq(*chosen, ",") {
-			i := slices.IndexFunc(cases, func(c benchCase) bool { return c.name == name })
-			if i < 0 {
-				flags.Usage()
-				return task{}, errUsage
-			}
-			t.cases = append(t.cases, cases[i])
-		}
+	var known bool
+	if t.cases, known = rounds.Choose(cases, nameOf, *chosen); !known {
+		flags.Usage()
+		return task{}, errUsage
 	}
 	var err error
 	if t.sluice, err = filepath.Abs(*sluice); err != nil {
@@ -111,12 +104,7 @@ func parse(args []string) (task, error) {
 	return t, nil
 }
 
-func names(all []benchCase) (names []string) {
-	for _, c := range all {
-		names = append(names, c.name)
-	}
-	return names
-}
+func nameOf(c benchCase) string { return c.name }
 
 // run measures the cases, then slow and idle clients.
 func run(ctx context.Context, args []string, out io.Writer) (err error) {
@@ -124,12 +112,8 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(t.sluice); err != nil {
-		return fmt.Errorf("find the sluice program (make build makes it; --sluice names another): %w", err)
-	}
-	if err := testenv.Sweep(); err != nil {
-		// What an earlier run has left is a nuisance, but not in this one's way.
-		fmt.Fprintf(os.Stderr, "httpbench: sweep up after earlier runs: %v\n", err)
+	if err := rounds.Ready("httpbench", t.sluice); err != nil {
+		return err
 	}
 	b, err := newBench(ctx, t)
 	if err != nil {
