@@ -8,7 +8,7 @@ GO ?= go
 GOLANGCI_LINT = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 PREFIX ?= /usr/local
 
-.PHONY: build install generate check-generated demo lab lab-down test test-unprivileged bench bench-stages bench-sync bench-failover bench-http soak test-kernels lint fuzz interop clean
+.PHONY: build install generate check-generated demo lab lab-down test test-unprivileged bench bench-stages bench-sync bench-failover bench-http soak long test-kernels lint fuzz interop clean
 
 build:
 	$(GO) build -o bin/sluice ./cmd/sluice
@@ -84,6 +84,15 @@ soak:
 	scripts/setup bench
 	$(GO) build -o bin/sluice ./cmd/sluice
 	$(GO) run ./scripts/failover --soak $(SOAK)
+
+# What some tests show in a moment, for as long as it is meant, in some ten minutes: failover
+# with as many connections as the limit of open files lets be, ten times in a row in each mode,
+# upgrades of both nodes with as many, and servers that die at random for a minute.
+CONNECTIONS ?= 16500
+long:
+	scripts/setup test
+	SLUICE_REQUIRE_ROOT=1 $(GO) test ./cmd/sluice -run '^(TestNoConnectionBreaks|TestUpgradeOfBothNodes)$$' -count 1 -v -timeout 60m -sync.connections $(CONNECTIONS) -sync.rounds 10
+	$(GO) test ./l7 -run '^TestServersDieUnderLoad$$' -count 1 -v -load.time 1m
 
 # The packet tests on Debian's 6.1 and 6.12 kernels, in qemu.
 test-kernels:

@@ -4,7 +4,7 @@ package vrrp
 
 import "time"
 
-// SetSynced tells whether this node holds what the Active one knows of connections.
+// SetSynced tells whether this node can go on with the Active one's connections.
 // Where SyncWait is set, a Backup without that does not preempt: connections would
 // break. Nothing else waits for it, neither a takeover from a node that has given up or
 // fallen silent nor the end of this one's own time as Active.

@@ -165,7 +165,8 @@ func (r *Router) Fault(reason string) {
 // ClearFault takes back Fault. Faults that the Router found itself stay.
 func (r *Router) ClearFault() { r.ask(func(w *wanted) { w.fault = "" }) }
 
-// SetSynced tells whether this node holds what the Active one knows of connections.
+// SetSynced tells whether this node can go on with the Active one's connections: it holds
+// what that one knows of them, and reaches the servers that it reaches.
 // Until it does, a Router with Config.SyncWait leaves the VIPs to an Active node of
 // lower priority that is heard, for no longer than that.
 func (r *Router) SetSynced(on bool) { r.ask(func(w *wanted) { w.synced = on }) }

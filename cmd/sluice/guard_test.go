@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -116,6 +117,20 @@ func TestRestartWithoutServices(t *testing.T) {
 	r.wantNothing("lb1")
 }
 
+// startLoggingTo starts the daemon on lb1, which has VRRP alone, with its log on a pipe.
+func (r *rig) startLoggingTo(writer *os.File) *exec.Cmd {
+	r.Helper()
+	h := r.host("lb1")
+	cmd := sluice(h, "run", "-c", r.file("vrrp.yaml", roster, vrrps(pair)), "--node", "lb1")
+	cmd.Stderr = writer
+	err := h.Do(cmd.Start)
+	if err := errors.Join(err, writer.Close()); err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(func() { _ = cmd.Process.Kill() }) // it has ended, if all went well
+	return cmd
+}
+
 // Whoever reads the log may go before the daemon.
 func TestDaemonOutlivesTheReaderOfItsLog(t *testing.T) {
 	r := newRig(t, lab1())
@@ -123,14 +138,7 @@ func TestDaemonOutlivesTheReaderOfItsLog(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := r.host("lb1")
-	cmd := sluice(h, "run", "-c", r.file("vrrp.yaml", roster, vrrps(pair)), "--node", "lb1")
-	cmd.Stderr = writer
-	err = h.Do(cmd.Start)
-	if err := errors.Join(err, writer.Close()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = cmd.Process.Kill() }) // it has ended, if all went well
+	cmd := r.startLoggingTo(writer)
 	r.eventually(soon, "the daemon", func() (bool, error) { _, err := r.status("lb1"); return err == nil, nil })
 	if err := reader.Close(); err != nil {
 		t.Fatal(err)

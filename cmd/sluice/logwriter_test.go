@@ -93,14 +93,7 @@ func TestVRRPDoesNotWaitForTheReaderOfTheLog(t *testing.T) {
 	if _, err := unix.FcntlInt(fd, unix.F_SETFL, 0); err != nil { // the daemon's writes wait
 		t.Fatal(err)
 	}
-	h := r.host("lb1")
-	cmd := sluice(h, "run", "-c", r.file("vrrp.yaml", roster, vrrps(pair)), "--node", "lb1")
-	cmd.Stderr = writer
-	err = h.Do(cmd.Start)
-	if err := errors.Join(err, writer.Close()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = cmd.Process.Kill() }) // it has ended, if all went well
+	cmd := r.startLoggingTo(writer)
 	r.eventually(soon, "the VIP on lb1", func() (bool, error) { return r.has("lb1", vip), nil })
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)

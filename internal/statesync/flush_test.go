@@ -72,26 +72,21 @@ func TestFlush(t *testing.T) {
 // one that follows a connection that has broken meanwhile.
 func TestFlushOfAFirstSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, stall := newNetwork(), make(chan struct{})
-		a, b := newPlane(manyFlows(5000)...), newPlane()
-		a.stall = stall
-		one := w.member(t, a, config("lb1", "lb2"))
-		two := w.member(t, b, config("lb2", "lb1"))
-		defer closed(one, two)
+		p := newStalledPair(t)
+		defer closed(p.one, p.two)
 		later(settled)
-		if err := one.flush(2 * time.Second); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "has not all of this node's state yet") {
+		if err := p.one.flush(2 * time.Second); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "has not all of this node's state yet") {
 			t.Errorf("while the snapshot is under way: %v", err)
 		}
 		go func() {
 			time.Sleep(8 * time.Second)
-			a.do(func() { a.stall = nil })
-			close(stall)
-			w.cut.Store(true)
+			p.goOn()
+			p.cut.Store(true)
 			time.Sleep(4 * time.Second)
-			w.cut.Store(false)
+			p.cut.Store(false)
 		}()
-		one.mustFlush(t, "until all is there", 30*time.Second)
-		mustHave(t, b, "lb1", a)
+		p.one.mustFlush(t, "until all is there", 30*time.Second)
+		mustHave(t, p.b, "lb1", p.a)
 	})
 }
 

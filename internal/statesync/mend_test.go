@@ -56,6 +56,28 @@ func settledPair(t *testing.T, a, b *plane) (one, two *member) {
 	return one, two
 }
 
+// A stalledPair is two nodes, of which the first has flows that it does not come to name.
+type stalledPair struct {
+	*network
+	a, b     *plane
+	one, two *member
+	stall    chan struct{}
+}
+
+func newStalledPair(t *testing.T) *stalledPair {
+	p := &stalledPair{network: newNetwork(), a: newPlane(manyFlows(5000)...), b: newPlane(), stall: make(chan struct{})}
+	p.a.stall = p.stall
+	p.one = p.member(t, p.a, config("lb1", "lb2"))
+	p.two = p.member(t, p.b, config("lb2", "lb1"))
+	return p
+}
+
+// goOn has it name them.
+func (p *stalledPair) goOn() {
+	p.a.do(func() { p.a.stall = nil })
+	close(p.stall)
+}
+
 // Flows that come, change and go all the time are no difference.
 func TestWhatIsOnItsWayIsNotMended(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

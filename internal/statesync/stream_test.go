@@ -325,20 +325,15 @@ func TestQueue(t *testing.T) {
 // A Source that takes long to name a flow is no dead node.
 func TestASourceThatStalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, stall := newNetwork(), make(chan struct{})
-		a, b := newPlane(manyFlows(5000)...), newPlane()
-		a.stall = stall
-		one := w.member(t, a, config("lb1", "lb2"))
-		two := w.member(t, b, config("lb2", "lb1"))
-		defer closed(one, two)
+		p := newStalledPair(t)
+		defer closed(p.one, p.two)
 		later(time.Minute)
-		if s := one.peerStatus("lb2"); !s.Out.Connected || s.Out.InSync || s.Out.Ended != 0 || two.Synced("lb1") {
+		if s := p.one.peerStatus("lb2"); !s.Out.Connected || s.Out.InSync || s.Out.Ended != 0 || p.two.Synced("lb1") {
 			t.Errorf("while it stalls: %+v", s)
 		}
-		a.do(func() { a.stall = nil })
-		close(stall)
+		p.goOn()
 		later(settled)
-		mustHave(t, b, "lb1", a)
+		mustHave(t, p.b, "lb1", p.a)
 	})
 }
 
