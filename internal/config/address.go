@@ -42,6 +42,15 @@ func parseVIP(s string) (netip.Addr, string) {
 	return parseAddr(s)
 }
 
+// parseOwnAddr is parseAddr for what nobody but this node needs to reach: it may be on the
+// node's loopback.
+func parseOwnAddr(s string) (netip.Addr, string) {
+	if a, err := netip.ParseAddr(s); err == nil && a.IsLoopback() && !a.Is4In6() && a.Zone() == "" {
+		return a, ""
+	}
+	return parseAddr(s)
+}
+
 func isLetter(r rune) bool { return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' }
 
 // hostProblem says why an address cannot be the one of a host on a network, or

@@ -246,7 +246,7 @@ func (d *decoder) checkAddress(f fields, c *lb.Check, defaultPort uint16) {
 	case address != nil && port != nil:
 		d.errorf(f.keys["port"], "address and port are both set: write the port with the address, or leave the address out for this node")
 	case address != nil:
-		ap, ok := d.endpoint(address, "address")
+		ap, ok := d.endpoint(address, "address", parseOwnAddr)
 		switch {
 		case ok && ap.Port() == 0 && defaultPort != 0:
 			ap = netip.AddrPortFrom(ap.Addr(), defaultPort)

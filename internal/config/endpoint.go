@@ -9,13 +9,17 @@ import (
 	"github.com/sluice-lb/sluice/internal/lb"
 )
 
+// A hostParser reads the address of a host: parseAddr, or parseOwnAddr where the node itself
+// is as good as another one.
+type hostParser func(string) (a netip.Addr, problem string)
+
 // endpoint decodes a server's "ip:port", or "ip" (port 0).
-func (d *decoder) endpoint(n *node, what string) (netip.AddrPort, bool) {
+func (d *decoder) endpoint(n *node, what string, host hostParser) (netip.AddrPort, bool) {
 	s, ok := d.addressText(n, what, "\"192.0.2.1:80\"")
 	if !ok {
 		return netip.AddrPort{}, false
 	}
-	ap, problem := parseEndpoint(s)
+	ap, problem := parseEndpoint(s, host)
 	if problem != "" {
 		d.errorf(n, "%s", problem)
 		return netip.AddrPort{}, false
@@ -23,8 +27,8 @@ func (d *decoder) endpoint(n *node, what string) (netip.AddrPort, bool) {
 	return ap, true
 }
 
-func parseEndpoint(s string) (netip.AddrPort, string) {
-	a, port, problem := splitEndpoint(s)
+func parseEndpoint(s string, host hostParser) (netip.AddrPort, string) {
+	a, port, problem := splitEndpoint(s, host)
 	switch {
 	case problem != "":
 		return netip.AddrPort{}, problem
@@ -54,7 +58,7 @@ func (d *decoder) frontend(n *node, what string) (lb.Frontend, bool) {
 }
 
 func parseFrontend(s string) (lb.Frontend, string) {
-	a, port, problem := splitEndpoint(s)
+	a, port, problem := splitEndpoint(s, parseAddr)
 	switch {
 	case problem != "":
 		return lb.Frontend{}, problem
@@ -80,9 +84,9 @@ func parseFrontend(s string) (lb.Frontend, string) {
 
 // splitEndpoint takes "ip:port", "[ip]:port" and both without the port apart.
 // The port is "" where there is none; it is not looked at.
-func splitEndpoint(s string) (a netip.Addr, port, problem string) {
+func splitEndpoint(s string, read hostParser) (a netip.Addr, port, problem string) {
 	if _, err := netip.ParseAddr(s); err == nil {
-		a, problem = parseAddr(s)
+		a, problem = read(s)
 		return a, "", problem
 	}
 	host, colon := s, false
@@ -105,7 +109,7 @@ func splitEndpoint(s string) (a netip.Addr, port, problem string) {
 	case colon && port == "":
 		return a, "", fmt.Sprintf("bad address %q: there is no port after the colon", s)
 	}
-	if a, problem = parseAddr(host); problem != "" {
+	if a, problem = read(host); problem != "" {
 		return a, "", problem
 	}
 	with := port

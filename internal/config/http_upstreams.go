@@ -2,6 +2,7 @@ package config
 
 import (
 	"crypto/x509"
+	"net"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -101,7 +102,9 @@ func (d *decoder) upstream(f fields, files fileSystem, pools map[string]*poolDef
 	if n := f.own["host"]; n != nil {
 		s, ok := d.text(n, "host")
 		switch {
-		case ok && strings.ContainsAny(s, "/ @,"):
+		case ok && strings.Contains(s, "$"):
+			d.errorf(n, "host has no variables: write client for what the client has asked for, which is nginx's $host, not %q", s)
+		case ok && !isAuthority(s):
 			d.errorf(n, "host must be client, upstream or a host name with an optional port, not %q", s)
 		case ok:
 			u.Host = s
@@ -159,6 +162,21 @@ func (d *decoder) upstream(f fields, files fileSystem, pools map[string]*poolDef
 	return u
 }
 
+// isAuthority tells whether s is the name or the address of a host, with a port or without.
+func isAuthority(s string) bool {
+	host := s
+	if h, port, err := net.SplitHostPort(s); err == nil {
+		if host = h; !isPort(port) {
+			return false
+		}
+		if strings.Contains(h, ":") {
+			host = "[" + h + "]"
+		}
+	}
+	_, literal := lb.HostLiteral(host)
+	return literal || hostPattern.MatchString(host) || serverName.MatchString(host) && host[0] != '*'
+}
+
 func (d *decoder) upstreamPolicy(f fields, u *lb.Upstream) {
 	if n := f.own["policy"]; n != nil {
 		words := []string{string(lb.RoundRobin), string(lb.LeastConn), string(lb.IPHash), string(lb.Hash), string(lb.RandomTwo)}
@@ -182,9 +200,10 @@ func (d *decoder) upstreamServers(f fields, u *lb.Upstream, pools map[string]*po
 	switch {
 	case pool != nil && servers != nil:
 		d.errorf(f.keys["servers"], "pool and servers are both set: an upstream has one or the other")
-		d.servers(servers, "servers", &poolDef{})
+		d.servers(servers, "servers", &poolDef{own: true})
 		return
 	case servers != nil:
+		p.own = true
 		p.Probe = d.health(f.own["health"], def.health)
 		d.servers(servers, "servers", p)
 	case pool != nil:

@@ -11,6 +11,7 @@ type poolDef struct {
 	lb.Pool
 	nameAt  *node
 	viaAt   *node // where its health says via: vip; nil: it does not
+	own     bool  // the servers are the node's own business: they may be on its loopback
 	servers []serverDef
 	whole   bool // false: servers are missing from it because of a mistake
 }
@@ -101,9 +102,13 @@ func (d *decoder) servers(n *node, what string, p *poolDef) {
 		return
 	}
 	p.whole = true
+	host := hostParser(parseAddr)
+	if p.own {
+		host = parseOwnAddr
+	}
 	seen := map[netip.AddrPort]*node{}
 	for _, item := range items {
-		if _, problem := parseEndpoint(item.text); item.kind == scalar && problem == "" {
+		if _, problem := parseEndpoint(item.text, host); item.kind == scalar && problem == "" {
 			d.errorf(item, "a server must be a mapping: write {address: %s}", item.written())
 			p.whole = false
 			continue
@@ -127,7 +132,7 @@ func (d *decoder) servers(n *node, what string, p *poolDef) {
 			p.whole = false
 			continue
 		}
-		ap, ok := d.endpoint(s.at, "address")
+		ap, ok := d.endpoint(s.at, "address", host)
 		if !ok {
 			p.whole = false
 			continue
