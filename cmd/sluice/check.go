@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -21,8 +22,14 @@ func checkCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.App.Writer, "%s: ok: %s, %s, %s\n", c.String("config"),
-				count(len(cfg.Services), "service"), count(len(cfg.Pools), "pool"), count(len(cfg.VRRP), "VRRP instance"))
+			parts := []string{count(len(cfg.Services), "service"), count(len(cfg.Pools), "pool"), count(len(cfg.VRRP), "VRRP instance")}
+			if n := len(cfg.HTTP.Servers); n > 0 {
+				parts = append(parts, count(n, "HTTP server"), count(len(cfg.HTTP.Upstreams), "upstream"))
+			}
+			if len(cfg.DNS.Listen) > 0 {
+				parts = append(parts, count(len(cfg.DNS.Zones), "DNS zone"), count(len(cfg.DNS.Records), "DNS record"))
+			}
+			fmt.Fprintf(c.App.Writer, "%s: ok: %s\n", c.String("config"), strings.Join(parts, ", "))
 			return nil
 		},
 	}

@@ -89,6 +89,8 @@ func parseSources(s string) (netip.Prefix, string) {
 	host, bits, has := strings.Cut(s, "/")
 	a, err := netip.ParseAddr(host)
 	switch {
+	case s == "all":
+		return netip.Prefix{}, `bad prefix "all": write 0.0.0.0/0 and "::/0"`
 	case err != nil && !strings.Contains(host, ":") && strings.ContainsFunc(host, isLetter):
 		return netip.Prefix{}, fmt.Sprintf("bad prefix %q: names are not looked up, write the IP addresses", s)
 	case err != nil:

@@ -80,7 +80,7 @@ func (d *decoder) http(n *node, files fileSystem, pools []*poolDef, def defaults
 		h.broken = !whole
 	}
 	if n := f.need("servers"); n != nil {
-		d.httpServers(n, h, files, base, func(n *node) string { return d.upstreamName(n, upstreams, whole) })
+		d.httpServers(n, h, files, base, func(n *node) *lb.Upstream { return d.upstreamOf(n, upstreams, whole) })
 	}
 	d.checkListens(h)
 	return h
@@ -132,20 +132,25 @@ func (d *decoder) accessLog(n *node) (l lb.AccessLog) {
 	return l
 }
 
-// upstreamName resolves a reference to an upstream; "": there is none.
-func (d *decoder) upstreamName(n *node, all map[string]*lb.Upstream, whole bool) string {
+// upstreamOf resolves a reference to an upstream; one without a name: there is none.
+func (d *decoder) upstreamOf(n *node, all map[string]*lb.Upstream, whole bool) *lb.Upstream {
 	name, ok := d.text(n, "upstream")
 	if !ok {
-		return ""
+		return &lb.Upstream{}
 	}
-	if all[name] == nil && whole && !d.incomplete {
+	if u := all[name]; u != nil {
+		return u
+	}
+	if whole && !d.incomplete {
 		hint := ""
 		if near := nearest(name, slices.Sorted(maps.Keys(all))); near != "" {
 			hint = fmt.Sprintf("; did you mean %q?", near)
+		} else if strings.ContainsAny(name, ":/") {
+			hint = `: this is its name, and its servers stand in upstreams: [{name: NAME, servers: [{address: "192.0.2.1:80"}]}]`
 		}
 		d.errorf(n, "there is no upstream %q%s", name, hint)
 	}
-	return name
+	return &lb.Upstream{}
 }
 
 // headerName decodes the name of a header.
@@ -218,6 +223,10 @@ func (d *decoder) requestKey(n *node, what string) lb.RequestKey {
 			return k
 		}
 	case lb.KeyHeader:
+		if strings.EqualFold(name, "host") {
+			d.errorf(n, "%s: the host is no header here: write host, not %q", what, s)
+			return lb.RequestKey{}
+		}
 		if isHeaderName(name) {
 			k.Name = textproto.CanonicalMIMEHeaderKey(name)
 			return k

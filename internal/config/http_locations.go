@@ -32,7 +32,7 @@ var (
 )
 
 // locations decodes the list of a server.
-func (d *decoder) locations(n *node, base inherited, files fileSystem, upstream func(*node) string) (all []lb.Location) {
+func (d *decoder) locations(n *node, base inherited, files fileSystem, upstream func(*node) *lb.Upstream) (all []lb.Location) {
 	items, ok := d.mappings(n, "locations")
 	if !ok {
 		return nil
@@ -64,7 +64,7 @@ func (d *decoder) locations(n *node, base inherited, files fileSystem, upstream 
 
 // location decodes what is a location's own. At is where it says which paths it is
 // for; nil: that cannot be read.
-func (d *decoder) location(f fields, upstream func(*node) string) (l lb.Location, at *node) {
+func (d *decoder) location(f fields, upstream func(*node) *lb.Upstream) (l lb.Location, at *node) {
 	at = d.locationPaths(f, &l)
 	var actions []string
 	for _, key := range []string{"upstream", "return", "redirect"} {
@@ -80,7 +80,7 @@ func (d *decoder) location(f fields, upstream func(*node) string) (l lb.Location
 		d.errorf(f.keys[actions[1]], "%s are both set: a location does one thing", strings.Join(actions[:2], " and "))
 	}
 	if n := f.own["upstream"]; n != nil {
-		l.Upstream = upstream(n)
+		l.Upstream = upstream(n).Name
 	}
 	if n := f.own["return"]; n != nil {
 		l.Return = d.returns(n)
@@ -148,10 +148,19 @@ func (d *decoder) locationPaths(f fields, l *lb.Location) (at *node) {
 	case strings.Contains(s, "//") || strings.Contains(s+"/", "/./") || strings.Contains(s+"/", "/../"):
 		d.errorf(at, "%s %q can match nothing: paths are compared without // and . and ..", l.Kind, s)
 		return nil
+	case strings.Contains(s, "?"):
+		d.errorf(at, "%s %q can match nothing: paths are compared without the query", l.Kind, s)
+		return nil
+	case encoded.MatchString(s):
+		d.errorf(at, "%s %q can match nothing: paths are compared decoded, so write the character itself", l.Kind, s)
+		return nil
 	}
 	l.Path = s
 	return at
 }
+
+// encoded matches a byte of a path as it stands in a URL.
+var encoded = regexp.MustCompile(`%[0-9a-fA-F]{2}`)
 
 func (d *decoder) regex(n *node, what string, ignoreCase bool) *regexp.Regexp {
 	s, ok := d.text(n, what)
@@ -209,10 +218,14 @@ func (d *decoder) answerText(n *node, what string) (string, bool) {
 	return n.text, true
 }
 
+// leadsSomewhere matches what a client can be sent to: a URL or a path, or a variable that
+// may be one.
+var leadsSomewhere = regexp.MustCompile(`^([a-zA-Z][a-zA-Z0-9+.-]*:|/|\$)`)
+
 // redirects are the statuses that send a client elsewhere.
 var redirects = []int{301, 302, 303, 307, 308}
 
-func (d *decoder) redirect(n *node, upstream func(*node) string) *lb.Redirect {
+func (d *decoder) redirect(n *node, upstream func(*node) *lb.Upstream) *lb.Redirect {
 	r := &lb.Redirect{Status: http.StatusFound}
 	f, ok := d.fields(n, &redirectSchema)
 	if !ok {
@@ -232,9 +245,16 @@ func (d *decoder) redirect(n *node, upstream func(*node) string) *lb.Redirect {
 	case to != nil && u != nil:
 		d.errorf(f.keys["upstream"], "to and upstream are both set: a redirect leads to one of them")
 	case to != nil:
-		r.To, _ = d.variables(to, "to")
+		var ok bool
+		if r.To, ok = d.variables(to, "to"); ok && !leadsSomewhere.MatchString(r.To) {
+			d.errorf(to, "to must be a URL, such as https://www.example.com$request_uri, or a path that starts with /, not %q", r.To)
+		}
 	case u != nil:
-		r.Upstream = upstream(u)
+		of := upstream(u)
+		r.Upstream = of.Name
+		if i := slices.IndexFunc(of.Pool.Servers, func(s lb.Server) bool { return s.Address.IsLoopback() }); i >= 0 {
+			d.errorf(u, "upstream %q has server %v, where no client can be sent", of.Name, of.Pool.Servers[i].Address)
+		}
 	default:
 		d.errorf(n, "missing key \"to\": redirect needs it, or \"upstream\"")
 	}

@@ -50,7 +50,7 @@ type listenDef struct {
 }
 
 // httpServers decodes the virtual hosts.
-func (d *decoder) httpServers(n *node, h *httpDef, files fileSystem, base inherited, upstream func(*node) string) {
+func (d *decoder) httpServers(n *node, h *httpDef, files fileSystem, base inherited, upstream func(*node) *lb.Upstream) {
 	items, ok := d.mappings(n, "servers")
 	if !ok {
 		return
@@ -133,7 +133,7 @@ func (d *decoder) listenAddresses(n *node, usual int) []netip.AddrPort {
 	switch {
 	case err != nil || a.Port() == 0:
 		hint := ""
-		if isPort(s) {
+		if s := strings.TrimPrefix(s, "*:"); isPort(s) {
 			hint = ": write \":" + s + "\" for all addresses"
 		}
 		d.errorf(n, "listen must be an address with a port, such as \"192.0.2.100:%d\" or \"[2001:db8::100]:%[1]d\", or \":%[1]d\" for all addresses, not %[2]q%[3]s", usual, s, hint)
@@ -251,5 +251,23 @@ func (d *decoder) checkListens(h *httpDef) {
 			}
 			names[l.Address][name] = l.at
 		}
+	}
+	d.checkReachable(h, first, byDefault)
+}
+
+// checkReachable finds servers that get no request of a listen: they have no names, and
+// another one is the default.
+func (d *decoder) checkReachable(h *httpDef, first, byDefault map[netip.AddrPort]listenDef) {
+	said := map[*node]bool{} // ":80" is two listens
+	for _, l := range h.listens {
+		of, explicit := byDefault[l.Address]
+		if !explicit {
+			of = first[l.Address]
+		}
+		if len(h.Servers[l.server].Names) > 0 || of.server == l.server || l.isDefault || said[l.at] {
+			continue
+		}
+		said[l.at] = true
+		d.errorf(l.at, "no request of listen %v is for this server: it has no names, and is not the first one there, nor its default: %s", l.Address, of.at.elsewhere(l.at))
 	}
 }

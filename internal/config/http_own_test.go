@@ -1,0 +1,75 @@
+package config
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// What a node has to itself may be on its loopback: the servers of an upstream that only http
+// uses, and what a check looks at. What clients or other nodes must reach may not.
+func TestLoopbackServers(t *testing.T) {
+	c := mustLoad(t, "http:\n  upstreams:\n"+
+		"  - {name: u, servers: [{address: \"127.0.0.1:3000\"}, {address: \"[::1]:3000\"}, {address: 127.0.0.2}], health: {type: tcp}}\n"+
+		"  servers: [{listen: \":80\", "+toU+"}]\n"+
+		"checks: [{name: c, type: tcp, address: \"127.0.0.1:3000\"}]\n")
+	var got []netip.AddrPort
+	for _, s := range c.HTTP.Upstreams[0].Pool.Servers {
+		got = append(got, c.HTTP.Upstreams[0].Endpoint(s))
+	}
+	got = append(got, c.Checks[0].Address)
+	want := []netip.AddrPort{addrPort("127.0.0.1:3000"), addrPort("[::1]:3000"), addrPort("127.0.0.2:80"), addrPort("127.0.0.1:3000")}
+	if diff := cmp.Diff(want, got, compare...); diff != "" {
+		t.Errorf("servers (-want +got):\n%s", diff)
+	}
+}
+
+var ownMistakes = []mistakeCase{
+	{"loopback that clients are sent to", "http:\n  upstreams: [{name: u, servers: [{address: 192.0.2.1}, {address: 127.0.0.1}]}]\n  servers: [{listen: \":80\", locations: [{path: /, redirect: {upstream: u}}]}]\n", []string{
+		`3:72: upstream "u" has server 127.0.0.1, where no client can be sent`}},
+	{"loopback in a pool", "pools: [{name: p, servers: [{address: 127.0.0.1}]}]\nhttp:\n  upstreams: [{name: u, pool: p}]\n  servers: [{listen: \":80\", " + toU + "}]\n", []string{
+		`1:39: address 127.0.0.1 is a loopback address: no other machine can reach it`}},
+	{"loopback in two ways", inUpstream("servers: [{address: \"::ffff:127.0.0.1\"}, {address: \"127.0.0.1:0\"}, {address: \"::1:80x\"}]"), []string{
+		`6:25: bad address "::ffff:127.0.0.1": write 127.0.0.1`,
+		`6:56: bad address "127.0.0.1:0": the port must be a number from 1 to 65535`,
+		`6:82: bad address "::1:80x": write the IPv6 address in brackets, "[::1]:80x"`,
+	}},
+	{"servers that nobody reaches", inServers("  - {listen: [\":80\", \":81\"], " + toU + "}\n  - {listen: \":80\", " + toU + "}\n" +
+		"  - {listen: \":81\", names: [a], default: true, " + toU + "}\n"), []string{
+		`4:22: no request of listen 0.0.0.0:81 is for this server: it has no names, and is not the first one there, nor its default: the first one is on line 6`,
+		`5:14: no request of listen 0.0.0.0:80 is for this server: it has no names, and is not the first one there, nor its default: the first one is on line 4`,
+	}},
+	{"all addresses in nginx's way", inServers("  - {listen: \"*:80\", " + toU + "}\n"), []string{
+		`4:14: listen must be an address with a port, such as "192.0.2.100:80" or "[2001:db8::100]:80", or ":80" for all addresses, not "*:80": write ":80" for all addresses`}},
+	{"a URL for an upstream", inLocation("path: /\nupstream: http://127.0.0.1:3000"), []string{
+		`10:17: there is no upstream "http://127.0.0.1:3000": this is its name, and its servers stand in upstreams: [{name: NAME, servers: [{address: "192.0.2.1:80"}]}]`}},
+	{"paths as they stand in URLs", inServers("  - {listen: \":80\", locations: [{path: /a?b, upstream: u}, {exact: /a%20b, upstream: u}, {path: /100%, upstream: u}]}\n"), []string{
+		`4:40: path "/a?b" can match nothing: paths are compared without the query`,
+		`4:68: exact "/a%20b" can match nothing: paths are compared decoded, so write the character itself`,
+	}},
+	{"a redirect to no URL", inLocation("path: /\nredirect: {to: www.example.com}"), []string{
+		`10:22: to must be a URL, such as https://www.example.com$request_uri, or a path that starts with /, not "www.example.com"`}},
+	{"a redirect to nothing", inLocation("path: /\nredirect: {to: \"\"}"), []string{
+		`10:22: to must be a URL, such as https://www.example.com$request_uri, or a path that starts with /, not ""`}},
+	{"hosts", inUpstream("host: $host\nservers: [{address: 192.0.2.1}]"), []string{
+		`6:11: host has no variables: write client for what the client has asked for, which is nginx's $host, not "$host"`}},
+	{"a host with a scheme", inUpstream("host: http://a\nservers: [{address: 192.0.2.1}]"), []string{`6:11: host must be client, upstream or a host name with an optional port, not "http://a"`}},
+	{"a host with a bad port", inUpstream("host: \"a:0\"\nservers: [{address: 192.0.2.1}]"), []string{`6:11: host must be client, upstream or a host name with an optional port, not "a:0"`}},
+	{"the host as a header", inUpstream("policy: hash\nkey: \"header:host\"\nservers: [{address: 192.0.2.1}]"), []string{
+		`7:10: key: the host is no header here: write host, not "header:host"`}},
+	{"everybody", inLocation("path: /\nupstream: u\nallow: [192.0.2.0/24]\ndeny: [all]"), []string{`12:14: bad prefix "all": write 0.0.0.0/0 and "::/0"`}},
+}
+
+func TestOwnMistakes(t *testing.T) {
+	for _, tt := range ownMistakes {
+		t.Run(tt.name, func(t *testing.T) { wantMistakes(t, tt.yaml, tt.want) })
+	}
+}
+
+// Hosts that servers may be told.
+func TestHosts(t *testing.T) {
+	for _, host := range []string{"client", "upstream", "a.example", "a.example:8080", "192.0.2.1", "192.0.2.1:80", "\"[2001:db8::1]\"", "\"[2001:db8::1]:80\"", "bücher.example", "_a"} {
+		mustLoad(t, inUpstream("host: "+host+"\nservers: [{address: 192.0.2.1}]"))
+	}
+}
