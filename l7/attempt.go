@@ -3,6 +3,7 @@ package l7
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -21,6 +22,7 @@ import (
 var (
 	errNoServer = errors.New("no server of the upstream may have the request")
 	errTimeout  = errors.New("the server takes too long")
+	errUnsent   = errors.New("the request is none that a server could be sent")
 )
 
 // RoundTrip is roundTrip for net/http.
@@ -56,8 +58,12 @@ func (u *upstream) roundTrip(out *http.Request, x *exchange) (*http.Response, er
 			a.end() // it is the client's doing
 			return nil, a.err
 		}
-		if a.unasked() || errors.Is(a.err, errTooMany) {
-			a.end() // it is the request's doing, or the proxy's: no server would have it
+		if a.unasked() {
+			a.end() // it is the request's doing: no server would have it
+			return nil, fmt.Errorf("%w: %w", errUnsent, a.err)
+		}
+		if errors.Is(a.err, errTooMany) {
+			a.end() // it is the proxy's doing: the same
 			return nil, a.err
 		}
 		if !a.stale {

@@ -19,7 +19,7 @@ type exchange struct {
 	writer   *response
 	conn     *connection
 	host     *virtualHost
-	location *location
+	location *location  // never nil
 	log      *accessLog // held; nil: none
 
 	began   time.Time

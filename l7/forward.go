@@ -213,6 +213,8 @@ func (x *exchange) statusOf(err error) int {
 		return statusOf(bodyError)
 	case errors.Is(x.clientGone(), context.Canceled):
 		return statusClientGone
+	case errors.Is(err, errUnsent):
+		return http.StatusBadRequest
 	case errors.Is(err, errTooMany):
 		return http.StatusServiceUnavailable
 	case timedOut(err):

@@ -16,17 +16,18 @@ import (
 type gzipWriter struct {
 	http.ResponseWriter
 	config *lb.Gzip
-	head   bool // the request is HEAD
+	head   bool      // the request is HEAD
+	answer *response // what it is the writer of
 	z      *gzip.Writer
 }
 
-// newGzip returns a writer that compresses what goes to w; nil: the client or the
-// configuration does not want it.
-func newGzip(c *lb.Gzip, r *http.Request, w http.ResponseWriter) *gzipWriter {
+// newGzip returns a writer that compresses what goes to the writer of w; nil: the client or
+// the configuration does not want it.
+func newGzip(c *lb.Gzip, r *http.Request, w *response) *gzipWriter {
 	if c == nil || !acceptsGzip(r.Header) {
 		return nil
 	}
-	return &gzipWriter{ResponseWriter: w, config: c, head: r.Method == http.MethodHead}
+	return &gzipWriter{ResponseWriter: w.ResponseWriter, config: c, head: r.Method == http.MethodHead, answer: w}
 }
 
 // acceptsGzip reads Accept-Encoding (RFC 9110, section 12.5.3).
@@ -79,7 +80,20 @@ func (w *gzipWriter) decide(status int) {
 	if tag := h.Get("Etag"); tag != "" && !strings.HasPrefix(tag, "W/") {
 		h.Set("Etag", "W/"+tag)
 	}
-	w.z = gzipOf(w.config.Level, w.ResponseWriter)
+	w.answer.compressed = true
+	w.z = gzipOf(w.config.Level, compressedTo{w.answer, w.ResponseWriter})
+}
+
+// A compressedTo counts what is sent of an answer that is compressed.
+type compressedTo struct {
+	answer *response
+	to     io.Writer
+}
+
+func (w compressedTo) Write(p []byte) (int, error) {
+	n, err := w.to.Write(p)
+	w.answer.bytes += int64(n)
+	return n, err
 }
 
 // compressible tells whether answers of a media type are to be compressed.

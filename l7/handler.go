@@ -25,31 +25,35 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).SetReadDeadline(x.began.Add(x.world.config.Client.BodyTimeout)) // it is closed: a read says so
 	}
 	x.host = conn.listener.routes.Load().find(r.Host)
+	x.location = x.host.otherwise
 	x.host.stats.begin()
 	x.log = x.holdLog()
 	defer x.finish()
 	x.findClient(x.world.config.TrustedProxies)
 	x.nameRequest(x.world.config.RequestID)
-	if status := x.locate(); status != 0 {
+	slash, status := x.locate()
+	switch {
+	case status != 0:
 		x.fail(status)
-		return
-	}
-	if x.location == nil {
+	case slash:
 		x.redirect(http.StatusMovedPermanently, x.absolute(r.URL.EscapedPath()+"/"))
-		return
+	default:
+		x.serve()
 	}
-	x.serve()
 }
 
-// locate finds the location; what is wrong is a status. Where a slash is missing there
-// is neither.
-func (x *exchange) locate() int {
+// locate finds the location; what is wrong is a status. Slash tells that none is to be found
+// because a slash is missing.
+func (x *exchange) locate() (slash bool, status int) {
 	r := x.request
 	if !wellNamed(r) {
-		return http.StatusBadRequest
+		return false, http.StatusBadRequest
+	}
+	if r.Host == "" {
+		r.Host = x.ownName()
 	}
 	if r.Method == http.MethodConnect || r.Method == http.MethodTrace { // as in nginx: TRACE would show what the proxy adds
-		return http.StatusMethodNotAllowed
+		return false, http.StatusMethodNotAllowed
 	}
 	asked := r.URL.Path
 	if asked == "" && r.URL.Host != "" {
@@ -57,15 +61,25 @@ func (x *exchange) locate() int {
 	}
 	path, ok := normalize(asked)
 	if !ok {
-		return http.StatusBadRequest
+		return false, http.StatusBadRequest
 	}
 	x.path = path
 	found, slash := x.host.locations.find(path)
-	if found == nil && !slash {
-		return http.StatusNotFound
+	if found != nil {
+		x.location = found
 	}
-	x.location = found
-	return 0
+	return slash, 0
+}
+
+// ownName is how the virtual host is called where the client says nothing, as HTTP/1.0
+// may: by its first name, as in nginx, or by the address that the client has connected to.
+func (x *exchange) ownName() string {
+	for _, name := range x.host.config.Names {
+		if name[0] != '*' {
+			return name
+		}
+	}
+	return authority(x.local, x.scheme())
 }
 
 // wellNamed tells whether method, host and length are words that mean the same to
@@ -120,7 +134,7 @@ func (x *exchange) serve() {
 			return
 		}
 	}
-	if z := newGzip(l.config.Gzip, x.request, x.writer.ResponseWriter); z != nil {
+	if z := newGzip(l.config.Gzip, x.request, x.writer); z != nil {
 		x.writer.ResponseWriter = z
 		x.answer()
 		x.writer.patience(x.writer.send)
@@ -140,6 +154,8 @@ func (x *exchange) answer() {
 		x.redirect(c.Redirect.Status, newText(c.Redirect.To).expand(x))
 	case c.Redirect != nil:
 		x.redirectToServer(c.Redirect)
+	case c.Upstream == "":
+		x.fail(http.StatusNotFound)
 	default:
 		x.forward()
 	}
@@ -262,7 +278,7 @@ func (x *exchange) finish() {
 	if x.log == nil {
 		return
 	}
-	if x.location == nil || !x.location.config.NoLog {
+	if !x.location.config.NoLog {
 		x.log.put(x, status, took)
 	}
 	x.log.release()

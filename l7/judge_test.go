@@ -42,16 +42,19 @@ func TestWhatIsNoServersFailure(t *testing.T) {
 		tried         int64 // servers that have seen it
 	}{
 		{"404 goes to the next one", "GET /nope HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", http.StatusNotFound, 2},
-		{"a trailer's name that is none", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: foo bar\r\nConnection: close\r\n\r\n1\r\na\r\n0\r\n\r\n", 0, 0},
+		{"a header that no server could be sent", "GET /%0aX:1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", http.StatusBadRequest, 0},
+		{"a trailer's name that is none", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: foo bar\r\nConnection: close\r\n\r\n1\r\na\r\n0\r\n\r\n", http.StatusBadRequest, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			first, second := says("first", http.StatusNotFound), says("second", http.StatusNotFound)
 			u := upstreamOf("u", first.at, second.at)
 			u.Next.Status = []int{http.StatusForbidden, http.StatusNotFound}
 			at := freePort(t)
-			p := start(t, one(at, []lb.Upstream{u}, prefix("/", "u")))
+			l := prefix("/", "u")
+			l.RequestHeaders.Set = []lb.Header{{Name: "X-Path", Value: "$path"}}
+			p := start(t, one(at, []lb.Upstream{u}, l))
 			res, _ := raw(t, at, tt.request)
-			if tt.status != 0 && res.StatusCode != tt.status || res.StatusCode == http.StatusOK {
+			if res.StatusCode != tt.status {
 				t.Errorf("got %d, want %d", res.StatusCode, tt.status)
 			}
 			if got := first.n.Load() + second.n.Load(); got != tt.tried {

@@ -149,27 +149,37 @@ func (c *change) host(config *lb.HTTPServer, log *accessLog) (*virtualHost, erro
 	v := &virtualHost{config: config, log: log, stats: c.proxy.stats.of(config.Name())}
 	var all []*location
 	for i := range config.Locations {
-		l := &location{config: &config.Locations[i]}
-		l.access = newAccess(l.config.Rules, l.config.AllowOnly)
-		if l.config.RateLimit != nil {
-			l.limit = c.limiter(config, l.config)
-		}
-		name := l.config.Upstream
-		if l.config.Redirect != nil && l.config.Redirect.Upstream != "" {
-			name = l.config.Redirect.Upstream
-		}
-		if name != "" {
-			if l.upstream = c.upstreams[name]; l.upstream == nil {
-				return nil, fmt.Errorf("server %s: there is no upstream %s", config.Name(), name)
-			}
-		}
-		if l.config.Upstream != "" {
-			l.proxy = newForwarder(l.config, l.upstream, &c.proxy.buffers, c.proxy.log)
+		l, err := c.location(config, &config.Locations[i])
+		if err != nil {
+			return nil, err
 		}
 		all = append(all, l)
 	}
 	v.locations = newLocations(all)
-	return v, nil
+	var err error
+	v.otherwise, err = c.location(config, &config.Otherwise)
+	return v, err
+}
+
+// location makes a location of a virtual host.
+func (c *change) location(host *lb.HTTPServer, config *lb.Location) (*location, error) {
+	l := &location{config: config, access: newAccess(config.Rules, config.AllowOnly)}
+	if config.RateLimit != nil {
+		l.limit = c.limiter(host, config)
+	}
+	name := config.Upstream
+	if config.Redirect != nil && config.Redirect.Upstream != "" {
+		name = config.Redirect.Upstream
+	}
+	if name != "" {
+		if l.upstream = c.upstreams[name]; l.upstream == nil {
+			return nil, fmt.Errorf("server %s: there is no upstream %s", host.Name(), name)
+		}
+	}
+	if config.Upstream != "" {
+		l.proxy = newForwarder(config, l.upstream, &c.proxy.buffers, c.proxy.log)
+	}
+	return l, nil
 }
 
 // limiter returns the limiter of a location: the one that it had before, where the limit
@@ -179,7 +189,7 @@ func (c *change) limiter(host *lb.HTTPServer, l *lb.Location) *limiter {
 		if v.config.Name() != host.Name() {
 			continue
 		}
-		for _, old := range v.locations.all() {
+		for _, old := range append(v.locations.all(), v.otherwise) {
 			if old.limit != nil && old.config.String() == l.String() && *old.config.RateLimit == *l.RateLimit {
 				return old.limit
 			}

@@ -19,7 +19,9 @@ type response struct {
 	conn   *connection
 	status int // 0: nothing yet
 	bytes  int64
-	send   time.Duration // of HTTP/2: for a piece of the answer; 0: see patience
+	// compressed: who compresses the answer counts what is sent of it.
+	compressed bool
+	send       time.Duration // of HTTP/2: for a piece of the answer; 0: see patience
 
 	incoming *clientBody // of HTTP/1: what is read for a server beside the answer; nil: nothing
 }
@@ -47,7 +49,9 @@ func (w *response) Write(p []byte) (int, error) {
 	w.patience(w.send)
 	n, err := w.ResponseWriter.Write(p)
 	w.patience(0)
-	w.bytes += int64(n)
+	if !w.compressed {
+		w.bytes += int64(n)
+	}
 	return n, err
 }
 
@@ -123,12 +127,10 @@ func (x *exchange) fail(status int) {
 	h := x.writer.Header()
 	clear(h)
 	body, kind, as := strconv.Itoa(status)+" "+http.StatusText(status)+"\n", "text/plain; charset=utf-8", status
-	if x.location != nil {
-		if p := errorPage(x.location.config.ErrorPages, status); p != nil {
-			body, kind = string(p.Body), p.ContentType
-			if p.As != 0 {
-				as = p.As
-			}
+	if p := errorPage(x.location.config.ErrorPages, status); p != nil {
+		body, kind = string(p.Body), p.ContentType
+		if p.As != 0 {
+			as = p.As
 		}
 	}
 	if x.request.ProtoMajor == 1 && (status == http.StatusBadRequest || status == http.StatusRequestTimeout || status == http.StatusRequestEntityTooLarge) {
@@ -161,9 +163,7 @@ func (x *exchange) giveBack(r *lb.Return) {
 // redirect sends the client elsewhere.
 func (x *exchange) redirect(status int, to string) {
 	h := x.writer.Header()
-	if x.location != nil {
-		newChanges(x.location.config.ResponseHeaders).apply(h, x)
-	}
+	newChanges(x.location.config.ResponseHeaders).apply(h, x)
 	h.Set("Location", to)
 	x.say(status, "text/plain; charset=utf-8", http.StatusText(status)+"\n")
 }

@@ -13,6 +13,7 @@ import (
 type virtualHost struct {
 	config    *lb.HTTPServer
 	locations locations
+	otherwise *location // of requests that none of them is for
 	stats     *serverStats
 	log       *accessLog // nil: none
 }

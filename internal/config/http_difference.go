@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/sluice-lb/sluice/internal/lb"
@@ -17,7 +18,14 @@ func (d *Difference) http(before, after lb.HTTP) {
 		}
 	})
 	named(d, "http server", numbered(before.Servers), numbered(after.Servers), func(s numberedServer) string { return s.name }, func(a, b numberedServer) {
-		if parts := fieldsThatDiffer(a.HTTPServer, b.HTTPServer); len(parts) > 0 {
+		parts := fieldsThatDiffer(a.HTTPServer, b.HTTPServer)
+		if i := slices.Index(parts, "otherwise"); i >= 0 { // which is no key
+			parts[i] = "settings where no location is"
+			if slices.Contains(parts, "locations") { // that says it already
+				parts = slices.Delete(parts, i, i+1)
+			}
+		}
+		if len(parts) > 0 {
 			d.change("http server %s: %s", b.name, strings.Join(parts, ", "))
 		}
 	})

@@ -78,6 +78,7 @@ func (d *decoder) httpServers(n *node, h *httpDef, files fileSystem, base inheri
 			s.Names = d.serverNames(n)
 		}
 		settings := d.inherited(f, base, files)
+		settings.into(&s.Otherwise)
 		if n := f.need("locations"); n != nil {
 			s.Locations = d.locations(n, settings, files, upstream)
 		}

@@ -101,6 +101,7 @@ http:
 					ErrorPages: []lb.ErrorPage{{Status: []lb.StatusRange{{First: 500, Last: 599}}, As: 200, Body: []byte("<p>sorry"), ContentType: "text/html; charset=utf-8"}},
 					RateLimit:  &lb.RateLimit{Key: lb.RequestKey{Kind: lb.KeyCookie, Name: "id"}, Rate: 5, Status: 429}},
 			},
+			Otherwise: lb.Location{ResponseHeaders: frame, Rules: deny, Gzip: gzip, RequestBuffering: true, RequestBuffer: buffer},
 		}},
 	}
 	if diff := cmp.Diff(want, got, compare...); diff != "" {
@@ -346,6 +347,8 @@ func TestCompareHTTP(t *testing.T) {
 		{"a server of a pool", "{address: 192.0.2.1}", "{address: 192.0.2.3}", []string{"upstream u: 192.0.2.3 added, 192.0.2.1 removed"}},
 		{"an upstream", "{name: v, ", "{name: v, policy: least_conn, ", []string{"upstream v: policy"}},
 		{"a location", "{path: /, upstream: u}", "{path: /, upstream: v}", []string{"http server a.example: locations"}},
+		{"a setting", "names: [a.example], ", "names: [a.example], log: false, ", []string{"http server a.example: locations"}},
+		{"a setting that no location takes over", "names: [a.example], locations: [{path: /, ", "names: [a.example], log: false, locations: [{path: /, log: true, ", []string{"http server a.example: settings where no location is"}},
 		{"an expression", "regex: a", "regex: b", []string{"http server 0.0.0.0:81: locations"}},
 		{"a name", "a.example", "b.example", []string{"http server b.example: added", "http server a.example: removed"}},
 		{"limits", "request_id: X-Id", "keepalive_timeout: 1s", []string{"http: client, request_id"}},

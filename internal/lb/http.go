@@ -172,6 +172,9 @@ type HTTPServer struct {
 	Names     []string // lower case; "*.example.com" is every name below it
 	Default   bool     // of its listens, in place of the first one
 	Locations []Location
+	// Otherwise has the settings that count for requests that no location is for. They are
+	// answered with 404.
+	Otherwise Location
 }
 
 // Name is how a server is called: by its first name or else by where it listens.
