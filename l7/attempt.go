@@ -11,6 +11,7 @@ import (
 	"net/textproto"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -216,8 +217,15 @@ func (a *attempt) failed() bool {
 	return a.err != nil || slices.Contains(next.Status, a.status)
 }
 
-// unasked tells whether the request could not be sent to anybody.
-func (a *attempt) unasked() bool { return a.err != nil && !a.asked.Load() }
+// unasked tells whether the request could not be sent: to anybody, or to a server that has
+// said how long a head it takes.
+func (a *attempt) unasked() bool {
+	return a.err != nil && (!a.asked.Load() || strings.Contains(a.err.Error(), headTooLong))
+}
+
+// headTooLong is what net/http says of a head that is longer than a server of HTTP/2 takes. It
+// has no type for that.
+const headTooLong = "request header list larger than peer's advertised limit"
 
 // repeatable tells whether another server may have it: nothing was sent, or it does no
 // harm twice; and there is all of its body.

@@ -350,3 +350,36 @@ func TestWhatIsNoGRPC(t *testing.T) {
 		})
 	}
 }
+
+// What a client asks for, and a server that speaks HTTP/2 cannot have, is no failure of that
+// server: a client must not be able to take it out.
+func TestRequestsThatHTTP2DoesNotTake(t *testing.T) {
+	s := httptest.NewUnstartedServer(http.HandlerFunc(named2))
+	s.Config.MaxHeaderBytes = 4 << 10
+	s.Config.Protocols = &http.Protocols{}
+	s.Config.Protocols.SetUnencryptedHTTP2(true)
+	s.Start()
+	t.Cleanup(s.Close)
+	u := upstreamOf("u", netip.MustParseAddrPort(s.Listener.Addr().String()))
+	u.HTTP2 = true
+	at := freePort(t)
+	p := start(t, one(at, []lb.Upstream{u}, prefix("/", "u")))
+	const webSocket = "Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+	for _, tt := range []struct {
+		name, header string
+		want         int
+	}{
+		{"an ordinary one", "Connection: close\r\n", http.StatusOK},
+		{"another protocol", webSocket, http.StatusOK}, // it is asked without
+		{"a head that is too long", "Connection: close\r\nX: " + strings.Repeat("x", 8<<10) + "\r\n", http.StatusBadRequest},
+		{"an ordinary one again", "Connection: close\r\n", http.StatusOK},
+	} {
+		res, _ := raw(t, at, "GET / HTTP/1.1\r\nHost: a\r\n"+tt.header+"\r\n")
+		if res.StatusCode != tt.want {
+			t.Errorf("%s: %s, want %d", tt.name, res.Status, tt.want)
+		}
+	}
+	if got := p.Status().Upstreams[0].Servers[0]; got.State != StateUnknown || got.Failures != 0 {
+		t.Errorf("the server is %s, with %d failures", got.State, got.Failures)
+	}
+}
