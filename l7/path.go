@@ -48,7 +48,7 @@ func normalize(path string) (string, bool) {
 // target is what a server is asked for: in, or another URL where the location changes
 // it. Path is the normalized one. What no location changes goes on as it came.
 func target(l *lb.Location, in *url.URL, path string) *url.URL {
-	changed := false
+	changed, query := false, in.RawQuery
 	if l.StripPrefix {
 		path, changed = "/"+strings.TrimLeft(strings.TrimPrefix(path, l.Path), "/"), true
 	}
@@ -57,14 +57,48 @@ func target(l *lb.Location, in *url.URL, path string) *url.URL {
 		if m == nil {
 			continue
 		}
-		rewritten := path[:m[0]] + string(r.Regex.ExpandString(nil, r.To, path, m)) + path[m[1]:]
-		path, changed = "/"+strings.TrimLeft(rewritten, "/"), true
+		path, query = rewrite(r, path, query, m)
+		changed = true
 		break
 	}
 	if !changed {
 		return in
 	}
 	out := *in
-	out.Path, out.RawPath = path, ""
+	out.Path, out.RawPath, out.RawQuery, out.ForceQuery = path, "", query, false
 	return &out
+}
+
+// rewrite changes a path and a query as nginx does: what To says behind a question mark goes
+// before the query that there is, or in its place where To ends with one. Match is where
+// the groups are in path.
+func rewrite(r lb.Rewrite, path, query string, match []int) (newPath, newQuery string) {
+	to, alone := strings.CutSuffix(r.To, "?")
+	toPath, toQuery, _ := strings.Cut(to, "?")
+	newPath = path[:match[0]] + string(r.Regex.ExpandString(nil, toPath, path, match)) + path[match[1]:]
+	newPath = "/" + strings.TrimLeft(newPath, "/")
+	if alone {
+		query = ""
+	}
+	groups, at := escapedGroups(path, match)
+	newQuery = string(r.Regex.ExpandString(nil, toQuery, groups, at))
+	if newQuery != "" && query != "" {
+		newQuery += "&"
+	}
+	return newPath, newQuery + query
+}
+
+// escapedGroups are the groups of a match as they may stand in a query, and where each is:
+// none can end a parameter and begin another one.
+func escapedGroups(path string, match []int) (groups string, at []int) {
+	for i := 0; i < len(match); i += 2 {
+		if match[i] < 0 { // it took no part
+			at = append(at, -1, -1)
+			continue
+		}
+		begin := len(groups)
+		groups += strings.ReplaceAll(url.QueryEscape(path[match[i]:match[i+1]]), "+", "%20")
+		at = append(at, begin, len(groups))
+	}
+	return groups, at
 }

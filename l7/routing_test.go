@@ -230,7 +230,9 @@ func TestRewrites(t *testing.T) {
 	strip.StripPrefix, stripBare.StripPrefix = true, true
 	rewrite := regex("^/user/", "u")
 	rewrite.Rewrites = []lb.Rewrite{
-		{Regex: regex(`^/user/(\d+)/(.*)$`, "").Regex, To: "/u/$2/$1"}, {Regex: regex(`^/user/`, "").Regex, To: "/nobody/"},
+		{Regex: regex(`^/user/(\d+)/(.*)$`, "").Regex, To: "/u/$2/$1"},
+		{Regex: regex(`^/user/q/(x)?(.*)$`, "").Regex, To: "/q?a=$1&b=$2"}, {Regex: regex(`^/user/alone/(.*)$`, "").Regex, To: "/q?a=$1?"},
+		{Regex: regex(`^/user/none/`, "").Regex, To: "/none?"}, {Regex: regex(`^/user/`, "").Regex, To: "/nobody/"},
 	}
 	start(t, one(at, []lb.Upstream{upstreamOf("u", server)}, prefix("/", "u"), strip, stripBare, rewrite))
 	got := map[string]string{}
@@ -245,6 +247,11 @@ func TestRewrites(t *testing.T) {
 		"/api/x":                 "s /x",
 		"/user/17/home?q":        "s /u/home/17?q",
 		"/user/x":                "s /nobody/x",
+		"/user/q/y":              "s /q?a=&b=y",
+		"/user/q/x1?c=%20&d":     "s /q?a=x&b=1&c=%20&d",
+		"/user/q/%26c=1%3F+%20/": "s /q?a=&b=%26c%3D1%3F%2B%20%2F",
+		"/user/alone/y?c":        "s /q?a=y",
+		"/user/none/?c":          "s /none",
 		"/static/http://evil/?a": "s /http:/evil/?a",
 	}
 	for path := range want {

@@ -265,7 +265,8 @@ type Redirect struct {
 }
 
 // A Rewrite changes a path: what Regex matches becomes To, in which $1 stands for
-// what its first group has matched.
+// what its first group has matched. What is behind a question mark in To goes into the query,
+// and where To ends with one, that is all of the query.
 type Rewrite struct {
 	Regex *regexp.Regexp
 	To    string
