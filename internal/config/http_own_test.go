@@ -58,12 +58,27 @@ var ownMistakes = []mistakeCase{
 	{"a host with a bad port", inUpstream("host: \"a:0\"\nservers: [{address: 192.0.2.1}]"), []string{`6:11: host must be client, upstream or a host name with an optional port, not "a:0"`}},
 	{"the host as a header", inUpstream("policy: hash\nkey: \"header:host\"\nservers: [{address: 192.0.2.1}]"), []string{
 		`7:10: key: the host is no header here: write host, not "header:host"`}},
+	{"rates", inServers("  - {listen: \":80\", locations: [{path: /, upstream: u, rate_limit: {rate: 5r/h}}, {path: /a, upstream: u, rate_limit: {rate: 0r/s}}, {path: /b, upstream: u, rate_limit: {rate: 0.5}}]}\n"), []string{
+		`4:75: rate must be requests a second, such as 10 or 10r/s, or 5r/m for those of a minute, not "5r/h"`,
+		`4:126: rate must be requests a second, such as 10 or 10r/s, or 5r/m for those of a minute, not "0r/s"`,
+		`4:177: rate must be a whole number from 1 to 1000000 in decimal digits, not "0.5"`,
+	}},
 	{"everybody", inLocation("path: /\nupstream: u\nallow: [192.0.2.0/24]\ndeny: [all]"), []string{`12:14: bad prefix "all": write 0.0.0.0/0 and "::/0"`}},
 }
 
 func TestOwnMistakes(t *testing.T) {
 	for _, tt := range ownMistakes {
 		t.Run(tt.name, func(t *testing.T) { wantMistakes(t, tt.yaml, tt.want) })
+	}
+}
+
+// Rates are numbers, or what nginx writes.
+func TestRates(t *testing.T) {
+	for text, want := range map[string]float64{"10": 10, "10r/s": 10, "30r/m": 0.5, "1r/m": 1. / 60, "1000000": 1e6} {
+		c := mustLoad(t, inLocation("path: /\nupstream: u\nrate_limit: {rate: "+text+"}"))
+		if got := c.HTTP.Servers[0].Locations[0].RateLimit.Rate; got != want {
+			t.Errorf("%s: %v requests a second, want %v", text, got, want)
+		}
 	}
 }
 

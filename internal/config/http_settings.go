@@ -3,7 +3,9 @@ package config
 import (
 	"net/http"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -170,11 +172,9 @@ func (d *decoder) rateLimit(n *node) *lb.RateLimit {
 		l.Key = d.requestKey(n, "key")
 	}
 	if n := f.need("rate"); n != nil {
-		i, ok := d.integer(n, "rate", 1, maxRate)
-		if !ok {
+		if l.Rate, ok = d.rate(n); !ok {
 			return nil
 		}
-		l.Rate = float64(i)
 	} else {
 		return nil
 	}
@@ -187,6 +187,29 @@ func (d *decoder) rateLimit(n *node) *lb.RateLimit {
 		}
 	}
 	return l
+}
+
+var rateText = regexp.MustCompile(`^([1-9][0-9]{0,6})r/([sm])$`)
+
+// rate decodes requests a second, as a number or in nginx's words: 10r/s, or 5r/m for those of
+// a minute.
+func (d *decoder) rate(n *node) (float64, bool) {
+	if m := rateText.FindStringSubmatch(n.text); n.kind == scalar && m != nil {
+		i, err := strconv.Atoi(m[1])
+		switch {
+		case err != nil || i > maxRate:
+		case m[2] == "m":
+			return float64(i) / 60, true
+		default:
+			return float64(i), true
+		}
+	}
+	if n.kind == scalar && strings.Contains(n.text, "/") {
+		d.errorf(n, "rate must be requests a second, such as 10 or 10r/s, or 5r/m for those of a minute, not %q", n.text)
+		return 0, false
+	}
+	i, ok := d.integer(n, "rate", 1, maxRate)
+	return float64(i), ok
 }
 
 func (d *decoder) errorPages(n *node, files fileSystem) (all []lb.ErrorPage) {
