@@ -1,6 +1,7 @@
 package l7
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -265,12 +266,15 @@ func replace(r *http.Response, p *lb.ErrorPage, method string) {
 		r.Header.Del(name)
 	}
 	r.Trailer = nil
+	r.Header.Del("Content-Type")
+	r.Header.Del("Content-Length")
+	r.Body, r.ContentLength = http.NoBody, 0
+	if bodiless(r.StatusCode) {
+		return
+	}
 	r.Header.Set("Content-Type", p.ContentType)
 	r.Header.Set("Content-Length", strconv.Itoa(len(p.Body)))
-	r.ContentLength = int64(len(p.Body))
-	text := string(p.Body)
-	if method == http.MethodHead {
-		text = ""
+	if method != http.MethodHead {
+		r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(p.Body)), int64(len(p.Body))
 	}
-	r.Body = io.NopCloser(strings.NewReader(text))
 }

@@ -142,16 +142,23 @@ func (x *exchange) fail(status int) {
 // say answers with a text.
 func (x *exchange) say(status int, contentType, body string) {
 	h := x.writer.Header()
+	if bodiless(status) {
+		x.writer.WriteHeader(status)
+		return
+	}
 	if body != "" {
 		h.Set("Content-Type", contentType)
 	}
-	if status != http.StatusNoContent && status != http.StatusNotModified {
-		h.Set("Content-Length", strconv.Itoa(len(body)))
-	}
+	h.Set("Content-Length", strconv.Itoa(len(body)))
 	x.writer.WriteHeader(status)
-	if x.request.Method != http.MethodHead && status != http.StatusNoContent && status != http.StatusNotModified {
+	if x.request.Method != http.MethodHead {
 		_, _ = x.writer.Write([]byte(body))
 	}
+}
+
+// bodiless tells whether answers of a status have no body, not even an empty one.
+func bodiless(status int) bool {
+	return status == http.StatusNoContent || status == http.StatusNotModified
 }
 
 // giveBack answers as a location says.

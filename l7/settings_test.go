@@ -1,6 +1,7 @@
 package l7
 
 import (
+	"bufio"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -89,4 +90,38 @@ func TestWhatIsLogged(t *testing.T) {
 	testenv.Eventually(t, time.Minute, "all that was sent to be counted", func() (bool, error) {
 		return p.Status().Servers[0].Sent == uint64(len(body)+len(plain)), nil
 	})
+}
+
+// A page takes the place of what a server has answered, also as a status that has no body: the
+// connection goes on.
+func TestPagesInPlaceOfAnswers(t *testing.T) {
+	status := map[string]int{"/404": 404, "/500": 500, "/304": 304, "/200": 200}
+	server := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/plain")
+		w.Header().Set("Etag", `"1"`)
+		w.WriteHeader(status[r.URL.Path])
+		if status[r.URL.Path] != 304 {
+			fmt.Fprint(w, "the server's")
+		}
+	})
+	page := func(status, as int) lb.ErrorPage {
+		return lb.ErrorPage{Status: []lb.StatusRange{{First: status, Last: status}}, As: as, Body: []byte("page"), ContentType: "text/html"}
+	}
+	l := prefix("/", "u")
+	l.InterceptErrors, l.ErrorPages = true, []lb.ErrorPage{page(404, 204), page(500, 200), page(304, 0)}
+	at := freePort(t)
+	start(t, one(at, []lb.Upstream{upstreamOf("u", server)}, l))
+	c := dial(t, at)
+	in := bufio.NewReader(c)
+	for _, tt := range []struct{ method, path, want string }{
+		{"GET", "/404", "204 [] [] "}, {"GET", "/500", "200 [text/html] [4] page"}, {"HEAD", "/500", "200 [text/html] [4] "}, {"HEAD", "/404", "204 [] [] "},
+		{"GET", "/304", "304 [] [] "}, {"GET", "/200", "200 [text/plain] [12] the server's"},
+	} {
+		fmt.Fprintf(c, "%s %s HTTP/1.1\r\nHost: a\r\n\r\n", tt.method, tt.path)
+		res, body := readAnswer(t, in, tt.method == "HEAD")
+		got := fmt.Sprint(res.StatusCode, " ", res.Header["Content-Type"], " ", res.Header["Content-Length"], " ", body)
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s %s (-want +got):\n%s", tt.method, tt.path, diff)
+		}
+	}
 }
