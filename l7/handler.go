@@ -3,6 +3,7 @@ package l7
 import (
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 	"time"
 
@@ -36,7 +37,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case status != 0:
 		x.fail(status)
 	case slash:
-		x.redirect(http.StatusMovedPermanently, x.absolute(r.URL.EscapedPath()+"/"))
+		x.redirect(http.StatusMovedPermanently, x.absolute((&url.URL{Path: x.path + "/"}).EscapedPath()))
 	default:
 		x.serve()
 	}

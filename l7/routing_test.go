@@ -86,6 +86,8 @@ var paths = []struct{ path, want string }{
 	{"/images/", "/images/"},
 	{"/images", "301 /images/"},
 	{"/images?a=b", "301 /images/?a=b"},
+	{"/x/../images", "301 /images/"},
+	{"//images%2F..%2fimages", "301 /images/"},
 	{"/images/a.png", "/images/"},
 	{"/images/a.gif", `~* \.(gif|jpg)$`},
 	{"/images/special/a.gif", `~* \.(gif|jpg)$`},
