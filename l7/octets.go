@@ -46,6 +46,21 @@ func hexDigit(c byte) (uint64, bool) {
 // section 5.6.2).
 func isToken(c byte) bool { return tokens[c] }
 
+// inPaths are the bytes that may stand in the path of a URL as it is written (RFC 3986, section
+// 3.3), and brackets, which net/url lets be there.
+var inPaths = func() (all [256]bool) {
+	for c := range all {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+			all[c] = true
+		}
+	}
+	for _, c := range []byte("-._~!$&'()*+,;=:@%/[]") {
+		all[c] = true
+	}
+	return all
+}()
+
 // tokens are the bytes that isToken is true for.
 var tokens = func() (all [256]bool) {
 	for c := range all {

@@ -46,7 +46,8 @@ func normalize(path string) (string, bool) {
 }
 
 // target is what a server is asked for: in, or another URL where the location changes
-// it. Path is the normalized one. What no location changes goes on as it came.
+// it. Path is the normalized one. What no location changes goes on as it came, but for bytes
+// that may not stand in a URL, which are encoded.
 func target(l *lb.Location, in *url.URL, path string) *url.URL {
 	changed, query := false, in.RawQuery
 	if l.StripPrefix {
@@ -62,10 +63,30 @@ func target(l *lb.Location, in *url.URL, path string) *url.URL {
 		break
 	}
 	if !changed {
-		return in
+		return faithful(in)
 	}
 	out := *in
 	out.Path, out.RawPath, out.RawQuery, out.ForceQuery = path, "", query, false
+	return &out
+}
+
+// faithful is a URL whose path is written as it came. Where that has a byte which may not stand
+// there, such as ^ or one of UTF-8, net/url would write all of the path anew: with a slash for %2F.
+func faithful(in *url.URL) *url.URL {
+	if in.RawPath == "" || in.EscapedPath() == in.RawPath {
+		return in
+	}
+	const hex = "0123456789ABCDEF"
+	var b strings.Builder
+	for i := range len(in.RawPath) {
+		if c := in.RawPath[i]; inPaths[c] {
+			b.WriteByte(c)
+		} else {
+			b.Write([]byte{'%', hex[c>>4], hex[c&15]})
+		}
+	}
+	out := *in
+	out.RawPath = b.String()
 	return &out
 }
 

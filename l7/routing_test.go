@@ -254,6 +254,11 @@ func TestRewrites(t *testing.T) {
 		"/user/q/%26c=1%3F+%20/": "s /q?a=&b=%26c%3D1%3F%2B%20%2F",
 		"/user/alone/y?c":        "s /q?a=y",
 		"/user/none/?c":          "s /none",
+		"/a%2fb%26/../|^c":       "s /a%2fb%26/../%7C%5Ec",
+		"/a%2Fb\xc3\xa9%7e":      "s /a%2Fb%C3%A9%7e",
+		"/a%2Fb#c?d#e":           "s /a%2Fb%23c?d#e",
+		"/\"<>[]`{}\\%2f":        "s /%22%3C%3E[]%60%7B%7D%5C%2f",
+		"//a%2Fb|":               "s //a%2Fb%7C",
 		"/static/http://evil/?a": "s /http:/evil/?a",
 	}
 	for path := range want {
