@@ -58,6 +58,10 @@ var ownMistakes = []mistakeCase{
 	{"a host with a bad port", inUpstream("host: \"a:0\"\nservers: [{address: 192.0.2.1}]"), []string{`6:11: host must be client, upstream or a host name with an optional port, not "a:0"`}},
 	{"the host as a header", inUpstream("policy: hash\nkey: \"header:host\"\nservers: [{address: 192.0.2.1}]"), []string{
 		`7:10: key: the host is no header here: write host, not "header:host"`}},
+	{"names that no client sends", inServers("  - {listen: \":80\", names: [bücher.example, \"*.bücher.example\", xn--bcher-kva.example], " + toU + "}\n"), []string{
+		`4:29: name "bücher.example" must be written as clients send it, in ASCII (xn--...)`,
+		`4:45: name "*.bücher.example" must be written as clients send it, in ASCII (xn--...)`,
+	}},
 	{"rates", inServers("  - {listen: \":80\", locations: [{path: /, upstream: u, rate_limit: {rate: 5r/h}}, {path: /a, upstream: u, rate_limit: {rate: 0r/s}}, {path: /b, upstream: u, rate_limit: {rate: 0.5}}]}\n"), []string{
 		`4:75: rate must be requests a second, such as 10 or 10r/s, or 5r/m for those of a minute, not "5r/h"`,
 		`4:126: rate must be requests a second, such as 10 or 10r/s, or 5r/m for those of a minute, not "0r/s"`,
@@ -84,7 +88,7 @@ func TestRates(t *testing.T) {
 
 // Hosts that servers may be told.
 func TestHosts(t *testing.T) {
-	for _, host := range []string{"client", "upstream", "a.example", "a.example:8080", "192.0.2.1", "192.0.2.1:80", "\"[2001:db8::1]\"", "\"[2001:db8::1]:80\"", "bücher.example", "_a"} {
+	for _, host := range []string{"client", "upstream", "a.example", "a.example:8080", "192.0.2.1", "192.0.2.1:80", "\"[2001:db8::1]\"", "\"[2001:db8::1]:80\"", "_a", "A.example"} {
 		mustLoad(t, inUpstream("host: "+host+"\nservers: [{address: 192.0.2.1}]"))
 	}
 }

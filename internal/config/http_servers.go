@@ -178,7 +178,7 @@ func (d *decoder) serverTLS(n *node, files fileSystem) *lb.ServerTLS {
 	return t
 }
 
-var serverName = regexp.MustCompile(`^(\*\.)?[\pL\pN_]([\pL\pN_-]*[\pL\pN_])?(\.[\pL\pN_]([\pL\pN_-]*[\pL\pN_])?)*$`)
+var serverName = regexp.MustCompile(`^(\*\.)?[0-9a-z_]([0-9a-z_-]*[0-9a-z_])?(\.[0-9a-z_]([0-9a-z_-]*[0-9a-z_])?)*$`)
 
 // serverNames decodes names of hosts, in lower case, or "*." and a name.
 func (d *decoder) serverNames(n *node) (names []string) {
@@ -204,6 +204,8 @@ func (d *decoder) serverNames(n *node) (names []string) {
 			d.errorf(item, "name %q: write both, %q and %q", s, s[1:], "*"+s)
 		case s == "_" || s == "*":
 			d.errorf(item, "name %q: for all names leave names out, and set default: true", s)
+		case strings.ContainsFunc(s, func(r rune) bool { return r > 127 }):
+			d.errorf(item, "name %q must be written as clients send it, in ASCII (xn--...)", s)
 		case !isLiteral && !serverName.MatchString(s):
 			d.errorf(item, "name %q must be the name of a host, or *. and one, or an address, without a port", s)
 		case slices.Contains(names, s):

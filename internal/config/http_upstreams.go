@@ -174,7 +174,7 @@ func isAuthority(s string) bool {
 		}
 	}
 	_, literal := lb.HostLiteral(host)
-	return literal || hostPattern.MatchString(host) || serverName.MatchString(host) && host[0] != '*'
+	return literal || hostPattern.MatchString(host)
 }
 
 func (d *decoder) upstreamPolicy(f fields, u *lb.Upstream) {
