@@ -62,6 +62,10 @@ var ownMistakes = []mistakeCase{
 		`4:29: name "bücher.example" must be written as clients send it, in ASCII (xn--...)`,
 		`4:45: name "*.bücher.example" must be written as clients send it, in ASCII (xn--...)`,
 	}},
+	{"probes without TLS", inUpstream("servers: [{address: 192.0.2.1}]\ntls: {verify: false}\nhealth: {type: http, path: /}"), []string{
+		`7:5: servers speak TLS, and their health is of type http, which does not: write type: https, or give health a port of its own`}},
+	{"probes with TLS", inUpstream("servers: [{address: 192.0.2.1}]\nhealth: {type: https, path: /}"), []string{
+		`5:5: servers are spoken to without TLS, and their health is of type https: write tls here, or give health a port of its own`}},
 	{"rates", inServers("  - {listen: \":80\", locations: [{path: /, upstream: u, rate_limit: {rate: 5r/h}}, {path: /a, upstream: u, rate_limit: {rate: 0r/s}}, {path: /b, upstream: u, rate_limit: {rate: 0.5}}]}\n"), []string{
 		`4:75: rate must be requests a second, such as 10 or 10r/s, or 5r/m for those of a minute, not "5r/h"`,
 		`4:126: rate must be requests a second, such as 10 or 10r/s, or 5r/m for those of a minute, not "0r/s"`,

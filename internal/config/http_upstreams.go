@@ -218,6 +218,7 @@ func (d *decoder) upstreamServers(f fields, u *lb.Upstream, pools map[string]*po
 		return
 	}
 	u.Pool = p.Pool
+	d.checkUpstreamProbe(f, u)
 	seen := map[string]*node{}
 	for _, s := range p.servers {
 		at := u.Endpoint(s.Server).String()
@@ -226,6 +227,19 @@ func (d *decoder) upstreamServers(f fields, u *lb.Upstream, pools map[string]*po
 			return
 		}
 		seen[at] = s.at
+	}
+}
+
+// checkUpstreamProbe finds a probe of the upstream's own servers that speaks TLS where these
+// do not, at the same port, or the other way round: it would fail for ever.
+func (d *decoder) checkUpstreamProbe(f fields, u *lb.Upstream) {
+	p := u.Pool.Probe
+	switch {
+	case p == nil || p.Port != 0 || u.Pool.Name != "": // a pool is probed as others need it, too
+	case u.TLS != nil && p.Type == lb.ProbeHTTP:
+		d.errorf(f.keys["tls"], "servers speak TLS, and their health is of type http, which does not: write type: https, or give health a port of its own")
+	case u.TLS == nil && p.Type == lb.ProbeHTTPS:
+		d.errorf(f.n, "servers are spoken to without TLS, and their health is of type https: write tls here, or give health a port of its own")
 	}
 }
 
