@@ -320,11 +320,13 @@ func TestReturnsAndRedirects(t *testing.T) {
 		location("/empty", &lb.Return{Status: 204, ContentType: "text/plain"}, nil),
 		location("/old/", nil, &lb.Redirect{Status: 301, To: "https://new.example/"}),
 		location("/secure/", nil, &lb.Redirect{Status: 308, To: "https://$host$request_uri"}),
+		location("/path/", nil, &lb.Redirect{Status: 302, To: "https://$host$path?was=$scheme"}),
 		location("/dl/", nil, &lb.Redirect{Status: 302, Upstream: "mirrors"}))
 	p := start(t, c)
 	want := []string{
 		"/ping: 200  pong from a.example", "/gone: 410  ", "/empty: 204  ", "/old/x?y: 301 https://new.example/ Moved Permanently\n",
 		"/secure/a%20b?c: 308 https://a.example/secure/a%20b?c Permanent Redirect\n",
+		"/path/%0d%0aX:%201/%3Fa%23%25%c3%a9?b: 302 https://a.example/path/%0D%0AX:%201/%3Fa%23%25%C3%A9?was=http Found\n",
 		"/dl/file?x=1: 302 http://192.0.2.1/dl/file?x=1 Found\n", "/dl/file?x=1: 302 http://192.0.2.2:8080/dl/file?x=1 Found\n",
 		"/dl/file?x=1: 302 http://[2001:db8::3]/dl/file?x=1 Found\n", "/nowhere: 404  404 Not Found\n",
 	}

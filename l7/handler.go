@@ -152,7 +152,7 @@ func (x *exchange) answer() {
 	case c.Return != nil:
 		x.giveBack(c.Return)
 	case c.Redirect != nil && c.Redirect.Upstream == "":
-		x.redirect(c.Redirect.Status, newText(c.Redirect.To).expand(x))
+		x.redirect(c.Redirect.Status, newText(c.Redirect.To).expandURL(x))
 	case c.Redirect != nil:
 		x.redirectToServer(c.Redirect)
 	case c.Upstream == "":

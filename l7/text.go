@@ -1,6 +1,7 @@
 package l7
 
 import (
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -13,7 +14,20 @@ type text []lb.TextPart
 func newText(s string) text { return lb.TextParts(s) }
 
 // expand puts the values of a request in.
-func (t text) expand(x *exchange) string {
+func (t text) expand(x *exchange) string { return t.expandBy(x.variable) }
+
+// expandURL puts the values of a request into what is a URL then: the path is encoded.
+func (t text) expandURL(x *exchange) string {
+	return t.expandBy(func(name string) string {
+		v := x.variable(name)
+		if name == "path" {
+			return (&url.URL{Path: v}).EscapedPath()
+		}
+		return v
+	})
+}
+
+func (t text) expandBy(value func(name string) string) string {
 	if len(t) == 1 && t[0].Variable == "" {
 		return t[0].Literal
 	}
@@ -23,7 +37,7 @@ func (t text) expand(x *exchange) string {
 			b.WriteString(p.Literal)
 			continue
 		}
-		b.WriteString(x.variable(p.Variable))
+		b.WriteString(value(p.Variable))
 	}
 	return b.String()
 }
