@@ -122,6 +122,9 @@ func (d *decoder) dnsRecords(n *node, s *dnsDef, pools []*poolDef, users poolUse
 	if !ok {
 		return
 	}
+	if len(items) == 0 {
+		d.errorf(n, "records is empty: leave it out, or name one")
+	}
 	byName := map[string]*poolDef{}
 	for _, p := range pools {
 		byName[p.Name] = p

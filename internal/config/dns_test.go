@@ -116,6 +116,7 @@ var dnsMistakes = []mistakeCase{
 		`6:23: unknown key "type" in a record; A and AAAA follow from the addresses of the pool`,
 		`6:32: unknown key "address" in a record; addresses are those of a pool: write pool: NAME`,
 	}},
+	{"no records", inDNS("listen: \"192.0.2.100:53\"\nrecords: []"), []string{`4:12: records is empty: leave it out, or name one`}},
 	{"listens", inDNS("listen: [53, \"192.0.2.100:53\", \":53\", \"192.0.2.100:53\", \"0.0.0.0:53\"]" + toP), []string{
 		`3:12: listen must be an address with a port, such as "192.0.2.100:53" or "[2001:db8::100]:53", or ":53" for all addresses, not "53": write ":53" for all addresses`,
 		`3:41: listen 192.0.2.100:53 is there twice: the first one is on line 3`,
