@@ -12,6 +12,8 @@ import (
 	"testing/iotest"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/sluice-lb/sluice/internal/lb"
 )
 
 // A fakeConn is a connection of which only reading matters.
@@ -38,6 +40,7 @@ var wellFramed = map[string]string{
 	"a zero length":      "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
 	"bytes above 127":    "GET / HTTP/1.1\r\nHost: a\r\nX: \xc3\xa4\tb\r\n\r\n",
 	"body like a head":   "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 19\r\n\r\nGET / HTTP/1.1\r\n \r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+	"an empty line":      "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
 	"an empty value":     "GET / HTTP/1.1\r\nHost:\r\nX:\r\nY: \r\n\r\n",
 }
 
@@ -51,6 +54,38 @@ func TestWellFramedPasses(t *testing.T) {
 				if diff := cmp.Diff(in, got); diff != "" || err != nil {
 					t.Errorf("%s: error %v, (-want +got):\n%s", piece, err, diff)
 				}
+			}
+		})
+	}
+}
+
+// Old clients send an empty line behind the body of a POST, which is let be there (RFC 9112,
+// section 2.2): one, and nowhere else.
+func TestEmptyLineBehindABody(t *testing.T) {
+	server := newRecorder(t)
+	at := freePort(t)
+	start(t, one(at, []lb.Upstream{upstreamOf("u", server.at)}, prefix("/", "u")))
+	const post, get = "POST /1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na", "GET /2 HTTP/1.1\r\nHost: a\r\n\r\n"
+	for _, tt := range []struct {
+		name, first, between string
+		want                 int
+	}{
+		{"behind a POST", post, "\r\n", http.StatusOK}, {"behind a GET", get, "\r\n", http.StatusBadRequest},
+		{"two lines", post, "\r\n\r\n", http.StatusBadRequest}, {"a bare LF", post, "\n", http.StatusBadRequest}, {"a bare CR", post, "\r", http.StatusBadRequest},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			server.take()
+			c := dial(t, at)
+			send(t, c, tt.first+tt.between+get)
+			r := bufio.NewReader(c)
+			first, _ := readAnswer(t, r, false)
+			second, _ := readAnswer(t, r, false)
+			if first.StatusCode != http.StatusOK || second.StatusCode != tt.want {
+				t.Errorf("answered with %s and %s, want 200 and %d", first.Status, second.Status, tt.want)
+			}
+			got, _ := server.take()
+			if n := strings.Count(got, " HTTP/1.1"); n != 1 && tt.want != http.StatusOK || n != 2 && tt.want == http.StatusOK {
+				t.Errorf("the server has got %q", got)
 			}
 		})
 	}
@@ -147,7 +182,7 @@ func FuzzSameRequests(f *testing.F) {
 			if _, wrong := s.scan(in[i : i+1]); wrong || s.tooLong {
 				break
 			}
-			if s.at == beforeRequest {
+			if s.at == beforeRequest && !s.emptied {
 				ends = append(ends, i+1)
 			}
 		}

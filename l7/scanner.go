@@ -9,7 +9,8 @@ import (
 type place uint8
 
 const (
-	beforeRequest place = iota // empty lines are let be there
+	beforeRequest place = iota // an empty line may be there, which old clients send behind a body
+	emptyLine                  // its LF
 	requestLine
 	lineStart   // of a header
 	headerName  // up to the colon
@@ -55,6 +56,7 @@ type scanner struct {
 	value   []byte // of a header that matters
 	matters bool   // the header does
 
+	emptied        bool    // there was an empty line before the request
 	spaces         int     // in the request line
 	version        [8]byte // as it is written there
 	digits         int     // of the version, or of a chunk's size
@@ -148,8 +150,15 @@ func (s *scanner) step(c byte) bool {
 	}
 	switch s.at {
 	case beforeRequest:
+		if c == '\r' && !s.emptied {
+			s.at = emptyLine // net/http lets it be there only where it may be
+			return true
+		}
 		s.at = requestLine
 		return s.requestLine(c)
+	case emptyLine:
+		s.at, s.emptied, s.count = beforeRequest, true, 0
+		return c == '\n'
 	case requestLine:
 		return s.requestLine(c)
 	case lineStart:
