@@ -95,7 +95,8 @@ func wellNamed(r *http.Request) bool {
 		return false
 	}
 	if r.ProtoMajor == 1 {
-		return true
+		// A URL for a target has a host, and nobody's name and password (RFC 9110, section 4.2).
+		return r.URL.Scheme == "" || r.URL.Host != "" && r.URL.User == nil
 	}
 	// A length that is no number is 0 for net/http, until the body comes.
 	if l := r.Header["Content-Length"]; l != nil && (len(l) != 1 || strings.Trim(l[0], "0123456789") != "" || l[0] == "") {
