@@ -47,6 +47,7 @@ func (doc *document) decode(d *decoder, files fileSystem, opts Options) *Config 
 	d.checkDNSListens(names, h, instances, held)
 
 	c.Admin = d.admin(doc.set["admin"])
+	d.checkDaemonsOwn(c, h, names, doc.set["sync"] != nil)
 	if opts.Fits != nil && len(d.errs) == 0 {
 		for _, m := range opts.Fits(c.Services) {
 			d.errorf(services[m.Service].at(), "%s", m.Message)

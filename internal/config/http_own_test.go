@@ -66,6 +66,17 @@ var ownMistakes = []mistakeCase{
 		`7:5: servers speak TLS, and their health is of type http, which does not: write type: https, or give health a port of its own`}},
 	{"probes with TLS", inUpstream("servers: [{address: 192.0.2.1}]\nhealth: {type: https, path: /}"), []string{
 		`5:5: servers are spoken to without TLS, and their health is of type https: write tls here, or give health a port of its own`}},
+	{"where the daemon listens", "nodes: [{name: lb1, address: 192.0.2.1}, {name: lb2, address: 192.0.2.2}]\nnode: lb1\nsync: {key_file: sync.key}\n" +
+		"dns: {listen: [\"127.0.0.1:9780\", \"192.0.2.2:3780\"], zones: [{name: a.example, name_servers: [ns.b.example]}]}\nhttp:\n  servers:\n" +
+		"  - {listen: [\":9780\", \"127.0.0.2:9780\", \"[::1]:9780\", \"192.0.2.1:3780\"], locations: [{path: /, return: {status: 200}}]}\n", []string{
+		`4:16: listen 127.0.0.1:9780 is where admin listens (127.0.0.1:9780): take another port, or write admin: {listen: ...}`,
+		`7:15: listen 0.0.0.0:9780 is where admin listens (127.0.0.1:9780): take another port, or write admin: {listen: ...}`,
+		`7:56: listen 192.0.2.1:3780 is where sync listens (192.0.2.1:3780): take another port, or write sync: {port: ...}`,
+	}},
+	{"where the daemon listens on all", "admin: {listen: \"[::]:81\"}\n" + inServers("  - {listen: [\"192.0.2.1:81\", \"[2001:db8::1]:81\", \"192.0.2.1:9780\"], "+toU+"}\n"), []string{
+		`5:15: listen 192.0.2.1:81 is where admin listens ([::]:81): take another port, or write admin: {listen: ...}`,
+		`5:31: listen [2001:db8::1]:81 is where admin listens ([::]:81): take another port, or write admin: {listen: ...}`,
+	}},
 	{"rates", inServers("  - {listen: \":80\", locations: [{path: /, upstream: u, rate_limit: {rate: 5r/h}}, {path: /a, upstream: u, rate_limit: {rate: 0r/s}}, {path: /b, upstream: u, rate_limit: {rate: 0.5}}]}\n"), []string{
 		`4:75: rate must be requests a second, such as 10 or 10r/s, or 5r/m for those of a minute, not "5r/h"`,
 		`4:126: rate must be requests a second, such as 10 or 10r/s, or 5r/m for those of a minute, not "0r/s"`,
