@@ -130,6 +130,9 @@ func (f *forwarder) change(r *http.Response, x *exchange) {
 func (f *forwarder) giveAnswer(res *http.Response, x *exchange) {
 	h := x.writer.Header()
 	maps.Copy(h, res.Header)
+	if res.StatusCode == http.StatusNoContent { // its length is a mistake, which HTTP/1 hides, and HTTP/2 does not
+		delete(h, "Content-Length")
+	}
 	announced := len(res.Trailer)
 	if announced > 0 {
 		h["Trailer"] = []string{strings.Join(slices.Sorted(maps.Keys(res.Trailer)), ", ")}

@@ -285,3 +285,30 @@ func TestSilentEventStream(t *testing.T) {
 		t.Errorf("%s %q, %v", res.Proto, body, err)
 	}
 }
+
+// Answers that have no body have none over HTTP/2, whatever a server says of its length.
+func TestNoBodyOverHTTP2(t *testing.T) {
+	for _, tt := range []struct{ name, answer, want string }{
+		{"204 with a length", "HTTP/1.1 204 No Content\r\nContent-Length: 3\r\n\r\nabc", "204 []"},
+		{"204 with chunks", "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", "204 []"},
+		{"204 with a length of 0", "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", "204 []"},
+		{"304, whose length is that of the page", "HTTP/1.1 304 Not Modified\r\nContent-Length: 3\r\n\r\n", "304 [3]"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			at := freePort(t)
+			c := overHTTP2(t, at, named2, prefix("/", "u"))
+			c.Upstreams[0] = upstreamOf("u", says(t, tt.answer))
+			start(t, c)
+			client := insecure(true)
+			defer client.CloseIdleConnections()
+			res, err := client.Get(fmt.Sprintf("https://%v/", at))
+			if err != nil {
+				t.Fatal(err)
+			}
+			res.Body.Close()
+			if got := fmt.Sprint(res.StatusCode, " ", res.Header["Content-Length"]); got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
