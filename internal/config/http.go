@@ -30,15 +30,14 @@ var httpSchema = schema{
 		"upstreams", "servers", "trusted_proxies", "access_log", "request_id", "client_header_timeout", "client_body_timeout",
 		"client_min_body_rate", "client_max_header_size", "send_timeout", "keepalive_timeout", "max_connections",
 	}, inheritedKeys...),
-	hints: map[string]string{
+	hints: withNginxHints(map[string]string{
 		"server":                      "virtual hosts are a list under \"servers\"",
 		"upstream":                    "upstreams are a list under \"upstreams\"",
 		"set_real_ip_from":            "nginx's set_real_ip_from is \"trusted_proxies\"",
 		"log_format":                  "the format stands in access_log: {path: FILE, format: combined}",
 		"large_client_header_buffers": "all of a head is bounded by \"client_max_header_size\"",
 		"worker_connections":          "it is called \"max_connections\" here, and counts those of clients alone",
-		"proxy_cache":                 "sluice keeps no answers",
-	},
+	}),
 }
 
 var accessLogSchema = schema{what: "access_log", keys: []string{"path", "format"}}

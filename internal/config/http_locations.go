@@ -15,14 +15,12 @@ var locationSchema = schema{
 	keys: append([]string{
 		"path", "exact", "regex", "ignore_case", "no_regex", "upstream", "return", "redirect", "strip_prefix", "rewrite",
 	}, inheritedKeys...),
-	hints: map[string]string{
+	hints: withNginxHints(map[string]string{
 		"prefix":     "a prefix is called \"path\"",
 		"location":   "write path, exact or regex",
 		"proxy_pass": "nginx's proxy_pass is \"upstream\", with the name of one",
-		"root":       "sluice serves no files",
-		"alias":      "sluice serves no files",
-		"try_files":  "sluice serves no files",
-	},
+		"access_log": "it stands in http: write log: false for no line",
+	}),
 }
 
 var (

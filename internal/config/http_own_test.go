@@ -77,6 +77,18 @@ var ownMistakes = []mistakeCase{
 		`5:15: listen 192.0.2.1:81 is where admin listens ([::]:81): take another port, or write admin: {listen: ...}`,
 		`5:31: listen [2001:db8::1]:81 is where admin listens ([::]:81): take another port, or write admin: {listen: ...}`,
 	}},
+	{"nginx's words in a location", inLocation("path: /\nupstream: u\nproxy_set_header: {Host: a}\nproxy_read_timeout: 5s\naccess_log: off\nroot: /a"), []string{
+		`11:7: unknown key "proxy_set_header" in a location; write request_headers: {set: {NAME: VALUE}}; Host is "host" of the upstream, and X-Forwarded-For and its like are always sent`,
+		`12:7: unknown key "proxy_read_timeout" in a location; it is "read_timeout" of the upstream`,
+		`13:7: unknown key "access_log" in a location; it stands in http: write log: false for no line`,
+		`14:7: unknown key "root" in a location; sluice serves no files`,
+	}},
+	{"nginx's words in a server", inServers("  - {listen: \":80\", add_header: {A: b}, ssl_protocols: TLSv1.3, " + toU + "}\n"), []string{
+		`4:21: unknown key "add_header" in a server of http; write response_headers: {add: {NAME: VALUE}}`,
+		`4:41: unknown key "ssl_protocols" in a server of http; TLS is 1.2 or later`,
+	}},
+	{"nginx's words in http", "http:\n  limit_req_zone: a\n  servers: [{listen: \":80\", locations: [{path: /, return: {status: 200}}]}]\n", []string{
+		`2:3: unknown key "limit_req_zone" in http; write rate_limit: {rate: 10, burst: 20}, which needs no zone`}},
 	{"rates", inServers("  - {listen: \":80\", locations: [{path: /, upstream: u, rate_limit: {rate: 5r/h}}, {path: /a, upstream: u, rate_limit: {rate: 0r/s}}, {path: /b, upstream: u, rate_limit: {rate: 0.5}}]}\n"), []string{
 		`4:75: rate must be requests a second, such as 10 or 10r/s, or 5r/m for those of a minute, not "5r/h"`,
 		`4:126: rate must be requests a second, such as 10 or 10r/s, or 5r/m for those of a minute, not "0r/s"`,

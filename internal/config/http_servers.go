@@ -16,14 +16,18 @@ import (
 var httpServerSchema = schema{
 	what: "a server of http",
 	keys: append([]string{"listen", "names", "default", "locations"}, inheritedKeys...),
-	hints: map[string]string{
-		"server_name":         "nginx's server_name is \"names\", a list",
-		"name":                "write names: [...]",
-		"location":            "locations are a list under \"locations\"",
-		"ssl_certificate":     "write it with the listen: {address: \"192.0.2.100:443\", tls: {certificate: FILE, key: FILE}}",
-		"ssl_certificate_key": "write it with the listen: {address: \"192.0.2.100:443\", tls: {certificate: FILE, key: FILE}}",
-		"return":              "it stands in a location: locations: [{path: /, return: {status: 200}}]",
-	},
+	hints: withNginxHints(map[string]string{
+		"access_log":             "it stands in http: write log: false for no line",
+		"ssl_protocols":          "TLS is 1.2 or later",
+		"ssl_ciphers":            "those of Go: they are not chosen here",
+		"ssl_client_certificate": "certificates of clients are not supported",
+		"server_name":            "nginx's server_name is \"names\", a list",
+		"name":                   "write names: [...]",
+		"location":               "locations are a list under \"locations\"",
+		"ssl_certificate":        "write it with the listen: {address: \"192.0.2.100:443\", tls: {certificate: FILE, key: FILE}}",
+		"ssl_certificate_key":    "write it with the listen: {address: \"192.0.2.100:443\", tls: {certificate: FILE, key: FILE}}",
+		"return":                 "it stands in a location: locations: [{path: /, return: {status: 200}}]",
+	}),
 }
 
 var listenSchema = schema{
