@@ -67,7 +67,11 @@ func (d *decoder) http(n *node, files fileSystem, pools []*poolDef, def defaults
 		h.AccessLog = d.accessLog(n)
 	}
 	if n := f.own["request_id"]; n != nil {
-		h.RequestID, _ = d.headerName(n, "request_id")
+		if n.kind == scalar && !n.quoted && (n.text == "true" || n.text == "false") {
+			d.errorf(n, "request_id is the name of a header, such as X-Request-Id; without it requests have none")
+		} else {
+			h.RequestID, _ = d.headerName(n, "request_id")
+		}
 	}
 	if n := f.own["max_connections"]; n != nil {
 		h.MaxConnections, _ = d.integer(n, "max_connections", 1, 1<<24)

@@ -89,6 +89,8 @@ var ownMistakes = []mistakeCase{
 	}},
 	{"nginx's words in http", "http:\n  limit_req_zone: a\n  servers: [{listen: \":80\", locations: [{path: /, return: {status: 200}}]}]\n", []string{
 		`2:3: unknown key "limit_req_zone" in http; write rate_limit: {rate: 10, burst: 20}, which needs no zone`}},
+	{"a header that is none", "http:\n  request_id: true\n  servers: [{listen: \":80\", locations: [{path: /, return: {status: 200}}]}]\n", []string{
+		`2:15: request_id is the name of a header, such as X-Request-Id; without it requests have none`}},
 	{"rates", inServers("  - {listen: \":80\", locations: [{path: /, upstream: u, rate_limit: {rate: 5r/h}}, {path: /a, upstream: u, rate_limit: {rate: 0r/s}}, {path: /b, upstream: u, rate_limit: {rate: 0.5}}]}\n"), []string{
 		`4:75: rate must be requests a second, such as 10 or 10r/s, or 5r/m for those of a minute, not "5r/h"`,
 		`4:126: rate must be requests a second, such as 10 or 10r/s, or 5r/m for those of a minute, not "0r/s"`,
