@@ -111,7 +111,7 @@ func wellNamed(r *http.Request) bool {
 		}
 		delete(r.Header, "Host")
 	}
-	return r.Host != "" && !strings.ContainsAny(r.Host, hostRubbish)
+	return r.Host != "" && isHostText(r.Host)
 }
 
 // absolute is where the client finds a path of this server.

@@ -46,31 +46,37 @@ func hexDigit(c byte) (uint64, bool) {
 // section 5.6.2).
 func isToken(c byte) bool { return tokens[c] }
 
+// isHostText tells whether all bytes may stand in the name or the address of a host, or its port.
+func isHostText(s string) bool {
+	for i := range len(s) {
+		if !inHosts[s[i]] {
+			return false
+		}
+	}
+	return true
+}
+
+// inHosts are the bytes that a host may have (RFC 3986, section 3.2.2), but for the comma: some
+// take it for the end of one host and the beginning of another.
+var inHosts = alphanumericAnd("-._~!$&'()*+;=:%[]")
+
 // inPaths are the bytes that may stand in the path of a URL as it is written (RFC 3986, section
 // 3.3), and brackets, which net/url lets be there.
-var inPaths = func() (all [256]bool) {
-	for c := range all {
-		switch {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
-			all[c] = true
-		}
-	}
-	for _, c := range []byte("-._~!$&'()*+,;=:@%/[]") {
-		all[c] = true
-	}
-	return all
-}()
+var inPaths = alphanumericAnd("-._~!$&'()*+,;=:@%/[]")
 
 // tokens are the bytes that isToken is true for.
-var tokens = func() (all [256]bool) {
+var tokens = alphanumericAnd("!#$%&'*+-.^_`|~")
+
+// alphanumericAnd are letters, digits and others.
+func alphanumericAnd(others string) (all [256]bool) {
 	for c := range all {
 		switch {
 		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
 			all[c] = true
 		}
 	}
-	for _, c := range []byte("!#$%&'*+-.^_`|~") {
+	for _, c := range []byte(others) {
 		all[c] = true
 	}
 	return all
-}()
+}

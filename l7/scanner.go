@@ -256,15 +256,12 @@ func (s *scanner) headerValue(c byte) bool {
 	return true
 }
 
-// hostRubbish are bytes of no name or address that a host could have.
-const hostRubbish = " \t,@/\\?#\"<>"
-
 // decisive takes a header that decides.
 func (s *scanner) decisive(name, value string) bool {
 	switch name {
 	case "host":
 		s.hosts++
-		return s.hosts == 1 && !strings.ContainsAny(value, hostRubbish)
+		return s.hosts == 1 && isHostText(value)
 	case "content-length":
 		s.lengths++
 		if s.lengths > 1 || value == "" || len(value) > 18 {

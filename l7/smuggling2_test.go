@@ -38,6 +38,7 @@ var smuggling2 = []struct {
 	{"a path in the host", [][2]string{{":authority", "a/b"}}, ""},
 	{"a user in the host", [][2]string{{":authority", "a@b"}}, ""},
 	{"a space in the host", [][2]string{{":authority", "a b"}}, ""},
+	{"a brace in the host", [][2]string{{":authority", "a{b"}}, ""},
 	{"two hosts in one", [][2]string{{":authority", "a,b"}}, ""},
 	{"no port in the host", [][2]string{{":authority", "a:x"}}, ""},
 	{"another host", [][2]string{{"host", "b"}}, ""},

@@ -73,6 +73,8 @@ var smuggling = []struct{ name, request string }{
 	{"two hosts in one", "GET / HTTP/1.1\r\nHost: a, b\r\n\r\n"},
 	{"host with a space", "GET / HTTP/1.1\r\nHost: a b\r\n\r\n"},
 	{"host with a user", "GET / HTTP/1.1\r\nHost: a@b\r\n\r\n"},
+	{"host with a brace", "GET / HTTP/1.1\r\nHost: a{b\r\n\r\n"},
+	{"host with a byte above 127", "GET / HTTP/1.1\r\nHost: a\xe9\r\n\r\n"},
 	{"host with a path", "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n"},
 	{"no host", "GET / HTTP/1.1\r\n\r\n"},
 	{"two spaces in the request line", "GET  / HTTP/1.1\r\nHost: a\r\n\r\n"},
@@ -190,12 +192,13 @@ func TestSmuggling(t *testing.T) {
 	}
 	server := newRecorder(t)
 	at := freePort(t)
-	start(t, one(at, []lb.Upstream{upstreamOf("u", server.at)}, prefix("/", "u")))
+	p := start(t, one(at, []lb.Upstream{upstreamOf("u", server.at)}, prefix("/", "u")))
 	const good = "GET /good HTTP/1.1\r\nHost: a\r\n\r\n"
 	for _, tt := range smuggling {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, before := range []string{"", good} {
 				server.take()
+				malformed := p.Status().Listeners[0].Malformed
 				c := dial(t, at)
 				r := bufio.NewReader(c)
 				cut := strings.Contains(tt.name, "cut off") // a client that closes is one that has gone
@@ -221,6 +224,9 @@ func TestSmuggling(t *testing.T) {
 				res, _ := readAnswer(t, r, false)
 				if res.StatusCode != http.StatusBadRequest || !res.Close {
 					t.Errorf("answered with %s, close %v", res.Status, res.Close)
+				}
+				if n := p.Status().Listeners[0].Malformed; strings.HasPrefix(tt.name, "host ") && n != malformed+1 {
+					t.Errorf("%d requests are counted as malformed, want %d", n, malformed+1)
 				}
 				if more, err := io.ReadAll(r); len(more) > 0 {
 					t.Errorf("another answer: %q, %v", more, err)
