@@ -8,19 +8,22 @@ import (
 	"time"
 )
 
-// A lazyConn sets deadlines for reading when they matter. net/http sets one seven times
-// for each request, mostly to take it back before anything is read. One that lies in the
-// past is set at once, since it breaks off a read. Of others only one that is nearer than
-// what is set; when that has come too early, the read goes on.
+// A lazyConn does what net/http asks of a connection when it matters. net/http sets a
+// deadline for reading seven times for each request, mostly to take it back before
+// anything is read. Here one is set when there is a read, and only if it is nearer than
+// what is set; when that has come too early, the read goes on. A read whose deadline was
+// in the past already when it was set ends without a look at the connection.
 //
 // Reads are by one goroutine at a time; deadlines may be set by another one.
 type lazyConn struct {
 	net.Conn
+	watch watch
 
 	mu      sync.Mutex
 	wanted  time.Time // zero: none
+	over    bool      // wanted was in the past when it was set
 	set     time.Time // the same, of the connection itself
-	past    bool      // set is one that breaks off reads
+	past    bool      // set is one that ends reads at once
 	reading bool
 }
 
@@ -29,9 +32,9 @@ func (c *lazyConn) SetReadDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.wanted = t
-	if !t.IsZero() && !t.After(time.Now()) {
-		c.past, c.set = true, t
-		return c.Conn.SetReadDeadline(t)
+	c.over = !t.IsZero() && !t.After(time.Now())
+	if c.over {
+		c.watch.end(false)
 	}
 	if c.reading {
 		return c.apply()
@@ -44,15 +47,15 @@ func (c *lazyConn) SetDeadline(t time.Time) error {
 	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
 }
 
-// apply sets the deadline that is wanted, if what is set would come too late, or breaks
-// reads off. The lock is held.
+// apply sets the deadline that is wanted, if what is set would come too late, or ends
+// reads at once. The lock is held.
 func (c *lazyConn) apply() error {
 	if !c.past {
 		if c.wanted.IsZero() || !c.set.IsZero() && !c.set.After(c.wanted) {
 			return nil
 		}
 	}
-	c.set, c.past = c.wanted, false
+	c.set, c.past = c.wanted, c.over
 	return c.Conn.SetReadDeadline(c.wanted)
 }
 
@@ -60,10 +63,10 @@ func (c *lazyConn) apply() error {
 func (c *lazyConn) begin() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.reading = true
-	if !c.wanted.IsZero() && !c.wanted.After(c.set) && c.past {
-		return nil // it is this one that is wanted
+	if c.over {
+		return os.ErrDeadlineExceeded
 	}
+	c.reading = true
 	return c.apply()
 }
 
@@ -83,6 +86,9 @@ func (c *lazyConn) end(n int, err error) bool {
 }
 
 func (c *lazyConn) Read(p []byte) (int, error) {
+	if len(p) == 1 && !c.rest() {
+		return 0, os.ErrDeadlineExceeded
+	}
 	for {
 		if err := c.begin(); err != nil {
 			return 0, err
@@ -92,6 +98,25 @@ func (c *lazyConn) Read(p []byte) (int, error) {
 			return n, err
 		}
 	}
+}
+
+// rest waits before a watch begins; false: it is over before that.
+func (c *lazyConn) rest() bool {
+	c.mu.Lock()
+	if c.over {
+		c.mu.Unlock()
+		return false
+	}
+	begun := c.watch.begin()
+	c.mu.Unlock()
+	return <-begun
+}
+
+// Close closes the connection, and ends reads.
+func (c *lazyConn) Close() error {
+	err := c.Conn.Close()
+	c.watch.end(true) // to find it closed
+	return err
 }
 
 // CloseWrite ends the direction to the client.

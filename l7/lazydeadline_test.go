@@ -9,10 +9,15 @@ import (
 	"time"
 )
 
-// A counted connection counts the deadlines that are set.
+// A counted connection counts the deadlines that are set, and reads.
 type counted struct {
 	net.Conn
-	deadlines int
+	deadlines, reads int
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	c.reads++
+	return c.Conn.Read(p)
 }
 
 func (c *counted) SetReadDeadline(t time.Time) error {
@@ -35,6 +40,7 @@ func TestLazyDeadlines(t *testing.T) {
 		{"later", func(set func(time.Duration)) { set(time.Minute); set(far) }, nil, far},
 		{"nearer", func(set func(time.Duration)) { set(far); set(time.Minute) }, nil, time.Minute},
 		{"past", func(set func(time.Duration)) { set(-time.Second) }, nil, time.Nanosecond},
+		{"past, after another", func(set func(time.Duration)) { set(far); set(-time.Second) }, nil, time.Nanosecond},
 		{"past, taken back", func(set func(time.Duration)) { set(-time.Second); set(0) }, nil, 0},
 		{"past, then another", func(set func(time.Duration)) { set(-time.Second); set(far) }, nil, far},
 		{"broken off", func(func(time.Duration)) {}, func(set func(time.Duration)) { set(-time.Second) }, time.Nanosecond},
@@ -65,7 +71,7 @@ func TestLazyDeadlines(t *testing.T) {
 				}()
 				done := make(chan error)
 				go func() {
-					n, err := c.Read(make([]byte, 1))
+					n, err := c.Read(make([]byte, 2))
 					if n == 1 {
 						err = nil
 					}
@@ -93,45 +99,49 @@ func TestLazyDeadlines(t *testing.T) {
 	}
 }
 
-// What net/http does for each request sets two deadlines, and not seven.
+// What net/http does for each request sets one deadline, and not seven, and reads once.
 func TestFewDeadlines(t *testing.T) {
-	here, there := net.Pipe()
-	defer here.Close()
-	defer there.Close()
-	raw := &counted{Conn: here}
-	c := &lazyConn{Conn: raw}
-	set := func(d time.Duration) {
-		var at time.Time
-		if d != 0 {
-			at = time.Now().Add(d)
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		defer here.Close()
+		defer there.Close()
+		raw := &counted{Conn: here}
+		c := &lazyConn{Conn: raw}
+		set := func(d time.Duration) {
+			var at time.Time
+			if d != 0 {
+				at = time.Now().Add(d)
+			}
+			if err := c.SetReadDeadline(at); err != nil {
+				t.Fatal(err)
+			}
 		}
-		if err := c.SetReadDeadline(at); err != nil {
-			t.Fatal(err)
+		const requests = 10
+		for i := range requests {
+			set(time.Minute) // idle
+			go func() { _, _ = there.Write([]byte("xy")) }()
+			if n, err := c.Read(make([]byte, 4096)); n != 2 || err != nil {
+				t.Fatalf("%d bytes, %v", n, err)
+			}
+			set(0)
+			set(time.Minute) // for the head
+			set(0)
+			set(0)
+			watched := watch1(c)
+			if i%2 == 0 {
+				synctest.Wait() // both before the watch begins, and after
+			}
+			time.Sleep(watchAfter - 1) // the request
+			set(-time.Minute)
+			if err := <-watched; !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal(err)
+			}
+			set(0)
 		}
-	}
-	const requests = 10
-	for range requests {
-		set(time.Minute) // idle
-		go func() { _, _ = there.Write([]byte{'x'}) }()
-		if _, err := c.Read(make([]byte, 1)); err != nil {
-			t.Fatal(err)
+		if raw.deadlines > requests || raw.reads != requests {
+			t.Errorf("%d deadlines and %d reads for %d requests", raw.deadlines, raw.reads, requests)
 		}
-		set(0)
-		set(time.Minute) // for the head
-		set(0)
-		set(0) // a read that waits for the client's end
-		done := make(chan error)
-		go func() {
-			_, err := c.Read(make([]byte, 1))
-			done <- err
-		}()
-		set(-time.Minute) // which is broken off
-		if err := <-done; !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Fatal(err)
-		}
-		set(0)
-	}
-	if raw.deadlines > 2*requests+1 {
-		t.Errorf("%d deadlines for %d requests", raw.deadlines, requests)
-	}
+		here.Close()
+		time.Sleep(2 * watchAfter) // the timer ends
+	})
 }
