@@ -51,7 +51,7 @@ func (u *upstream) roundTrip(out *http.Request, x *exchange) (*http.Response, er
 		a.upstream, a.generation, a.server = u, g, s
 		a.send(out, x)
 		if !a.failed() {
-			u.judge(g, s, false, time.Now())
+			u.judge(g, s, false, a.began.Add(a.took))
 			u.bind(g, x, c.bound, s, a.response.Header)
 			return a.response, nil
 		}

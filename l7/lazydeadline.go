@@ -11,29 +11,32 @@ import (
 // A lazyConn does what net/http asks of a connection when it matters. net/http sets a
 // deadline for reading seven times for each request, mostly to take it back before
 // anything is read. Here one is set when there is a read, and only if it is nearer than
-// what is set; when that has come too early, the read goes on. A read whose deadline was
-// in the past already when it was set ends without a look at the connection.
+// what is set; when that has come too early, the read goes on. A read that net/http ends
+// before it has begun ends without a look at the connection.
 //
 // Reads are by one goroutine at a time; deadlines may be set by another one.
 type lazyConn struct {
 	net.Conn
-	watch watch
 
 	mu      sync.Mutex
+	watch   watch
 	wanted  time.Time // zero: none
-	over    bool      // wanted was in the past when it was set
+	over    bool      // wanted is one that ends reads at once
 	set     time.Time // the same, of the connection itself
-	past    bool      // set is one that ends reads at once
+	past    bool      // set has come, or is one that ends reads at once
 	reading bool
 }
+
+// longAgo is after each deadline by which net/http ends reads: those are of 1970. Of others
+// nobody needs to know whether they have come already, which would cost a look at the clock.
+var longAgo = time.Unix(1<<25, 0)
 
 // SetReadDeadline sets the deadline for reads, those under way included.
 func (c *lazyConn) SetReadDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.wanted = t
-	c.over = !t.IsZero() && !t.After(time.Now())
-	if c.over {
+	if c.over = !t.IsZero() && t.Before(longAgo); c.over {
 		c.watch.end(false)
 	}
 	if c.reading {
@@ -107,7 +110,7 @@ func (c *lazyConn) rest() bool {
 		c.mu.Unlock()
 		return false
 	}
-	begun := c.watch.begin()
+	begun := c.watch.begin(&c.mu)
 	c.mu.Unlock()
 	return <-begun
 }
@@ -115,6 +118,8 @@ func (c *lazyConn) rest() bool {
 // Close closes the connection, and ends reads.
 func (c *lazyConn) Close() error {
 	err := c.Conn.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.watch.end(true) // to find it closed
 	return err
 }

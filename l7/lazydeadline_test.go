@@ -27,7 +27,10 @@ func (c *counted) SetReadDeadline(t time.Time) error {
 
 // Reads end when they are to, however the deadline came to be what it is.
 func TestLazyDeadlines(t *testing.T) {
-	const far = time.Hour
+	const (
+		far   = time.Hour
+		abort = -1 // as net/http does
+	)
 	for _, tt := range []struct {
 		name string
 		do   func(set func(time.Duration)) // before the read; 0: no deadline
@@ -43,6 +46,11 @@ func TestLazyDeadlines(t *testing.T) {
 		{"past, after another", func(set func(time.Duration)) { set(far); set(-time.Second) }, nil, time.Nanosecond},
 		{"past, taken back", func(set func(time.Duration)) { set(-time.Second); set(0) }, nil, 0},
 		{"past, then another", func(set func(time.Duration)) { set(-time.Second); set(far) }, nil, far},
+		{"ended", func(set func(time.Duration)) { set(abort) }, nil, time.Nanosecond},
+		{"ended, then another", func(set func(time.Duration)) { set(abort); set(far) }, nil, far},
+		{"ended, then none", func(set func(time.Duration)) { set(far); set(abort); set(0) }, nil, 0},
+		{"ended meanwhile", func(func(time.Duration)) {}, func(set func(time.Duration)) { set(abort) }, time.Nanosecond},
+		{"ended meanwhile, after another", func(set func(time.Duration)) { set(far) }, func(set func(time.Duration)) { set(abort) }, time.Nanosecond},
 		{"broken off", func(func(time.Duration)) {}, func(set func(time.Duration)) { set(-time.Second) }, time.Nanosecond},
 		{"nearer meanwhile", func(set func(time.Duration)) { set(far) }, func(set func(time.Duration)) { set(time.Minute) }, time.Minute},
 		{"later meanwhile", func(set func(time.Duration)) { set(time.Minute) }, func(set func(time.Duration)) { set(far) }, far},
@@ -56,7 +64,10 @@ func TestLazyDeadlines(t *testing.T) {
 				c := &lazyConn{Conn: here}
 				set := func(d time.Duration) {
 					var at time.Time
-					if d != 0 {
+					switch {
+					case d == abort:
+						at = time.Unix(1, 0)
+					case d != 0:
 						at = time.Now().Add(d)
 					}
 					if err := c.SetReadDeadline(at); err != nil {
@@ -132,7 +143,9 @@ func TestFewDeadlines(t *testing.T) {
 				synctest.Wait() // both before the watch begins, and after
 			}
 			time.Sleep(watchAfter - 1) // the request
-			set(-time.Minute)
+			if err := c.SetReadDeadline(time.Unix(1, 0)); err != nil {
+				t.Fatal(err)
+			}
 			if err := <-watched; !errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Fatal(err)
 			}

@@ -246,7 +246,7 @@ func (s *scanner) headerValue(c byte) bool {
 	switch {
 	case c == '\r':
 		s.at = lineEnd
-		return !s.matters || s.decisive(strings.ToLower(string(s.name)), strings.Trim(string(s.value), " \t"))
+		return !s.matters || s.decisive(strings.Trim(string(s.value), " \t"))
 	case c < ' ' && c != '\t' || c == 0x7f:
 		return false
 	case s.matters:
@@ -256,13 +256,13 @@ func (s *scanner) headerValue(c byte) bool {
 	return true
 }
 
-// decisive takes a header that decides.
-func (s *scanner) decisive(name, value string) bool {
-	switch name {
-	case "host":
+// decisive takes a header that decides: which one it is its name's length tells.
+func (s *scanner) decisive(value string) bool {
+	switch len(s.name) {
+	case len("host"):
 		s.hosts++
 		return s.hosts == 1 && isHostText(value)
-	case "content-length":
+	case len("content-length"):
 		s.lengths++
 		if s.lengths > 1 || value == "" || len(value) > 18 {
 			return false

@@ -15,9 +15,10 @@ const watchAfter = 50 * time.Millisecond
 // it reads.
 //
 // One timer for the connection finds watches that have waited: to set one for each of them
-// would cost more than it saves.
+// would cost more than it saves. All of it belongs to a lock, which is held where methods
+// are called.
 type watch struct {
-	mu      sync.Mutex
+	lock    sync.Locker
 	waits   chan bool // gets what end is told; nil: there was no watch yet
 	waiting bool
 	count   uint // of watches
@@ -28,46 +29,37 @@ type watch struct {
 
 // begin begins a watch, and returns what its end can be received from: true if it may read
 // now.
-func (w *watch) begin() <-chan bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.waits == nil {
-		w.waits = make(chan bool, 1)
+func (w *watch) begin(lock sync.Locker) <-chan bool {
+	switch {
+	case w.waits == nil:
+		w.lock, w.waits = lock, make(chan bool, 1)
 		w.timer = time.AfterFunc(watchAfter, w.look)
-		w.running = true
-	} else if !w.running {
+	case !w.running:
 		w.timer.Reset(watchAfter)
-		w.running = true
 	}
-	w.waiting = true
+	w.running, w.waiting = true, true
 	w.count++
 	return w.waits
 }
 
 // end ends the waiting of a watch, if there is one.
 func (w *watch) end(read bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.finish(read)
-}
-
-// finish is end. The lock is held.
-func (w *watch) finish(read bool) {
 	if w.waiting {
 		w.waiting = false
 		w.waits <- read
 	}
 }
 
-// look lets the watch read that was there at the last look already.
+// look lets the watch read that was there at the last look already. The timer calls it,
+// without the lock.
 func (w *watch) look() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.waiting && w.count == w.seen {
-		w.finish(true)
+	w.lock.Lock()
+	defer w.lock.Unlock()
+	if w.count == w.seen {
+		w.end(true)
 	}
-	w.running = w.waiting
-	if w.seen = w.count; w.running {
+	w.seen = w.count
+	if w.running = w.waiting; w.running {
 		w.timer.Reset(watchAfter)
 	}
 }
