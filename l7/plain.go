@@ -39,6 +39,10 @@ func (t *plainTransport) roundTrip(r *http.Request, a *attempt, x *exchange) (*h
 	if *head, err = appendHead((*head)[:0], r, t.keepalive > 0); err != nil {
 		return nil, err
 	}
+	text, body, err := inline(*head, r)
+	if err != nil {
+		return nil, x.causeOf(err)
+	}
 	a.asked.Store(true)
 	for {
 		c := t.take(a.server.text)
@@ -48,18 +52,20 @@ func (t *plainTransport) roundTrip(r *http.Request, a *attempt, x *exchange) (*h
 			}
 		}
 		a.plain = plainExchange{transport: t, conn: c, request: r, of: x}
-		res, err := a.plain.run(*head, a)
+		res, err := a.plain.run(text, body, a)
 		switch {
 		case err == nil:
 			return res, nil
+		case errors.Is(err, errStale) && x.clientGone() == nil:
+			a.sent.Store(false)
 		case x.clientGone() != nil || !c.reused || c.heard || timedOut(err):
 			return nil, x.causeOf(err)
 		case r.Body != nil || !safe(r.Method):
 			a.stale = true
 			return nil, x.causeOf(err)
 		}
-		// The server has closed the connection while the request was on its way. That says
-		// nothing of the server: it gets the request on another connection.
+		// The server has closed the connection while it had nothing to do, or while the request
+		// was on its way. That says nothing of the server: it gets it on another connection.
 	}
 }
 
@@ -104,25 +110,19 @@ func (t *plainTransport) dial(ctx context.Context, server string, x *exchange) (
 	return newPlainConn(c, server, t.readTimeout), nil
 }
 
-// take returns an idle connection to a server; nil: there is none.
+// take returns an idle connection to a server, which may have closed it; nil: there is none.
 func (t *plainTransport) take(server string) *plainConn {
-	for {
-		t.mu.Lock()
-		all := t.idle[server]
-		if len(all) == 0 {
-			t.mu.Unlock()
-			return nil
-		}
-		last := len(all) - 1
-		c := all[last]
-		all[last], t.idle[server] = nil, all[:last]
-		t.mu.Unlock()
-		if c.quiet() {
-			c.reused = true
-			return c
-		}
-		c.Close()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := t.idle[server]
+	if len(all) == 0 {
+		return nil
 	}
+	last := len(all) - 1
+	c := all[last]
+	all[last], t.idle[server] = nil, all[:last]
+	c.reused = true
+	return c
 }
 
 // put keeps a connection that has nothing to do.
@@ -202,6 +202,7 @@ func newPlainConn(c net.Conn, server string, timeout time.Duration) *plainConn {
 	if s, ok := c.(syscall.Conn); ok {
 		if raw, err := s.SyscallConn(); err == nil {
 			p.raw, p.look = raw, p.lookAt
+			p.asking.next = p.asking.step
 		}
 	}
 	return p

@@ -10,22 +10,21 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // A plainConn is a connection to a server. It is one exchange's at a time.
 type plainConn struct {
 	net.Conn
 	server string
-	raw    syscall.RawConn
+	raw    syscall.RawConn  // nil: there is none
 	look   func(fd uintptr) // sets silent
 	silent bool             // nothing was there to be read at the last look
-	reader bufio.Reader     // of what Read reads
-	reused bool             // an exchange has had it before
-	heard  bool             // something has come of the answer
-	left   int              // bytes that its head may still have; < 0: any number
-	since  time.Time        // when it became idle
+	asking asking
+	reader bufio.Reader // of what Read reads
+	reused bool         // an exchange has had it before
+	heard  bool         // something has come of the answer
+	left   int          // bytes that its head may still have; < 0: any number
+	since  time.Time    // when it became idle
 
 	mu        sync.Mutex
 	uploading bool     // a body is on its way: until it is there, the server may be silent
@@ -44,7 +43,7 @@ func (c *plainConn) Read(p []byte) (int, error) {
 	if err := c.patience(); err != nil {
 		return 0, err
 	}
-	n, err := c.Conn.Read(p)
+	n, err := c.receive(p)
 	if n > 0 {
 		c.heard = true
 		if c.left > 0 {
@@ -52,6 +51,22 @@ func (c *plainConn) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// receive reads, and sends before what is to be sent.
+func (c *plainConn) receive(p []byte) (int, error) {
+	if c.asking.request == nil {
+		return c.Conn.Read(p)
+	}
+	n, rest, err := c.asking.run(c.raw, p)
+	if rest == nil || err != nil {
+		return n, err
+	}
+	if _, err := c.Conn.Write(rest); err != nil {
+		return 0, err
+	}
+	c.asking.request = nil
+	return c.Conn.Read(p)
 }
 
 // patience sets the deadline for what is read next.
@@ -73,9 +88,22 @@ func (c *plainConn) uploaded() {
 	_ = c.deadline.extend() // the connection is closed: a read says so
 }
 
+// ask sends a request, or has the next read send it, if nothing is to follow.
+func (c *plainConn) ask(request []byte, follows bool) error {
+	if c.raw != nil && !follows {
+		c.asking.request, c.asking.reused = request, c.reused
+		return nil
+	}
+	if c.reused && !c.quiet() {
+		return errStale
+	}
+	_, err := c.Conn.Write(request)
+	return err
+}
+
 // begin makes the connection another exchange's.
 func (c *plainConn) begin(uploads bool) {
-	c.heard, c.left = false, maxAnswerHead
+	c.heard, c.left, c.asking.request = false, maxAnswerHead, nil
 	c.mu.Lock()
 	c.uploading, c.answering = uploads, false
 	c.mu.Unlock()
@@ -98,12 +126,7 @@ func (c *plainConn) quiet() bool {
 	return c.raw.Control(c.look) == nil && c.silent
 }
 
-// lookAt asks for a byte without taking it, and without memory for it: MSG_TRUNC has TCP
-// copy nothing. It never waits.
-func (c *plainConn) lookAt(fd uintptr) {
-	_, _, err := unix.RawSyscall6(unix.SYS_RECVFROM, fd, 0, 1, unix.MSG_PEEK|unix.MSG_TRUNC|unix.MSG_DONTWAIT, 0, 0)
-	c.silent = err == unix.EAGAIN
-}
+func (c *plainConn) lookAt(fd uintptr) { c.silent = silentAt(fd) }
 
 // A plainExchange is a request and its answer on a connection.
 type plainExchange struct {
@@ -118,20 +141,16 @@ type plainExchange struct {
 	over      error // why nothing more is to be read; nil: something is
 }
 
-// run sends a request whose head is ready, and reads the head of the answer.
-func (e *plainExchange) run(head []byte, a *attempt) (*http.Response, error) {
+// run sends the beginning of a request, and the body if it is not in there, and reads the
+// head of the answer.
+func (e *plainExchange) run(text []byte, body io.ReadCloser, a *attempt) (*http.Response, error) {
 	if !e.wait() {
 		e.finish(false)
 		return nil, context.Canceled
 	}
-	text, body, err := inline(head, e.request)
-	if err != nil {
-		e.finish(false)
-		return nil, err
-	}
 	e.conn.begin(body != nil)
 	a.sent.Store(true)
-	if _, err := e.conn.Write(text); err != nil {
+	if err := e.conn.ask(text, body != nil); err != nil {
 		e.finish(false)
 		return nil, err
 	}
@@ -184,6 +203,8 @@ func (e *plainExchange) answer() (*http.Response, error) {
 	for {
 		res, err := http.ReadResponse(&e.conn.reader, e.request)
 		switch {
+		case err != nil && e.conn.asking.request != nil:
+			return nil, fmt.Errorf("send the request: %w", err)
 		case err != nil:
 			return nil, fmt.Errorf("read the answer: %w", err)
 		case res.StatusCode == http.StatusSwitchingProtocols:
