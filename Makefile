@@ -49,7 +49,7 @@ test:
 # The data plane, then state synchronisation, failover and the HTTP proxy.
 bench:
 	scripts/setup bench
-	$(GO) test ./loader -run '^Test(Veth)?Figures$$' -count 1 -v -figures | grep -E '^(figure:|---|FAIL|ok|panic)'
+	$(GO) test ./loader -run '^Test(Veth)?Figures$$' -count 1 -v -figures | grep -E '^(figure:|---|FAIL|ok|panic|#)'
 	$(MAKE) --no-print-directory bench-sync
 	$(MAKE) --no-print-directory bench-failover
 	$(MAKE) --no-print-directory bench-http
@@ -57,7 +57,7 @@ bench:
 # Where the time of a packet goes, stage by stage: some two minutes.
 bench-stages:
 	scripts/setup bench
-	$(GO) test ./loader -run '^TestStageFigures$$' -count 1 -v -figures | grep -E '^(figure:|---|FAIL|ok|panic)'
+	$(GO) test ./loader -run '^TestStageFigures$$' -count 1 -v -figures | grep -E '^(figure:|---|FAIL|ok|panic|#)'
 
 # A million connections on their way to another node: some two minutes.
 bench-sync:

@@ -10,7 +10,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/internal/testenv"
@@ -148,21 +147,16 @@ func byFlows(name string, b *bench, program *ebpf.Program, frame []byte, expect 
 	return cases
 }
 
-// measureAbove runs the cases in turns, and prints what each takes above the first. The
-// times are the processor's for this thread, and the least of the rounds counts: what
-// slows a machine down only adds, and differences of a few nanoseconds are what is asked for.
+// measureAbove runs the cases in turns, and prints what each takes above the first.
 func measureAbove(t *testing.T, suffix string, empty *benchCase, cases []*benchCase) {
 	t.Helper()
 	for range stageRounds {
 		for _, c := range cases {
-			before := clock(unix.CLOCK_THREAD_CPUTIME_ID)
 			c.run(t)
-			c.times[len(c.times)-1] = clock(unix.CLOCK_THREAD_CPUTIME_ID) - before
 		}
 	}
-	least := func(c *benchCase) float64 { return float64(slices.Min(c.times).Nanoseconds()) / benchRuns }
-	fmt.Printf("figure: stages.empty%s.ns %.1f ns\n", suffix, least(empty))
+	fmt.Printf("figure: stages.empty%s.ns %.1f ns\n", suffix, empty.least())
 	for _, c := range cases[1:] {
-		fmt.Printf("figure: stages.%s%s.above_empty.ns %.1f ns\n", c.name, suffix, least(c)-least(empty))
+		fmt.Printf("figure: stages.%s%s.above_empty.ns %.1f ns\n", c.name, suffix, c.least()-empty.least())
 	}
 }
