@@ -86,6 +86,7 @@ func Listen(path string, d Daemon, log *slog.Logger) (*Admin, error) {
 	mux.HandleFunc("POST /probe", func(w http.ResponseWriter, r *http.Request) {
 		command(log, func(o ProbeOrder) ([]ProbeResult, error) { return d.Probe(r.Context(), o) })(w, r)
 	})
+	serveProfiles(mux)
 	a := &Admin{
 		server: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second},
 		done:   make(chan struct{}), log: log,
