@@ -66,9 +66,11 @@ func TestWriteInitramfs(t *testing.T) {
 	put("kernel/modules/00-llc.ko", "llc")
 	put("kernel/modules/01-stp.ko", "stp")
 	put("data/deep/frame", "frame")
+	put("doc/PATH.md", "path")
+	put("doc/path.c", "int")
 	p := payload{
 		init: put("i", "the init"), test: put("t", "the test"),
-		testdata: filepath.Join(dir, "data"), args: []string{"-a", "-b=c d"},
+		testdata: filepath.Join(dir, "data"), documents: filepath.Join(dir, "doc"), args: []string{"-a", "-b=c d"},
 	}
 	file := filepath.Join(dir, "initramfs")
 	if err := writeInitramfs(file, p, kernel{dir: filepath.Join(dir, "kernel")}); err != nil {
@@ -83,6 +85,7 @@ func TestWriteInitramfs(t *testing.T) {
 		"20600 dev/console ", "100644 args -a\n-b=c d", "100755 init the init", "100755 test the test",
 		"40755 modules ", "100644 modules/00-llc.ko llc", "100644 modules/01-stp.ko stp",
 		"40755 package/testdata ", "40755 package/testdata/deep ", "100644 package/testdata/deep/frame frame",
+		"40755 bpf ", "100644 bpf/PATH.md path",
 		"0 TRAILER!!! ",
 	}
 	if diff := cmp.Diff(want, members(t, content)); diff != "" {

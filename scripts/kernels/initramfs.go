@@ -16,6 +16,7 @@ import (
 type payload struct {
 	init, test string
 	testdata   string // directory, "" for none
+	documents  string // directory whose Markdown files tests read as ../bpf/*.md, "" for none
 	args       []string
 }
 
@@ -49,6 +50,11 @@ func writeInitramfs(name string, p payload, k kernel) (err error) {
 	}
 	if p.testdata != "" {
 		if err := a.tree("package/testdata", p.testdata); err != nil {
+			return err
+		}
+	}
+	if p.documents != "" {
+		if err := a.markdown("bpf", p.documents); err != nil {
 			return err
 		}
 	}
@@ -127,6 +133,21 @@ func (a *archive) tree(name, from string) error {
 		}
 		return fmt.Errorf("copy %s: neither file nor directory", p)
 	})
+}
+
+// markdown adds the Markdown files in a directory, as name.
+func (a *archive) markdown(name, from string) error {
+	files, err := filepath.Glob(filepath.Join(from, "*.md"))
+	if err != nil {
+		return fmt.Errorf("list documents: %w", err)
+	}
+	a.dir(name)
+	for _, f := range files {
+		if err := a.copy(path.Join(name, filepath.Base(f)), 0o644, f); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (a *archive) close() error {

@@ -27,7 +27,7 @@ const usage = `usage: kernels [-run PATTERN] [-timeout DURATION] [-v] [SERIES...
 Runs the packet tests on Debian's kernels of each SERIES (default 6.1 6.12).
 
   -run PATTERN        only the tests that match (default all)
-  -timeout DURATION   for one kernel, from its start to its end (default 2h: qemu emulates)
+  -timeout DURATION   for one kernel, from its start to its end (default 4h: qemu emulates)
   -v                  show the tests' whole output, also where they pass
 `
 
@@ -50,7 +50,7 @@ func main() {
 	flags := flag.NewFlagSet("kernels", flag.ContinueOnError)
 	flags.Usage = func() { fmt.Fprint(os.Stderr, usage) }
 	flags.StringVar(&o.run, "run", ".", "")
-	flags.DurationVar(&o.timeout, "timeout", 2*time.Hour, "")
+	flags.DurationVar(&o.timeout, "timeout", 4*time.Hour, "")
 	flags.BoolVar(&o.verbose, "v", false, "")
 	if err := flags.Parse(os.Args[1:]); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -182,6 +182,7 @@ func build(ctx context.Context, work string) (payload, error) {
 	if dir := filepath.Join(testPackage, "testdata"); isDir(dir) {
 		p.testdata = dir
 	}
+	p.documents = "bpf"
 	return p, nil
 }
 
