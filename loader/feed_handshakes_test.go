@@ -4,7 +4,6 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/internal/testenv"
@@ -105,7 +104,8 @@ func TestTakeoverOfHandshakesInSlots(t *testing.T) {
 // what the next node knows better, or stays there for long.
 func TestHandshakesAreToldOnce(t *testing.T) {
 	lower, upper := lb.PortRange{First: 1024, Last: 33023}, lb.PortRange{First: 33024, Last: 65535}
-	a, b := newFeedNode(t, lower, web()), newFeedNode(t, upper, web())
+	patient := patientTimeouts()
+	a, b := newFeedNodeWith(t, lower, patient, web()), newFeedNodeWith(t, upper, patient, web())
 	next := a.feed.Handshakes()
 	want := func(what string, want ...string) []lb.FlowState {
 		t.Helper()
@@ -145,7 +145,7 @@ func TestHandshakesAreToldOnce(t *testing.T) {
 	lost.mustForward(t, testenv.SYN, "")
 	b.take(want("another one", tells(lost, "opening")))
 	e := b.flowAt(lost)
-	e.LastSeen -= uint32((10 * time.Second) / tick)
+	e.LastSeen -= uint32(2 * patient[lbNatStateNAT_SYN_SENT] / tick)
 	if !b.feed.void(e, ticks()) {
 		t.Error("it lasts for ever")
 	}

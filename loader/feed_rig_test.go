@@ -25,7 +25,12 @@ type feedNode struct {
 
 func newFeedNode(t *testing.T, share lb.PortRange, services ...lb.ServiceState) *feedNode {
 	t.Helper()
-	d := newDatapathWith(t, Options{MaxFlows: 100000, Ports: share, TellFlows: true, LogTranslations: true}, natTimeouts, services...)
+	return newFeedNodeWith(t, share, natTimeouts, services...)
+}
+
+func newFeedNodeWith(t *testing.T, share lb.PortRange, timeouts map[lbNatState]time.Duration, services ...lb.ServiceState) *feedNode {
+	t.Helper()
+	d := newDatapathWith(t, Options{MaxFlows: 100000, Ports: share, TellFlows: true, LogTranslations: true}, timeouts, services...)
 	n := &feedNode{T: t, Datapath: d}
 	n.openFeed()
 	return n

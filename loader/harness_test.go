@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"testing"
@@ -61,6 +62,14 @@ var allPorts = lb.PortRange{First: 1024, Last: 65535}
 // newDatapath loads a data plane without pins and applies the services.
 func newDatapath(t testing.TB, services ...lb.ServiceState) *Datapath {
 	return newDatapathWith(t, Options{MaxFlows: 100000, Ports: allPorts}, natTimeouts, services...)
+}
+
+// patientTimeouts are natTimeouts, but that a handshake does not end by itself while a test
+// runs: of thousands of packets in an emulated machine some may be older than a real one gets.
+func patientTimeouts() map[lbNatState]time.Duration {
+	patient := maps.Clone(natTimeouts)
+	patient[lbNatStateNAT_SYN_SENT], patient[lbNatStateNAT_SYN_RECEIVED] = time.Hour, time.Hour
+	return patient
 }
 
 func newDatapathWith(t testing.TB, o Options, timeouts map[lbNatState]time.Duration, services ...lb.ServiceState) *Datapath {

@@ -144,7 +144,7 @@ func TestNATChecksumOfUDP(t *testing.T) {
 // The same holds for a datagram that an ICMP error quotes.
 func TestQuotedChecksumOfUDP(t *testing.T) {
 	c := natCase{false, lb.UDP}
-	d := newDatapath(t, c.service(53))
+	d := newDatapathWith(t, Options{MaxFlows: 100000, Ports: allPorts}, patientTimeouts(), c.service(53))
 	in := c.fromClient()
 	if r := try(t, d, in.Bytes()); r.Outcome != "sent" {
 		t.Fatal(r.Outcome)

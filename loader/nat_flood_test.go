@@ -49,7 +49,8 @@ func TestNATFlood(t *testing.T) {
 			if tc.ports < 64512 {
 				share = freeShare(t, tc.ports)
 			}
-			d, view := newNAT(t, share)
+			d := newDatapathWith(t, Options{MaxFlows: 100000, Ports: share}, patientTimeouts(), service("web", lb.NAT, 80, backends(1, 80)))
+			view := viewPair(t, d, 1)
 			var conns []*conn
 			for i := range tc.conns {
 				c := newConn(d, clientAddr(i))

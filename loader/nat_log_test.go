@@ -3,7 +3,6 @@ package loader
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -277,9 +276,7 @@ func TestTranslationsHeld(t *testing.T) {
 
 // What nobody reads in time is counted, to one.
 func TestTranslationsLost(t *testing.T) {
-	patient := maps.Clone(natTimeouts) // none may end for being idle
-	patient[lbNatStateNAT_SYN_SENT] = time.Hour
-	d := newDatapathWith(t, Options{MaxFlows: 100000, Ports: allPorts, LogTranslations: true}, patient,
+	d := newDatapathWith(t, Options{MaxFlows: 100000, Ports: allPorts, LogTranslations: true}, patientTimeouts(),
 		service("web", lb.NAT, 80, backends(1, 8080)))
 	r := &logRig{t, d, openTranslations(t, d)}
 	lost := func() uint64 {
