@@ -79,12 +79,13 @@ func newServers(at netip.AddrPort, config *lb.HTTP, handler http.Handler, log *s
 	s := &servers{limits: limits, trusted: config.TrustedProxies, feed1: newFeed(at), feed2: newFeed(at)}
 	server := func() *http.Server {
 		return &http.Server{
-			Handler:           handler,
-			ReadHeaderTimeout: limits.HeaderTimeout,
-			IdleTimeout:       limits.KeepaliveTimeout,
-			MaxHeaderBytes:    limits.MaxHeader,
-			ErrorLog:          stdlog.New(serverLog{log}, "", 0),
-			Protocols:         &http.Protocols{},
+			Handler:                      handler,
+			DisableGeneralOptionsHandler: true, // "OPTIONS *" is a request like any other
+			ReadHeaderTimeout:            limits.HeaderTimeout,
+			IdleTimeout:                  limits.KeepaliveTimeout,
+			MaxHeaderBytes:               limits.MaxHeader,
+			ErrorLog:                     stdlog.New(serverLog{log}, "", 0),
+			Protocols:                    &http.Protocols{},
 			ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 				return context.WithValue(ctx, connectionKey{}, connectionFor(c))
 			},

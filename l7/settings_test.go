@@ -31,6 +31,7 @@ func TestWhereNoLocationIs(t *testing.T) {
 		{"a page", asked, lb.Location{ErrorPages: pages}, []string{"404 page"}},
 		{"a page of another status", asked, lb.Location{ErrorPages: []lb.ErrorPage{{Status: pages[0].Status, As: 410, Body: []byte("gone")}}}, []string{"410 gone"}},
 		{"a page for what is no path", "GET /../b HTTP/1.1\r\nHost: a\r\n\r\n", lb.Location{ErrorPages: pages}, []string{"400 page"}},
+		{"a page for a request for no path", "OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", lb.Location{ErrorPages: pages}, []string{"400 page"}},
 		{"a page for a method", "TRACE /a HTTP/1.1\r\nHost: a\r\n\r\n", lb.Location{ErrorPages: pages}, []string{"405 page"}},
 		{"who may not", asked, lb.Location{Rules: []lb.Rule{{Prefix: netip.MustParsePrefix("127.0.0.0/8")}}}, []string{"403 403 Forbidden\n"}},
 		{"too often", asked, lb.Location{RateLimit: &lb.RateLimit{Key: lb.RequestKey{Kind: lb.KeyClient}, Rate: 1e-3, Status: 429}},
