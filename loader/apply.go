@@ -23,14 +23,25 @@ func (d *Datapath) Apply(want lb.Snapshot) error {
 	return d.apply(want, limits{})
 }
 
-// Check tells whether Apply has room for a snapshot. It writes nothing, and may be
-// called at any time: what is applied meanwhile does not wait for it.
-func (d *Datapath) Check(want lb.Snapshot) error {
+// Check tells whether Apply has room for a snapshot, and what connections it would
+// break though they might go on, in words, one backend each. It writes nothing, and may
+// be called at any time: what is applied meanwhile does not wait for it.
+func (d *Datapath) Check(want lb.Snapshot) (breaks []string, err error) {
 	d.mu.Lock()
 	state := d.state // another one takes its place, it does not change
 	d.mu.Unlock()
-	_, _, err := plan(state, want, d.limits(limits{}), new(tableCache).table)
-	return err
+	steps, _, err := plan(state, want, d.limits(limits{}), new(tableCache).table)
+	return breaksOf(steps), err
+}
+
+// breaksOf says what connections steps break.
+func breaksOf(steps []step) (breaks []string) {
+	for _, s := range steps {
+		if b, ok := s.(setBackend); ok && b.Breaks != "" {
+			breaks = append(breaks, b.Breaks)
+		}
+	}
+	return breaks
 }
 
 // limits fills in what does not depend on what is planned.
@@ -53,6 +64,9 @@ func (d *Datapath) apply(want lb.Snapshot, lim limits) error {
 	}
 	if err := d.write(steps); err != nil {
 		return err
+	}
+	for _, text := range breaksOf(steps) {
+		d.log.Warn(text)
 	}
 	d.moved(next)
 	d.state, d.want = next, want

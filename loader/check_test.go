@@ -13,7 +13,7 @@ func TestCheck(t *testing.T) {
 	web := service("web", lb.DSR, 80, backends(2, 80))
 	d := newDatapath(t, web)
 	before := stats(t, d)
-	if err := d.Check(lb.Snapshot{Services: []lb.ServiceState{service("mail", lb.DSR, 25, backends(3, 25)), web}}); err != nil {
+	if _, err := d.Check(lb.Snapshot{Services: []lb.ServiceState{service("mail", lb.DSR, 25, backends(3, 25)), web}}); err != nil {
 		t.Errorf("one service more: %v", err)
 	}
 	var many []lb.ServiceState
@@ -22,7 +22,7 @@ func TestCheck(t *testing.T) {
 		many = append(many, s)
 	}
 	slices.SortFunc(many, func(a, b lb.ServiceState) int { return strings.Compare(a.Name, b.Name) })
-	err := d.Check(lb.Snapshot{Services: many})
+	_, err := d.Check(lb.Snapshot{Services: many})
 	if err == nil || !strings.Contains(err.Error(), "restart the daemon, which makes the table larger") {
 		t.Errorf("many services: %v", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/sluice-lb/sluice/internal/lb"
@@ -80,6 +81,51 @@ func TestNATKeepsPorts(t *testing.T) {
 // sameSide tells whether an earlier connection has a source port towards a backend.
 func sameSide(conns []*conn, c *conn) bool {
 	return slices.ContainsFunc(conns, func(o *conn) bool { return o.source == c.source && o.backend.Addr() == c.backend.Addr() })
+}
+
+// A server that leaves a service, and that another one sends to from the same address, one
+// of the two to all ports: nothing would tell their connections apart. Those of the one it
+// leaves end, which is said beforehand, and those of the other one have their answers.
+func TestKeptPortsOfAServerOfAnotherService(t *testing.T) {
+	single := service("single", lb.NAT, 80, backends(1, 21))
+	single.SourceAddresses = keptService(1).SourceAddresses
+	empty := func(s lb.ServiceState) lb.ServiceState {
+		s.Backends = nil
+		return s
+	}
+	kept := keptService(1)
+	kept.Addresses = kept.Addresses[1:] // single has a port of the VIP as well
+	for _, tc := range []struct {
+		name            string
+		leaves, joins   lb.ServiceState
+		before, service uint16 // ports
+	}{
+		{"all ports now", single, keptService(1), 80, 21},
+		{"all ports before", kept, single, 50021, 80},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			d := newDatapath(t, tc.leaves)
+			old := newConn(d, clientPort)
+			old.service = netip.AddrPortFrom(vipIP, tc.before)
+			old.open(t)
+			next := []lb.ServiceState{tc.joins, empty(tc.leaves)}
+			breaks, err := d.Check(lb.Snapshot{Services: next})
+			if err != nil || len(breaks) != 1 || !strings.Contains(breaks[0], "connections of service "+tc.leaves.Name+" with 192.0.2.11:") ||
+				!strings.Contains(breaks[0], "service "+tc.joins.Name+" sends to that server from 192.0.2.107, too") {
+				t.Errorf("said beforehand: %q, %v", breaks, err)
+			}
+			apply(t, d, next...)
+			for i := range 50 {
+				c := newConn(d, clientAddr(i))
+				c.service = netip.AddrPortFrom(vipIP, tc.service)
+				c.open(t)
+				c.translates(t, testenv.ACK)
+			}
+			if got := try(t, d, old.fromClient(testenv.ACK, "").Bytes()); got.Outcome != "no_flow" {
+				t.Errorf("the connection of before: %s", got.Outcome)
+			}
+		})
+	}
 }
 
 // Another node goes on with such connections, whatever port they are to; the log

@@ -35,7 +35,7 @@ type tableFunc func(size int, backends []lb.Backend) ([]int32, error)
 func plan(have *State, want lb.Snapshot, lim limits, table tableFunc) ([]step, *State, error) {
 	p := &planner{
 		have: have, next: have.clone(), want: want, lim: lim, table: table,
-		known: map[pairID]uint32{}, keys: map[uint32]bool{}, standing: make(standing, lbLimitsMAX_BACKENDS),
+		known: map[pairID]uint32{}, keys: map[uint32]bool{}, breaks: map[uint32]string{}, standing: make(standing, lbLimitsMAX_BACKENDS),
 		serviceNumbers: numbering{limit: uint32(lbLimitsMAX_SERVICES)},
 		backendNumbers: numbering{limit: uint32(lbLimitsMAX_BACKENDS)},
 		pairNumbers:    numbering{limit: uint32(lbLimitsMAX_PAIRS)},
@@ -66,6 +66,7 @@ type planner struct {
 	table      tableFunc
 	known      map[pairID]uint32 // pairs, by what they are
 	keys       map[uint32]bool   // places taken in nat_keys
+	breaks     map[uint32]string // backends that lose their connections, and why
 	standing   standing
 
 	serviceNumbers, backendNumbers, pairNumbers numbering
@@ -107,7 +108,7 @@ func (p *planner) services(want lb.Snapshot) error {
 	for _, n := range slices.Sorted(maps.Keys(p.have.Backends)) {
 		if !keepBackends[n] {
 			delete(p.next.Backends, n)
-			p.remove = append(p.remove, setBackend{Number: n})
+			p.remove = append(p.remove, setBackend{Number: n, Breaks: p.breaks[n]})
 		}
 	}
 	for _, n := range slices.Sorted(maps.Keys(p.have.Pairs)) {
@@ -292,7 +293,11 @@ func (p *planner) leave(number uint16, s lb.ServiceState, known map[netip.AddrPo
 		old := p.have.Backends[n]
 		over := p.lim.drained[n] ||
 			old.Leaving != 0 && p.lim.now-time.Duration(old.Leaving)*time.Second > s.DrainTimeout
-		if keepBackends[n] || !f.keeps(n, old, over) || p.claimed(number, s.Service, old.Address) {
+		if keepBackends[n] || !f.keeps(n, old, over) {
+			continue
+		}
+		if why := p.claimed(number, s.Service, old.Address); why != "" {
+			p.breaks[n] = why
 			continue
 		}
 		e := old

@@ -36,6 +36,8 @@ func testTable(size int, bs []lb.Backend) ([]int32, error) {
 //
 //	NAME MODE ADDRESS,... [from SOURCE,...] [slots N]: BACKEND...
 //
+// Mode kept is nat that keeps the ports.
+//
 // A backend is the last byte of its address, with port 80, and *WEIGHT, ! for
 // failed, and >INTERFACE for its next hop where they are not 1, healthy and none.
 func snapshot(t *testing.T, text string) lb.Snapshot {
@@ -49,7 +51,8 @@ func snapshot(t *testing.T, text string) lb.Snapshot {
 		head, tail, _ := strings.Cut(line, ": ")
 		words := strings.Fields(strings.TrimSuffix(head, ":"))
 		service := lb.ServiceState{Service: lb.Service{
-			Name: words[0], Protocol: lb.TCP, TableSize: 6, Forward: map[string]lb.Forward{"dsr": lb.DSR, "nat": lb.NAT, "dnat": lb.DNAT}[words[1]],
+			Name: words[0], Protocol: lb.TCP, TableSize: 6, Forward: map[string]lb.Forward{"dsr": lb.DSR, "nat": lb.NAT, "kept": lb.NAT, "dnat": lb.DNAT}[words[1]],
+			KeepsPorts: words[1] == "kept",
 		}}
 		for a := range strings.SplitSeq(words[2], ",") {
 			service.Addresses = append(service.Addresses, lb.FrontendOf(netip.MustParseAddrPort(a)))
@@ -253,6 +256,57 @@ func TestPlan(t *testing.T) {
 			add pair 2 from 192.0.2.101 to 192.0.2.11:80 ports 1024-65535
 			set choices 1 to pairs [1 2]
 			set backend 1 192.0.2.11:80 of service 1 alive generation 1`},
+		{"a nat backend that leaves keeps its pair beside a service with the same one",
+			"a nat 192.0.2.100:80 from 192.0.2.100: 11 12", "a nat 192.0.2.100:80 from 192.0.2.100: 12\nb nat 192.0.2.100:81 from 192.0.2.100: 11", `
+			set backend 1 192.0.2.11:80 of service 1 alive leaving generation 1
+			set choices 2 to pairs [1]
+			set backend 3 192.0.2.11:80 of service 2 alive generation 3
+			set 3 slots of service 1
+			set 6 slots of service 2
+			set service 2 nat slots 6+6
+			set port 81 of table 1 to service 2`},
+		{"not beside one that has all ports of the server from the same address",
+			"a nat 192.0.2.100:80 from 192.0.2.100: 11 12", "a nat 192.0.2.100:80 from 192.0.2.100: 12\nb kept 192.0.2.101:80,192.0.2.101:81 from 192.0.2.100: 11", `
+			set vip 192.0.2.101 place N ports 2 source false
+			add pair 3 from 192.0.2.100 to 192.0.2.11:0 ports 1024-65535
+			set choices 2 to pairs [3]
+			set backend 3 192.0.2.11:80 of service 2 alive generation 3
+			set 3 slots of service 1
+			set 6 slots of service 2
+			set service 2 nat slots 6+6
+			set ports 80-81 of table 2 to service 2
+			clear backend 1: what is left of the connections of service a with 192.0.2.11:80 breaks: service b sends to that server from 192.0.2.100, too, and one of the two keeps the ports: to keep them give that one source_addresses of its own, or add it when they are over
+			remove pair 1 from 192.0.2.100 to 192.0.2.11:80`},
+		{"nor the other way round",
+			"b kept 192.0.2.101:80,192.0.2.101:81 from 192.0.2.100: 11", "a nat 192.0.2.100:80 from 192.0.2.100: 11\nb kept 192.0.2.101:80,192.0.2.101:81 from 192.0.2.100:", `
+			set vip 192.0.2.100 place N ports 2 source true
+			add pair 2 from 192.0.2.100 to 192.0.2.11:80 ports 1024-65535
+			set choices 1 to pairs [2]
+			set backend 2 192.0.2.11:80 of service 2 alive generation 2
+			set 6 slots of service 2
+			set 6 slots of service 1
+			set service 2 nat slots 6+6
+			set port 80 of table 2 to service 2
+			clear backend 1: what is left of the connections of service b with 192.0.2.11:80 breaks: service a sends to that server from 192.0.2.100, too, and one of the two keeps the ports: to keep them give that one source_addresses of its own, or add it when they are over
+			remove pair 1 from 192.0.2.100 to 192.0.2.11:0`},
+		{"beside one that has them from another address, or another server's",
+			"a nat 192.0.2.100:80 from 192.0.2.100: 11 12", "a nat 192.0.2.100:80 from 192.0.2.100: 12\nb kept 192.0.2.101:80,192.0.2.101:81 from 192.0.2.101: 11\nc kept 192.0.2.102:80,192.0.2.102:81 from 192.0.2.100: 13", `
+			set vip 192.0.2.101 place N ports 2 source true
+			set vip 192.0.2.102 place N ports 3 source false
+			set backend 1 192.0.2.11:80 of service 1 alive leaving generation 1
+			add pair 3 from 192.0.2.101 to 192.0.2.11:0 ports 1024-65535
+			set choices 2 to pairs [3]
+			set backend 3 192.0.2.11:80 of service 2 alive generation 3
+			add pair 4 from 192.0.2.100 to 192.0.2.13:0 ports 1024-65535
+			set choices 3 to pairs [4]
+			set backend 4 192.0.2.13:80 of service 3 alive generation 4
+			set 3 slots of service 1
+			set 6 slots of service 2
+			set 6 slots of service 3
+			set service 2 nat slots 6+6
+			set service 3 nat slots 12+6
+			set ports 80-81 of table 2 to service 2
+			set ports 80-81 of table 3 to service 3`},
 		{"nat goes", "web nat 192.0.2.100:80 from 192.0.2.101: 11", "", `
 			set port 80 of table 1 to service 0
 			clear vip 192.0.2.100 place N
@@ -323,7 +377,7 @@ func TestPlan(t *testing.T) {
 			take what comes from 192.0.2.11 tcp port 80 for replies of backend 4 from port 80
 			set 3 slots of service 1
 			set 3 slots of service 2
-			clear backend 1`},
+			clear backend 1: what is left of the connections of service a with 192.0.2.11:80 breaks: what comes from there is taken for answers of service b: to keep them give that one another server or port, or add it when they are over`},
 		{"its VIP changes", "web dnat 192.0.2.100:80: 11", "web dnat 192.0.2.101:80: 11", `
 			set vip 192.0.2.101 place N ports 2 source false
 			set backend 2 192.0.2.11:80 of service 2 alive generation 2

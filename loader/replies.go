@@ -55,27 +55,6 @@ func replyOf(s lb.Service, backend netip.AddrPort) replyID {
 	return id
 }
 
-// claimed tells whether a service of the snapshot other than this one is to have
-// the replies of a backend that leaves this one. The backend cannot keep its
-// connections then: its replies are for one service alone.
-func (p *planner) claimed(number uint16, s lb.Service, backend netip.AddrPort) bool {
-	if s.Forward != lb.DNAT {
-		return false
-	}
-	id := replyOf(s, backend)
-	for i, other := range p.want.Services {
-		if other.Forward != lb.DNAT || p.numbers[i] == number {
-			continue
-		}
-		for _, b := range other.Backends {
-			if id.collides(replyOf(other.Service, b.Address)) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 // replies plans what tells the replies of the backends that there will be. An
 // entry is there before packets come to its backend, and goes after it.
 func (p *planner) replies() error {

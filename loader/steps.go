@@ -119,10 +119,14 @@ func (s setSlots) apply(t *tables) error {
 type setBackend struct {
 	Number uint32
 	Entry  backendEntry // zero: none
+	Breaks string       // where it still had connections, perhaps: why they break
 }
 
 func (s setBackend) String() string {
-	if !s.Entry.Address.IsValid() {
+	switch {
+	case s.Breaks != "":
+		return fmt.Sprintf("clear backend %d: %s", s.Number, s.Breaks)
+	case !s.Entry.Address.IsValid():
 		return fmt.Sprintf("clear backend %d", s.Number)
 	}
 	state := "alive"

@@ -171,7 +171,7 @@ func (s *State) misfitBackends(want lb.Snapshot, of lb.ServiceState, t lb.TableS
 			return fmt.Sprintf("it has the backend %v twice", b.Address)
 		case of.Forward.Rewrites() && a.Is4() != of.Addresses[0].VIP.Is4():
 			return fmt.Sprintf("its backend %v is of another address family than the service", b.Address)
-		case !b.Failed && p.claimed(s.numberOf(of.Service), of.Service, b.Address):
+		case !b.Failed && p.claimed(s.numberOf(of.Service), of.Service, b.Address) != "":
 			return fmt.Sprintf("its backend %v is another service's here: give both nodes the same configuration", b.Address)
 		}
 		known[b.Address] = true

@@ -168,7 +168,7 @@ func (w *twin) reset() error {
 	}
 	for n, e := range w.base.Backends {
 		if !e.equal(w.m.state.Backends[n]) {
-			if err := (setBackend{n, e}).apply(w.d.tables); err != nil {
+			if err := (setBackend{Number: n, Entry: e}).apply(w.d.tables); err != nil {
 				return err
 			}
 		}

@@ -287,7 +287,7 @@ func (w *twin) setBackend(n uint32, change func(*backendEntry)) error {
 	change(&e)
 	s.Backends[n] = e
 	w.d.state, w.m.state = s, s
-	return setBackend{n, e}.apply(w.d.tables)
+	return setBackend{Number: n, Entry: e}.apply(w.d.tables)
 }
 
 func (w *twin) note(format string, args ...any) { w.log = append(w.log, fmt.Sprintf(format, args...)) }

@@ -117,7 +117,9 @@ func (n *node) tryReload(dry bool) ([]string, error) {
 	}
 	before := n.config()
 	diff := config.Compare(before, next)
-	if err := n.possible(before, next, diff); err != nil || dry || len(diff.Changes) == 0 {
+	breaks, err := n.possible(before, next, diff)
+	diff.Changes = append(diff.Changes, breaks...)
+	if err != nil || dry || len(diff.Changes) == 0 {
 		return diff.Changes, err
 	}
 	routers, err := n.nextRouters(next, diff)
@@ -151,14 +153,15 @@ func (n *node) tryReload(dry bool) ([]string, error) {
 	return diff.Changes, nil
 }
 
-// possible tells what keeps a configuration from being applied.
-func (n *node) possible(before, next *config.Config, diff config.Difference) error {
+// possible tells what keeps a configuration from being applied, and what connections
+// break by it that would not have to.
+func (n *node) possible(before, next *config.Config, diff config.Difference) (breaks []string, err error) {
 	var errs []error
 	for _, text := range diff.Refused {
 		errs = append(errs, errors.New(text))
 	}
 	if len(errs) > 0 {
-		return errors.Join(errs...)
+		return nil, errors.Join(errs...)
 	}
 	for _, name := range next.Datapath.Interfaces {
 		if slices.Contains(before.Datapath.Interfaces, name) {
@@ -169,11 +172,11 @@ func (n *node) possible(before, next *config.Config, diff config.Difference) err
 		}
 	}
 	if n.tables != nil {
-		if err := n.tables.datapath.Check(control.Everything(next.Services)); err != nil {
+		if breaks, err = n.tables.datapath.Check(control.Everything(next.Services)); err != nil {
 			errs = append(errs, fmt.Errorf("too much for the data plane as it is: %w", err))
 		}
 	}
-	return errors.Join(errs...)
+	return breaks, errors.Join(errs...)
 }
 
 // reloadServices has the loop serve other services, on other interfaces. While old
