@@ -27,6 +27,8 @@ const (
 	AlarmAnswered                   // a stranger answers for a VIP
 	AlarmPeer                       // a node that is none of the unicast peers
 	AlarmRemoved                    // something else takes VIPs off this node
+
+	alarmKinds = iota
 )
 
 func (k AlarmKind) String() string {
@@ -72,6 +74,11 @@ const (
 	// maxAlarms of one kind bound what a flood of made-up senders can cost; it hides no
 	// alarm of another kind.
 	maxAlarms = 16
+	// lineEvery is how often the log has a line about one kind, at most, and textsPerLine how
+	// often meanwhile the text of an alarm follows what is seen: two senders that have one
+	// address, or one that says two things in turn, would have a new one for each packet.
+	lineEvery    = minAlarm
+	textsPerLine = 4
 )
 
 // A raised alarm, with what its text was made of.
@@ -79,6 +86,20 @@ type raised struct {
 	Alarm
 	evidence evidence
 	until    time.Time // when it is over, unless it is seen again
+	news     bool      // the log has not its text
+	said     bool      // the log has had one
+
+	written time.Time // when the first of the texts was made that count
+	texts   int       // how many of them since
+}
+
+// follows reports whether the text may follow what is seen, and counts it.
+func (r *raised) follows(now time.Time) bool {
+	if now.Sub(r.written) >= lineEvery {
+		r.written, r.texts = now, 0
+	}
+	r.texts++
+	return r.texts <= textsPerLine
 }
 
 // evidence is what an alarm's text tells of a packet.
@@ -95,28 +116,65 @@ type evidence struct {
 // a mistake, and over after three intervals, ten seconds at least, without one.
 // Seeing again what is known allocates nothing.
 type alarms struct {
-	all  []raised
-	next time.Time // when the first is over; zero: there is none
+	all   []raised
+	next  time.Time // when the first is over; zero: there is none
+	lines [alarmKinds]lines
 }
 
-// see notes that a packet shows a mistake. It reports whether that is new. Text
-// is called only then.
+// lines are what the log has of a kind.
+type lines struct {
+	last time.Time // the last one
+	left int       // what would have been one since then
+}
+
+// see notes that a packet shows a mistake. It reports whether the alarms are others by it:
+// there is one more, or another text, which is called only then.
 func (s *alarms) see(now time.Time, kind AlarmKind, peer netip.Addr, e evidence, own time.Duration, text func() string) bool {
 	until := now.Add(max(minAlarm, 3*own, 3*e.interval))
-	i := slices.IndexFunc(s.all, func(r raised) bool { return r.Kind == kind && r.Peer == peer })
-	known := i >= 0 && s.all[i].evidence == e
+	i := s.find(kind, peer)
 	switch {
-	case known:
-		s.all[i].until = until
 	case i >= 0:
-		s.all[i].evidence, s.all[i].until, s.all[i].Text = e, until, text()
+		r := &s.all[i]
+		r.until = until
+		if r.evidence == e {
+			s.plan()
+			return false
+		}
+		s.lines[kind].left++
+		if !r.follows(now) {
+			s.plan()
+			return false
+		}
+		r.evidence, r.Text, r.news = e, text(), true
 	case s.count(kind) == maxAlarms:
+		s.lines[kind].left++
 		return false
 	default:
-		s.all = append(s.all, raised{Alarm{kind, peer, text(), now}, e, until})
+		s.lines[kind].left++
+		s.all = append(s.all, raised{
+			Alarm: Alarm{kind, peer, text(), now}, evidence: e, until: until, news: true, written: now, texts: 1,
+		})
 	}
 	s.plan()
-	return !known
+	return true
+}
+
+func (s *alarms) find(kind AlarmKind, peer netip.Addr) int {
+	return slices.IndexFunc(s.all, func(r raised) bool { return r.Kind == kind && r.Peer == peer })
+}
+
+// say reports whether it is time for a line about an alarm that has just been seen, and how
+// many others there would have been since the last one of its kind.
+func (s *alarms) say(now time.Time, kind AlarmKind, peer netip.Addr) (text string, left int, ok bool) {
+	i := s.find(kind, peer)
+	l := &s.lines[kind]
+	if i < 0 || !s.all[i].news || !l.last.IsZero() && now.Sub(l.last) < lineEvery {
+		return "", 0, false
+	}
+	s.all[i].news, s.all[i].said = false, true
+	left = max(0, l.left-1) // without this one
+	*l = lines{last: now}
+	return s.all[i].Text, left, true
 }
 
 func (s *alarms) count(kind AlarmKind) (n int) {
@@ -129,7 +187,7 @@ func (s *alarms) count(kind AlarmKind) (n int) {
 }
 
 // expire removes and returns the alarms that are over.
-func (s *alarms) expire(now time.Time) (over []Alarm) {
+func (s *alarms) expire(now time.Time) (over []raised) {
 	if s.next.IsZero() || now.Before(s.next) {
 		return nil
 	}
@@ -137,7 +195,7 @@ func (s *alarms) expire(now time.Time) (over []Alarm) {
 		if now.Before(r.until) {
 			return false
 		}
-		over = append(over, r.Alarm)
+		over = append(over, r)
 		return true
 	})
 	s.plan()
@@ -298,16 +356,21 @@ func (r *Router) alarm(now time.Time, kind AlarmKind, p Packet) {
 }
 
 func (r *Router) raise(now time.Time, kind AlarmKind, peer netip.Addr, e evidence, text func() string) {
-	if !r.alarms.see(now, kind, peer, e, r.cfg.Interval, text) {
-		return
+	if r.alarms.see(now, kind, peer, e, r.cfg.Interval, text) {
+		list := r.alarms.list()
+		r.update(func(s *Status) { s.Alarms = list })
 	}
-	list := r.alarms.list()
-	r.update(func(s *Status) { s.Alarms = list })
-	i := slices.IndexFunc(list, func(a Alarm) bool { return a.Kind == kind && a.Peer == peer })
-	r.log.Warn("configuration mistake", "alarm", kind.String(), "what", list[i].Text)
+	what, left, ok := r.alarms.say(now, kind, peer)
+	switch {
+	case ok && left > 0:
+		r.log.Warn("configuration mistake", "alarm", kind.String(), "what", what, "not logged", left)
+	case ok:
+		r.log.Warn("configuration mistake", "alarm", kind.String(), "what", what)
+	}
 }
 
-// expireAlarms ends the alarms whose cause has not been seen for a while.
+// expireAlarms ends the alarms whose cause has not been seen for a while. The log has the
+// end of those that it has had.
 func (r *Router) expireAlarms(now time.Time) {
 	over := r.alarms.expire(now)
 	if len(over) == 0 {
@@ -316,7 +379,9 @@ func (r *Router) expireAlarms(now time.Time) {
 	list := r.alarms.list()
 	r.update(func(s *Status) { s.Alarms = list })
 	for _, a := range over {
-		r.log.Info("configuration mistake is not seen any more", "alarm", a.Kind.String(), "peer", a.Peer)
+		if a.said {
+			r.log.Info("configuration mistake is not seen any more", "alarm", a.Kind.String(), "peer", a.Peer)
+		}
 	}
 }
 

@@ -243,6 +243,86 @@ func TestAlarmsChange(t *testing.T) {
 	})
 }
 
+// However what shows mistakes changes from packet to packet, the log has a line for each kind
+// every ten seconds, with the number of others, and the status has every alarm.
+func TestAlarmsInTurn(t *testing.T) {
+	vrid := func(id uint8) func(*Advertisement) { return func(a *Advertisement) { a.VRID = id } }
+	password := func(a *Advertisement) { a.Auth[0] = 'x' }
+	type packet struct {
+		source string
+		change func(*Advertisement)
+	}
+	madeUp := func(count int) (all []packet) {
+		for i := range count {
+			all = append(all, packet{netip.AddrFrom4([4]byte{192, 0, 2, byte(100 + i)}).String(), password})
+		}
+		return all
+	}
+	for _, tt := range []struct {
+		name    string
+		packets []packet // one every 10 ms, in turn
+		alarms  int
+		lines   int // in 30 s
+		ends    int // and afterwards
+		want    string
+	}{
+		{"one mistake", []packet{{"192.0.2.1", password}}, 1, 1, 1, ""},
+		{"two kinds of one sender", []packet{{"192.0.2.1", password}, {"192.0.2.1", vrid(61)}}, 2, 2, 2, ""},
+		{"two ids of one sender", []packet{{"192.0.2.1", vrid(61)}, {"192.0.2.1", vrid(62)}}, 1, 3, 1, "not logged"},
+		{"two senders", []packet{{"192.0.2.1", vrid(61)}, {"192.0.2.3", vrid(62)}}, 2, 2, 2, ""},
+		{"more senders than alarms", madeUp(100), maxAlarms, 3, 3, "not logged"},
+	} {
+		virtual(t, tt.name, func(t *testing.T) {
+			s := newSegment()
+			n := newNode(t, s, 2)
+			n.run(nil)
+			most := 0
+			for i := range 2990 {
+				p := tt.packets[i%len(tt.packets)]
+				s.speak(p.source, p.change)
+				sleep(10 * time.Millisecond)
+				if i >= 2*len(tt.packets) {
+					most = max(most, len(n.router.Status().Alarms))
+				}
+			}
+			if most != tt.alarms {
+				t.Errorf("%d alarms, want %d", most, tt.alarms)
+			}
+			if got := n.log.count("configuration mistake alarm"); got != tt.lines {
+				t.Errorf("%d lines, want %d: %q", got, tt.lines, n.log.lines)
+			}
+			if tt.want != "" && n.log.count(tt.want) == 0 {
+				t.Errorf("no line says %q: %q", tt.want, n.log.lines)
+			}
+			sleep(time.Minute)
+			if got := n.log.count("not seen any more"); len(n.alarmTexts()) != 0 || got != tt.ends {
+				t.Errorf("%d lines about ends, want %d; left are %v", got, tt.ends, n.alarmTexts())
+			}
+		})
+	}
+}
+
+// A text follows what is seen a few times, and then waits: making one for every packet
+// would cost whoever is to advertise on time.
+func TestTextsOfAlarmsAreFew(t *testing.T) {
+	var s alarms
+	now, texts := time.Unix(1, 0), 0
+	see := func(vrid uint8) {
+		s.see(now, AlarmVRID, lower, evidence{vrid: vrid}, time.Second, func() string { texts++; return "" })
+	}
+	for i := range 1000 {
+		see(uint8(i % 2))
+	}
+	if texts != textsPerLine {
+		t.Errorf("%d texts for 1,000 packets, want %d", texts, textsPerLine)
+	}
+	now = now.Add(lineEvery)
+	see(7)
+	if texts != textsPerLine+1 || s.all[0].evidence.vrid != 7 {
+		t.Errorf("%d texts, the last of id %d, want one more, of 7", texts, s.all[0].evidence.vrid)
+	}
+}
+
 func TestAlarmsDoNotAllocate(t *testing.T) {
 	n := newNode(t, newSegment(), 2)
 	r, err := New(testConfig(), Deps{Network: n, Addresses: n, Log: discard})
