@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -333,7 +334,8 @@ func TestSpread(t *testing.T) {
 
 // A planned stop of the node that has the VIP: what its proxy serves goes on by way of
 // the other node until it ends, what is new goes to that one, and nothing fails, nor when
-// the node comes back. So does one of the standby.
+// the node comes back. So does one of the standby. One that is killed on the way is gone at
+// once.
 func TestSpreadStops(t *testing.T) {
 	r := newSpreadRig(t)
 	prober := r.prober(spreadVIP)
@@ -345,15 +347,7 @@ func TestSpreadStops(t *testing.T) {
 		daemon := r.daemons[node]
 		go func() { stopped <- daemon.Stop() }()
 		r.waitVIP(soon, vip, other, node)
-		r.waitStatus(other, soon, "a node that is about to stop", func(s control.Status) error {
-			v, err := serviceOf(s, "www")
-			for _, b := range v.Backends {
-				if b.State == control.ServerDrained && b.Slots == 0 {
-					return nil
-				}
-			}
-			return fmt.Errorf("service %+v: %w", v.Backends, err)
-		})
+		r.waitStops(other)
 		r.mustGoOn("while "+node+" stops", slices.Concat(all["lb1"], all["lb2"])...)
 		r.answersMore(prober, 50)
 		r.mustGoOn("a while later", slices.Concat(all["lb1"], all["lb2"])...)
@@ -380,6 +374,37 @@ func TestSpreadStops(t *testing.T) {
 		r.mustGoOn("when "+node+" is back", all[other]...)
 	}
 	r.wantNoFailure(prober)
+
+	r.waitShared("lb1")
+	all := r.talks(2)
+	if err := r.daemons["lb1"].Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	r.waitVIP(soon, vip, "lb2", "lb1")
+	r.waitStops("lb2")
+	r.mustGoOn("while lb1 stops again", all["lb1"]...)
+	r.kill(r.daemons["lb1"])
+	r.waitServers("lb2", "www", 8*time.Second, control.ServerDown, control.ServerUp) // its stop could have taken a minute
+	for _, k := range all["lb1"] {
+		if k.goesOn() == nil {
+			t.Error("a connection goes on whose proxy is gone")
+		}
+	}
+	r.mustGoOn("without lb1", all["lb2"]...)
+}
+
+// waitStops waits until a node knows that another one is about to stop.
+func (r *spreadRig) waitStops(on string) {
+	r.Helper()
+	r.waitStatus(on, soon, "a node that is about to stop", func(s control.Status) error {
+		v, err := serviceOf(s, "www")
+		for _, b := range v.Backends {
+			if b.State == control.ServerDrained && b.Slots == 0 {
+				return nil
+			}
+		}
+		return fmt.Errorf("service %+v: %w", v.Backends, err)
+	})
 }
 
 // The same of IPv6, also where a VIP has its virtual router's MAC address, and accepts nothing

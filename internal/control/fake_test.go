@@ -193,7 +193,7 @@ func (w *fakeWorld) override(service lb.Service, s lb.Server) Override {
 	return w.changes.Of(service, s)
 }
 
-func (w *fakeWorld) stopping(string) bool { return false }
+func (w *fakeWorld) stopping(string) (stops, gone bool) { return false, false }
 
 func (w *fakeWorld) nextHop(a netip.Addr) (lb.NextHop, error) {
 	w.mu.Lock()

@@ -72,7 +72,7 @@ func (v verdictsOf) status(t health.Target) (health.Status, bool) {
 func (v verdictsOf) check(string) (health.Verdict, string)   { return health.Unknown, "" }
 func (v verdictsOf) nextHop(netip.Addr) (lb.NextHop, error)  { return hopTo(1), nil }
 func (v verdictsOf) override(lb.Service, lb.Server) Override { return Override{} }
-func (v verdictsOf) stopping(string) bool                    { return false }
+func (v verdictsOf) stopping(string) (stops, gone bool)      { return false, false }
 
 func TestServerOfSeveralVIPs(t *testing.T) {
 	const a, b = "192.0.2.100", "192.0.2.101"

@@ -104,7 +104,7 @@ type facts interface {
 	check(name string) (v health.Verdict, why string)
 	nextHop(netip.Addr) (lb.NextHop, error)
 	override(lb.Service, lb.Server) Override
-	stopping(node string) bool
+	stopping(node string) (stops, gone bool)
 }
 
 // view computes what has become of a service's servers.
@@ -124,10 +124,13 @@ func view(service lb.Service, f facts) View {
 		if err != nil && server.State == ServerUp {
 			server.State, server.Why = ServerNoRoute, err.Error()
 		}
+		stops, gone := f.stopping(s.Node)
 		switch {
 		case server.Override.State == Disable:
 			server.State, server.Why = ServerDisabled, "by an operator"
-		case f.stopping(s.Node):
+		case stops && gone:
+			server.State, server.Why = ServerDown, "the node was about to stop, and is not heard any more"
+		case stops:
 			server.State, server.Why = ServerDrained, "the node is about to stop"
 		case server.Override.State == Drain && server.State == ServerUp:
 			server.State, server.Why = ServerDrained, "by an operator"

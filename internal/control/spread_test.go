@@ -18,6 +18,7 @@ type nodeFacts struct {
 	err     error
 	change  Override // of this node
 	stops   string   // name of a node
+	gone    bool     // it is not heard any more
 }
 
 func (f nodeFacts) status(t health.Target) (health.Status, bool) {
@@ -25,7 +26,9 @@ func (f nodeFacts) status(t health.Target) (health.Status, bool) {
 }
 func (f nodeFacts) check(string) (health.Verdict, string)  { return health.Unknown, "" }
 func (f nodeFacts) nextHop(netip.Addr) (lb.NextHop, error) { return f.hop, f.err }
-func (f nodeFacts) stopping(node string) bool              { return node != "" && node == f.stops }
+func (f nodeFacts) stopping(node string) (stops, gone bool) {
+	return node != "" && node == f.stops, f.gone
+}
 func (f nodeFacts) override(_ lb.Service, s lb.Server) Override {
 	if s.Here {
 		return f.change
@@ -71,6 +74,9 @@ func TestSpreadOverNodes(t *testing.T) {
 			[]lb.Backend{{Address: here, Weight: 1, NextHop: lb.Here}, {Address: other, NextHop: hopTo(2)}}},
 		{"the other one is about to stop, and takes no connections any more", nodeFacts{verdict: health.Down, hop: hopTo(2), stops: "lb2"}, ServerDrained,
 			"the node is about to stop", []lb.Backend{{Address: here, Weight: 1, NextHop: lb.Here}, {Address: other, NextHop: hopTo(2)}}},
+		{"the other one was about to stop, and is gone", nodeFacts{verdict: health.Up, hop: hopTo(2), stops: "lb2", gone: true}, ServerDown,
+			"the node was about to stop, and is not heard any more",
+			[]lb.Backend{{Address: here, Weight: 1, NextHop: lb.Here}, {Address: other, NextHop: hopTo(2), Failed: true}}},
 		{"this one is about to stop", nodeFacts{verdict: health.Up, hop: hopTo(2), stops: "lb1"}, ServerUp, "",
 			[]lb.Backend{{Address: here, NextHop: lb.Here}, {Address: other, Weight: 1, NextHop: hopTo(2)}}},
 	} {

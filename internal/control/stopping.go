@@ -10,16 +10,20 @@ import (
 )
 
 // stops are the nodes that are about to end, and until when that holds: what they
-// serve they go on with, and they want nothing new.
+// serve they go on with, and they want nothing new. One that is gone serves nothing any
+// more, whether it has come to its end or was killed on the way: a node tells its state
+// to others longer than it serves.
 type stops struct {
 	mu    sync.Mutex
 	until map[string]time.Time
+	gone  map[string]bool
 }
 
 // set notes that a node ends within a while; 0: it does not, or not any more.
 func (s *stops) set(node string, within time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	delete(s.gone, node)
 	if within <= 0 {
 		delete(s.until, node)
 		return
@@ -30,10 +34,25 @@ func (s *stops) set(node string, within time.Duration) {
 	s.until[node] = time.Now().Add(within)
 }
 
-func (s *stops) has(node string) bool {
+// leave notes that a node which is about to end is gone, until it says otherwise, and
+// reports whether that is new.
+func (s *stops) leave(node string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return time.Now().Before(s.until[node])
+	if s.gone[node] || !time.Now().Before(s.until[node]) {
+		return false
+	}
+	if s.gone == nil {
+		s.gone = map[string]bool{}
+	}
+	s.gone[node] = true
+	return true
+}
+
+func (s *stops) has(node string) (stops, gone bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Now().Before(s.until[node]), s.gone[node]
 }
 
 // NodeStops has the loop know that a node ends within a while: until then, services that
@@ -44,7 +63,21 @@ func (l *Loop) NodeStops(node string, within time.Duration) {
 	l.Dirty()
 }
 
-func (l *Loop) stopping(node string) bool { return node != "" && l.stops.has(node) }
+// NodeGone has the loop know that a node is not heard any more. Of one that is about to
+// stop that says more than its probes, which may have failed for a while: nothing that it
+// has served goes on. Of others the probes decide.
+func (l *Loop) NodeGone(node string) {
+	if l.stops.leave(node) {
+		l.Dirty()
+	}
+}
+
+func (l *Loop) stopping(node string) (stops, gone bool) {
+	if node == "" {
+		return false, false
+	}
+	return l.stops.has(node)
+}
 
 // Settled tells whether the nodes agree on the table of a service: the one in force here
 // is that of the node that is Active, or this is that node, and the others have adopted it.

@@ -41,11 +41,13 @@ func TestNodeSaysThatItStops(t *testing.T) {
 		two, _ := sayingNode(t, "lb2")
 		want := func(when string, stops bool) {
 			t.Helper()
-			if got := two.loop.stopping("lb1"); got != stops {
+			if got, _ := two.loop.stopping("lb1"); got != stops {
 				t.Errorf("%s: lb1 is about to stop: %v", when, got)
 			}
-			if two.loop.stopping("lb2") || two.loop.stopping("") {
-				t.Errorf("%s: another node is about to stop", when)
+			for _, other := range []string{"lb2", ""} {
+				if stops, gone := two.loop.stopping(other); stops || gone {
+					t.Errorf("%s: another node is about to stop", when)
+				}
 			}
 		}
 		hears(t, two, "lb1", one.Overrides())
@@ -77,6 +79,49 @@ func TestNodeSaysThatItStops(t *testing.T) {
 	})
 }
 
+// A node that is killed on the way to its end is not waited for: what it has served is
+// over, and so it is with one that has come to its end.
+func TestNodeThatStopsIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := sayingNode(t, "lb2")
+		word := func(stops string) {
+			hears(t, s, "lb1", []statesync.Override{
+				{Key: nodeKey + "lb1", Stamp: statesync.Stamp{Time: time.Now().UnixNano(), Node: "lb1"}, Value: []byte(`{"stops_ms":` + stops + `}`)},
+			})
+		}
+		dirty := func() bool {
+			select {
+			case <-s.loop.dirty:
+				return true
+			default:
+				return false
+			}
+		}
+		want := func(when string, wantStops, wantGone, wantDirty bool) {
+			t.Helper()
+			if stops, gone := s.loop.stopping("lb1"); stops != wantStops || stops && gone != wantGone || dirty() != wantDirty {
+				t.Errorf("%s: stops %v, gone %v", when, stops, gone)
+			}
+		}
+		s.loop.NodeGone("lb1")
+		want("it crashes, and has not said that it stops", false, false, false)
+		word("20000")
+		want("it stops", true, false, true)
+		s.loop.NodeGone("lb1")
+		want("it is gone", true, true, true)
+		s.loop.NodeGone("lb1")
+		want("it is still gone", true, true, false)
+		word("19000")
+		want("it is heard again: only the connection had broken", true, false, true)
+		s.loop.NodeGone("lb1")
+		want("it is gone again", true, true, true)
+		word("0")
+		want("it is back", false, false, true)
+		word("20000")
+		want("it stops again", true, false, true)
+	})
+}
+
 // Words of nodes are no changes of operators, and those of a later version that make no
 // sense here are none either.
 func TestWordsAreNoChanges(t *testing.T) {
@@ -88,7 +133,7 @@ func TestWordsAreNoChanges(t *testing.T) {
 	if changes := s.loop.Changes(); len(changes) != 0 {
 		t.Errorf("changes of operators: %+v", changes)
 	}
-	if got := maps.Clone(s.loop.stops.until); len(got) != 1 || !s.loop.stopping("lb2") {
+	if got := maps.Clone(s.loop.stops.until); len(got) != 1 || !got["lb2"].After(time.Now()) {
 		t.Errorf("nodes that are about to stop: %v", got)
 	}
 }

@@ -152,6 +152,9 @@ func (n *Node) introduce(ctx context.Context, p *peer, i *identity) (*outgoing, 
 	defer cancel()
 	raw, err := n.dial(dialling, p.Address)
 	if err != nil {
+		if ctx.Err() == nil {
+			n.tellGone(p)
+		}
 		return nil, err
 	}
 	wire := &watchedConn{Conn: raw, count: &p.out.traffic}
@@ -165,6 +168,16 @@ func (n *Node) introduce(ctx context.Context, p *peer, i *identity) (*outgoing, 
 		return nil, err
 	}
 	return o, nil
+}
+
+// tellGone says that a peer takes no connection, unless it has one with this node.
+func (n *Node) tellGone(p *peer) {
+	n.mu.Lock()
+	connected := p.sending != nil || p.receiving != nil
+	n.mu.Unlock()
+	if !connected && n.cfg.Told.Gone != nil {
+		n.cfg.Told.Gone(p.Name)
+	}
 }
 
 func (o *outgoing) shake(ctx context.Context) error {

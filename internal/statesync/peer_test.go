@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -129,6 +130,54 @@ func TestWhoWaitsIsTold(t *testing.T) {
 		want := []string{"connected lb2 false true", "connected lb2 true false", "synced lb2 false", "synced lb2 true"}
 		if diff := cmp.Diff(want, told); diff != "" {
 			t.Errorf("-want +got:\n%s", diff)
+		}
+	})
+}
+
+// A peer that takes no connection and has none is gone: one that has died, at once, and one
+// that is cut off, when that is noticed. One whose connection breaks and comes anew is not.
+func TestAPeerIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newNetwork()
+		var gone atomic.Int32
+		cfg := config("lb1", "lb2")
+		cfg.Told.Gone = func(peer string) {
+			if peer == "lb2" {
+				gone.Add(1)
+			}
+		}
+		one := w.member(t, newPlane(), cfg)
+		two := w.member(t, newPlane(), config("lb2", "lb1"))
+		defer closed(one)
+		later(settled)
+		gone.Store(0) // before it has begun
+		for range 3 {
+			one.mu.Lock()
+			p := one.peers[0]
+			p.sending.cancel(errMalformed)
+			p.receiving.cancel(errMalformed)
+			one.mu.Unlock()
+			later(settled)
+		}
+		if n := gone.Load(); n != 0 || !one.peerStatus("lb2").Out.Connected {
+			t.Errorf("it was gone %d times when its connections broke", n)
+		}
+		w.cut.Store(true)
+		later(2 * time.Second)
+		if gone.Load() != 0 {
+			t.Error("it was gone before its silence meant anything")
+		}
+		later(8 * time.Second)
+		if gone.Load() == 0 {
+			t.Error("it is cut off, and not gone")
+		}
+		w.cut.Store(false)
+		later(settled)
+		gone.Store(0)
+		two.stop()
+		later(time.Second)
+		if gone.Load() == 0 {
+			t.Error("it has ended, and is not gone a second later")
 		}
 	})
 }

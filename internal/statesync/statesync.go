@@ -101,6 +101,9 @@ type Told struct {
 	// Synced: this node has all of a peer's state, or the connection that kept it so
 	// has ended.
 	Synced func(peer string, synced bool)
+	// Gone: there is no connection with a peer in either direction, and nobody takes one
+	// there. This is told at each attempt.
+	Gone func(peer string)
 	// Refused: a stranger was refused. Of many of one address the first is told.
 	Refused func(from netip.Addr, why Reason)
 }
