@@ -11,8 +11,9 @@ import (
 
 // Flush waits until every peer has acknowledged everything that has changed until now:
 // before a planned stop or a handover. It waits for those that are connected, by either
-// direction, since one of them may be the next to answer; where none is, only as long as
-// one may take to connect anew. What it returns then, or when ctx ends, names the peers
+// direction, since one of them may be the next to answer, and not for one that is gone
+// meanwhile, whatever it has acknowledged; where none is, only as long as one may take to
+// connect anew. What it returns then, or when ctx ends, names the peers
 // that have not, and why.
 func (n *Node) Flush(ctx context.Context) error {
 	if len(n.peers) == 0 {
@@ -64,14 +65,11 @@ func (f *flushing) look() (behind []error, connected bool) {
 	now := time.Now()
 	for _, p := range f.node.peers {
 		m := f.marks[p]
-		switch {
-		case m != nil && m.passed:
-			connected = true
-			continue
-		case p.sending != nil && (m == nil || m.of != p.sending):
+		if p.sending != nil && (m == nil || m.of != p.sending) {
 			m = p.sending.mark()
 			f.marks[p] = m
 		}
+		// What one has acknowledged that is gone helps nobody.
 		if p.sending != nil && m.pass() {
 			connected = true
 			continue
@@ -109,8 +107,11 @@ func (o *outgoing) mark() *mark {
 	return &mark{of: o, came: o.queue.came}
 }
 
-// pass reports whether everything up to the mark is acknowledged.
+// pass reports whether everything up to the mark is acknowledged, or once was.
 func (m *mark) pass() bool {
+	if m.passed {
+		return true
+	}
 	o := m.of
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -112,4 +113,51 @@ func TestFlushOfThree(t *testing.T) {
 		one.mustFlush(t, "lb2 has everything, lb3 is dead", 3*time.Second)
 		mustHave(t, b, "lb1", a)
 	})
+}
+
+// A peer that has everything and dies, while another one is waited for, is none that has it.
+func TestFlushOfAPeerThatDies(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		dies func(w *network, two *member, goOn func()) // lb3 stands still until it goes on
+		want string                                     // in the error; "": none
+	}{
+		{"with the other one", func(w *network, _ *member, _ func()) { w.cut.Store(true) }, "lb2 (192.0.2.2:3780) has not this node's state"},
+		{"before the other one has everything", func(_ *network, two *member, goOn func()) {
+			two.stop()
+			later(settled)
+			goOn()
+		}, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, hold := newNetwork(), make(chan struct{})
+				a, c := newPlane(manyFlows(2000)...), newPlane()
+				one := w.member(t, a, config("lb1", "lb2", "lb3"))
+				two := w.member(t, newPlane(), config("lb2", "lb1", "lb3"))
+				three := w.member(t, c, config("lb3", "lb1", "lb2"))
+				defer closed(one, two, three)
+				later(settled)
+				one.mustFlush(t, "both are there", time.Second)
+				c.do(func() { c.hold = hold })
+				goOn := sync.OnceFunc(func() {
+					c.do(func() { c.hold = nil })
+					close(hold)
+				})
+				defer goOn()
+				a.set(lb.FlowState{FlowID: manyFlows(1)[0].FlowID})
+				done := make(chan error)
+				go func() { done <- one.flush(time.Minute) }()
+				later(settled) // lb2 has it
+				tc.dies(w, two, goOn)
+				err := <-done
+				if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
+					t.Errorf("got %v, want %q", err, tc.want)
+				}
+				if errors.Is(err, context.DeadlineExceeded) {
+					t.Error("it waits for the dead")
+				}
+			})
+		})
+	}
 }
