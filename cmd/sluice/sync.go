@@ -199,19 +199,19 @@ func (n *node) sharedPort() *statesync.Port {
 func (n *node) tellSynced(ctx context.Context) {
 	ticker := time.NewTicker(time.Second) // another node may be Active by now
 	defer ticker.Stop()
-	unreached := map[string]string{} // by instance, as the log has it
+	unready := map[string]string{} // by instance, as the log has it
 	for {
 		for _, r := range n.instances() {
 			s := r.Status()
 			held, why := n.holdsStateOf(s.Peer.Address), ""
 			if held {
-				why = n.unreachedOf(s.Peer.Address)
+				why = n.unreadyFor(s.Peer.Address)
 			}
-			if why != "" && unreached[s.Name] == "" && !s.AwaitsState.IsZero() {
-				n.log.Warn("the VIPs stay where they are: a server that serves there is not reached from here", "instance", s.Name, "server", why, "at_most_until", s.AwaitsState.Format(time.TimeOnly))
-				unreached[s.Name] = why
+			if why != "" && unready[s.Name] == "" && !s.AwaitsState.IsZero() {
+				n.log.Warn("the VIPs stay where they are: what serves there would not from here", "instance", s.Name, "lacking", why, "at_most_until", s.AwaitsState.Format(time.TimeOnly))
+				unready[s.Name] = why
 			} else if why == "" {
-				delete(unreached, s.Name)
+				delete(unready, s.Name)
 			}
 			r.SetSynced(held && why == "")
 		}
@@ -233,10 +233,11 @@ func (n *node) holdsStateOf(address netip.Addr) bool {
 	return !slices.ContainsFunc(n.namesOf(address), func(name string) bool { return !s.synced[name] })
 }
 
-// unreachedOf names a server that the node at an address reaches, and this one does not.
-func (n *node) unreachedOf(address netip.Addr) string {
+// unreadyFor says what the node at an address has, and this one has not: a table, or the
+// way to a server.
+func (n *node) unreadyFor(address netip.Addr) string {
 	for _, name := range n.namesOf(address) {
-		if why := n.loop.Unreached(name); why != "" {
+		if why := n.loop.Unready(name); why != "" {
 			return why
 		}
 	}

@@ -112,6 +112,7 @@ type sharing struct {
 	mu      sync.Mutex
 	tables  map[string]*sharedTable // by service
 	strange map[string]strangeTable // who has sent the table of a service that is not here
+	unheld  map[string]unheldTable  // what other nodes have in force and this one has not, by service
 	late    map[string]lateTable    // what has not been acknowledged in time, by service
 	flights int                     // calls of Publish that have not ended
 }
@@ -151,7 +152,7 @@ type ack struct {
 func (l *Loop) Share(e Exchange) {
 	l.sharing = &sharing{
 		Exchange: e, follows: make(chan *following), acks: make(chan ack),
-		tables: map[string]*sharedTable{}, strange: map[string]strangeTable{}, late: map[string]lateTable{},
+		tables: map[string]*sharedTable{}, strange: map[string]strangeTable{}, unheld: map[string]unheldTable{}, late: map[string]lateTable{},
 	}
 }
 
@@ -200,6 +201,9 @@ func (l *Loop) elect() (risen []string) {
 			l.log.Info("this node has another role for the table of a service", "service", s.Name, "role", role, "before", t.role)
 			t.problem = ""
 		}
+		if role == RoleSplit && t.peer != "" {
+			x.unheld[s.Name] = unheldTable{peer: t.peer, serving: t.serving}
+		}
 		if role != RoleBackup {
 			t.peer = ""
 		}
@@ -217,6 +221,7 @@ func (l *Loop) elect() (risen []string) {
 		l.keep(s.Name, t)
 		delete(x.strange, s.Name)
 	}
+	maps.DeleteFunc(x.unheld, func(name string, _ unheldTable) bool { return x.tables[name] == nil })
 	maps.DeleteFunc(x.late, func(name string, _ lateTable) bool { return x.tables[name] == nil || x.tables[name].role != RoleActive })
 	return risen
 }

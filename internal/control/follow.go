@@ -44,6 +44,13 @@ func (l *Loop) Follow(ctx context.Context, peer string, tables []lb.TableState) 
 	if l.sharing == nil {
 		return nil, errAlone
 	}
+	refused, err := l.ask(ctx, peer, tables)
+	l.sharing.heard(peer, tables, refused, err)
+	return refused, err
+}
+
+// ask is Follow, where tables are shared.
+func (l *Loop) ask(ctx context.Context, peer string, tables []lb.TableState) ([]RefusedTable, error) {
 	f := &following{peer: peer, tables: tables, done: make(chan followed, 1)}
 	select {
 	case l.sharing.follows <- f:
@@ -158,42 +165,6 @@ func foreignOf(services []lb.Service, table lb.TableState) []netip.AddrPort {
 		}
 	}
 	return all
-}
-
-// servingIn returns the backends of a table that its node reaches.
-func servingIn(table lb.TableState) []netip.AddrPort {
-	var all []netip.AddrPort
-	for _, b := range table.Backends {
-		if !b.Failed {
-			all = append(all, b.Address)
-		}
-	}
-	return all
-}
-
-// Unreached names a server that a peer reaches, by its table that is in force here, and
-// that this node does not; "": there is none. As the Active node it would end the
-// connections that this server has.
-func (l *Loop) Unreached(peer string) string {
-	x := l.sharing
-	if x == nil {
-		return ""
-	}
-	views, _ := l.Views()
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	for _, v := range views {
-		t := x.tables[v.Service.Name]
-		if t == nil || t.peer != peer {
-			continue
-		}
-		for _, s := range v.Servers {
-			if (s.State == ServerDown || s.State == ServerNoRoute) && slices.Contains(t.serving, s.Address) {
-				return fmt.Sprintf("%v of service %s, which %s reaches: %s", s.Address, v.Service.Name, peer, s.Why)
-			}
-		}
-	}
-	return ""
 }
 
 func epochText(e lb.Epoch) string { return fmt.Sprintf("%d.%d", e.Term, e.Number) }

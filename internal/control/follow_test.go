@@ -82,45 +82,6 @@ func TestBackupFollows(t *testing.T) {
 	})
 }
 
-// A node that does not reach a server of another one's must not take its place.
-func TestUnreached(t *testing.T) {
-	const server = "192.0.2.12:80"
-	for _, tc := range []struct {
-		name   string
-		change func(*shareRig, *lb.TableState)
-		want   string
-	}{
-		{"it reaches all", func(*shareRig, *lb.TableState) {}, ""},
-		{"it does not", func(r *shareRig, _ *lb.TableState) { r.say(server, health.Down) }, "192.0.2.12:80 of service web, which lb2 reaches: "},
-		{"there is no way to it", func(r *shareRig, _ *lb.TableState) { r.mislead("192.0.2.12") }, "192.0.2.12:80 of service web, which lb2 reaches: "},
-		{"nor does the other one", func(r *shareRig, t *lb.TableState) {
-			r.say(server, health.Down)
-			t.Backends[0].Failed = true
-		}, ""},
-		{"another one, which the other has not", func(r *shareRig, _ *lb.TableState) { r.say("192.0.2.11:80", health.Down) }, ""},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				r := newShareRig(t, file(t), webService())
-				table := tableOf("web", 3, 14)
-				tc.change(r, &table)
-				if why := r.loop.Unreached("lb2"); why != "" {
-					t.Errorf("before any table: %q", why)
-				}
-				r.follow(table)
-				r.loop.Dirty()
-				synctest.Wait()
-				if why := r.loop.Unreached("lb2"); !strings.HasPrefix(why, tc.want) || (why == "") != (tc.want == "") {
-					t.Errorf("got %q, want %q", why, tc.want)
-				}
-				if why := r.loop.Unreached("lb3"); why != "" {
-					t.Errorf("of a node that is not followed: %q", why)
-				}
-			})
-		})
-	}
-}
-
 // A table that comes while this node waits for another one is followed by the write
 // that this is for.
 func TestTableComesMeanwhile(t *testing.T) {

@@ -1,0 +1,108 @@
+package control
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// An unheldTable is one that a peer has in force, and this node has not, though it may
+// when the peer sends it again, which it does; or that each of both has its own of.
+type unheldTable struct {
+	peer, why string
+	serving   []netip.AddrPort // the backends that the peer reaches
+	at        time.Time        // when it came last; zero: it is not sent again
+}
+
+// heard takes note of what has become of a peer's tables.
+func (x *sharing) heard(peer string, tables []lb.TableState, refused []RefusedTable, err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, table := range tables {
+		why := ""
+		if err != nil {
+			why = err.Error()
+		}
+		for _, r := range refused {
+			t := x.tables[r.Service]
+			// One that is older than what is held is sent again, in a later term.
+			older := table.Epoch.Less(r.Held) && t != nil && t.peer != peer
+			if r.Service == table.Service && (r.Later || older) {
+				why = r.Why
+			}
+		}
+		if why != "" {
+			x.unheld[table.Service] = unheldTable{peer, why, servingIn(table), time.Now()}
+		} else if x.unheld[table.Service].peer == peer {
+			delete(x.unheld, table.Service)
+		}
+	}
+}
+
+// servingIn returns the backends of a table that its node reaches.
+func servingIn(table lb.TableState) []netip.AddrPort {
+	var all []netip.AddrPort
+	for _, b := range table.Backends {
+		if !b.Failed {
+			all = append(all, b.Address)
+		}
+	}
+	return all
+}
+
+// Unready says what a peer has by its tables and this node has not, so that connections
+// would move or end if this node were Active in its place; "": nothing.
+func (l *Loop) Unready(peer string) string {
+	if l.sharing == nil {
+		return ""
+	}
+	if why := l.sharing.lacking(peer); why != "" {
+		return why
+	}
+	return l.unreached(peer)
+}
+
+// lacking names a table of a peer's that is to come into force here, and is not yet.
+func (x *sharing) lacking(peer string) string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(x.unheld)) {
+		u, t := x.unheld[name], x.tables[name]
+		if u.peer == peer && (t == nil || t.role == RoleBackup) {
+			return fmt.Sprintf("the table of service %s that %s has is not in force here: %s", name, peer, u.why)
+		}
+	}
+	return ""
+}
+
+// unreached names a server that a peer reaches, by its table, and that this node does not.
+func (l *Loop) unreached(peer string) string {
+	views, _ := l.Views()
+	x := l.sharing
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, v := range views {
+		t := x.tables[v.Service.Name]
+		if t == nil {
+			continue
+		}
+		serving := t.serving
+		if t.peer != peer {
+			u := x.unheld[v.Service.Name]
+			if u.peer != peer || t.role == RoleActive {
+				continue
+			}
+			serving = u.serving
+		}
+		for _, s := range v.Servers {
+			if (s.State == ServerDown || s.State == ServerNoRoute) && slices.Contains(serving, s.Address) {
+				return fmt.Sprintf("%v of service %s, which %s reaches: %s", s.Address, v.Service.Name, peer, s.Why)
+			}
+		}
+	}
+	return ""
+}
