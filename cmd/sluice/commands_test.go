@@ -335,7 +335,7 @@ func TestStatusWhileStarting(t *testing.T) {
 	// Nobody has this address: the first probe ends when ARP gives up, after 3 s.
 	r.start("lb1", r.file("sluice.yaml", roster, `
 pools:
-  - {name: web, health: {type: tcp, interval: 5s, timeout: 5s}, servers: [{address: 192.0.2.99}]}
+  - {name: web, health: {type: tcp, interval: 5s, timeout: 5s, fall: 1}, servers: [{address: 192.0.2.99}]}
 `, services(dsr), vrrps(pair)))
 	s := r.waitStatus("lb1", atOnce, "an answer", func(control.Status) error { return nil })
 	if len(s.Problems) != 1 || !strings.Contains(s.Problems[0], "starting") || !s.Running {

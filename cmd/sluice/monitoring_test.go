@@ -144,7 +144,7 @@ func TestHealthOfANodeThatStarts(t *testing.T) {
 	r := newRig(t, lab1())
 	r.start("lb1", r.file("sluice.yaml", roster, `
 pools:
-  - {name: web, health: {type: tcp, interval: 5s, timeout: 5s}, servers: [{address: 192.0.2.99}]}
+  - {name: web, health: {type: tcp, interval: 5s, timeout: 5s, fall: 1}, servers: [{address: 192.0.2.99}]}
 `, services(dsr), vrrps(pair)))
 	var first int
 	r.eventually(soon, "an answer", func() (bool, error) {

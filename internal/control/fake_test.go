@@ -212,6 +212,13 @@ func (w *fakeWorld) know(address string, v health.Verdict) {
 	w.verdicts[netip.MustParseAddrPort(address)] = health.Status{Verdict: v, LastError: "refused"}
 }
 
+// fails has a server fail, without a verdict.
+func (w *fakeWorld) fails(address string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.verdicts[netip.MustParseAddrPort(address)] = health.Status{Failures: 1, LastError: "refused"}
+}
+
 // say sets a verdict and tells the loop about it.
 func (w *fakeWorld) say(address string, v health.Verdict) {
 	w.know(address, v)

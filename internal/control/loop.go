@@ -270,20 +270,25 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 }
 
 // wait waits until every server has a verdict, or patience is over; false: ctx has
-// ended.
+// ended. A server that is silent, and has no verdict yet, is not waited for where its
+// service can do without it, or did so before: what depends on it is known.
 func (l *Loop) wait(ctx context.Context, patience time.Duration) bool {
 	over := time.NewTimer(patience)
 	defer over.Stop()
+	idle := l.idle()
 	for {
 		ready := l.checker.Ready()
 		if !l.decided(checksOf(l.services)) {
 			ready = nil // the loop is dirty when they are
+		} else if l.spares(l.services, idle) {
+			return true
 		}
 		select {
 		case <-ctx.Done():
 			return false
 		case <-ready:
 			return true
+		case <-l.checker.Changed():
 		case <-over.C:
 			l.log.Warn("not every server has been probed yet", "waited", patience)
 			return true

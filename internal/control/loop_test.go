@@ -2,6 +2,7 @@ package control
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/sluice-lb/sluice/internal/health"
 	"github.com/sluice-lb/sluice/internal/lb"
+	"github.com/sluice-lb/sluice/loader"
 )
 
 // healthy gives both servers of webService a verdict and a next hop.
@@ -103,6 +105,63 @@ func TestLoopWaitsNoLongerThanItsPatience(t *testing.T) {
 			t.Errorf("backends (-want +got):\n%s", diff)
 		}
 	})
+}
+
+// A server that has failed, and not often enough for a verdict, is not waited for where its
+// service has as many others as it needs; where it has not, the service is down, or below
+// its quorum, by a verdict only.
+func TestLoopWaitsForVerdictsThatDecide(t *testing.T) {
+	const patience = 10 * time.Second
+	const backup, one, two = "192.0.2.11:80", "192.0.2.12:80", "192.0.2.13:80"
+	for _, tc := range []struct {
+		name   string
+		quorum int
+		change func(*fakeWorld)
+		waits  bool
+		idle   []string // in the data plane of before
+	}{
+		{"one of two has failed", 1, func(w *fakeWorld) { w.fails(two) }, false, nil},
+		{"and the backup", 1, func(w *fakeWorld) { w.fails(two); w.fails(backup) }, false, nil},
+		{"both have, and the backup would serve", 1, func(w *fakeWorld) { w.fails(one); w.fails(two) }, true, nil},
+		{"one is down, and the other one has failed", 1, func(w *fakeWorld) { w.know(one, health.Down); w.fails(two) }, true, nil},
+		{"all have", 1, func(w *fakeWorld) { w.fails(one); w.fails(two); w.fails(backup) }, true, nil},
+		{"all are wanted", 3, func(w *fakeWorld) { w.fails(two) }, true, nil},
+		{"the other one is not probed yet", 1, func(w *fakeWorld) { w.fails(two); w.know(backup, health.Unknown) }, true, nil},
+		{"there is no way to the other one", 1, func(w *fakeWorld) { w.fails(two); w.mislead("192.0.2.12") }, true, nil},
+		{"all have, and did before", 1, func(w *fakeWorld) { w.fails(one); w.fails(two); w.fails(backup) }, false, []string{one, two, backup}},
+		{"all have, and one served before", 1, func(w *fakeWorld) { w.fails(one); w.fails(two); w.fails(backup) }, true, []string{one, backup}},
+		{"one has not been probed yet, and served nothing before", 1, func(w *fakeWorld) { w.fails(one); w.fails(two); w.know(backup, health.Unknown) },
+			true, []string{one, two, backup}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			service := webService()
+			service.Quorum = tc.quorum
+			service.Pool.Servers = append(service.Pool.Servers, lb.Server{Address: netip.MustParseAddr("192.0.2.13"), Weight: 1})
+			before := func(l *Loop) {
+				stats := loader.ServiceStats{Addresses: service.Addresses, Protocol: service.Protocol}
+				for _, a := range []string{one, two, backup} {
+					b := loader.BackendStats{Address: netip.MustParseAddrPort(a)}
+					if !slices.Contains(tc.idle, a) {
+						b.Slots = 7
+					}
+					stats.Backends = append(stats.Backends, b)
+				}
+				l.tables.(*fakeWorld).stats.Services = []loader.ServiceStats{stats}
+			}
+			runLoopWith(t, patience, []lb.Service{service}, before, func(t *testing.T, _ *Loop, w *fakeWorld) {
+				healthy(w)
+				w.lead("192.0.2.13", 13)
+				w.know(two, health.Up)
+				tc.change(w)
+				w.say("192.0.2.99:80", health.Up) // something has changed
+				if tc.waits {
+					wantCounts(t, w, "before the verdicts", 0, 0)
+					close(w.ready)
+				}
+				wantCounts(t, w, "when what decides is known", 1, 1)
+			})
+		})
+	}
 }
 
 func TestLoopAppliesEachChangeOnce(t *testing.T) {

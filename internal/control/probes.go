@@ -79,6 +79,62 @@ func (l *Loop) decided(checks []string) bool {
 	})
 }
 
+// spares tells whether services can do without the verdicts that are not there yet: all
+// that is missing are those of servers that are silent, but not for long enough, and beside
+// these each service has as many as it needs, and no backup in their place. Of those that
+// served nothing before, by service, silence is enough.
+func (l *Loop) spares(services []lb.Service, idle map[string][]netip.AddrPort) bool {
+	missing := false
+	for _, s := range services {
+		v := view(s, l)
+		short := v.Serving() == 0 || v.belowQuorum() != ""
+		primary := slices.ContainsFunc(v.Servers, func(s Server) bool { return s.Serving && !s.Backup })
+		for _, server := range v.Servers {
+			switch {
+			case server.State == ServerNoRoute:
+				return false
+			case server.State != ServerUnknown:
+				continue
+			case !l.tried(s, server.Server):
+				return false
+			}
+			needed := short || !server.Backup && !primary
+			if needed && !slices.Contains(idle[s.Name], server.Address) {
+				return false
+			}
+			missing = true
+		}
+	}
+	return missing
+}
+
+// idle returns the backends that the data plane of an earlier daemon has, and that own
+// nothing there, by service.
+func (l *Loop) idle() map[string][]netip.AddrPort {
+	stats, err := l.tables.Stats()
+	if err != nil {
+		return nil // adopt says so
+	}
+	all := map[string][]netip.AddrPort{}
+	for _, s := range l.services {
+		for _, b := range countsOf(s, stats).Backends {
+			if b.Slots == 0 {
+				all[s.Name] = append(all[s.Name], b.Address)
+			}
+		}
+	}
+	return all
+}
+
+// tried tells whether there is a result of all probes of a server.
+func (l *Loop) tried(service lb.Service, s lb.Server) bool {
+	targets := targetsOf(service, s)
+	return len(targets) > 0 && !slices.ContainsFunc(targets, func(t health.Target) bool {
+		s, _ := l.checker.Status(t)
+		return !s.Tried()
+	})
+}
+
 // follow has these addresses and targets followed, and no others.
 func (l *Loop) follow(addresses []netip.Addr, targets []health.Target) {
 	l.addresses = addresses
@@ -137,6 +193,9 @@ func verdict(f facts, targets []health.Target) (ServerState, string) {
 			return ServerDown, s.LastError
 		case !ok || s.Verdict == health.Unknown:
 			state, why = ServerUnknown, "not probed yet"
+			if s.Tried() {
+				why = fmt.Sprintf("%d of %d probes have failed: %s", s.Failures, t.Probe.Fall, s.LastError)
+			}
 		}
 	}
 	return state, why

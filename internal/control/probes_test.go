@@ -65,9 +65,16 @@ func TestTargetsOfAServer(t *testing.T) {
 // verdictsOf are facts about targets by their VIP.
 type verdictsOf map[string]health.Verdict
 
+// undecided is no verdict, since a target has failed once only.
+const undecided = health.Verdict(255)
+
 func (v verdictsOf) status(t health.Target) (health.Status, bool) {
 	verdict, ok := v[t.Path.VIP.String()]
-	return health.Status{Target: t, Verdict: verdict, LastError: "silent: " + t.Path.VIP.String()}, ok
+	s := health.Status{Target: t, Verdict: verdict, LastError: "silent: " + t.Path.VIP.String()}
+	if verdict == undecided {
+		s.Verdict, s.Failures = health.Unknown, 1
+	}
+	return s, ok
 }
 func (v verdictsOf) check(string) (health.Verdict, string)   { return health.Unknown, "" }
 func (v verdictsOf) nextHop(netip.Addr) (lb.NextHop, error)  { return hopTo(1), nil }
@@ -85,12 +92,15 @@ func TestServerOfSeveralVIPs(t *testing.T) {
 		{"all up", verdictsOf{a: health.Up, b: health.Up}, ServerUp, ""},
 		{"one down", verdictsOf{a: health.Up, b: health.Down}, ServerDown, "silent: " + b},
 		{"one not known", verdictsOf{a: health.Up, b: health.Unknown}, ServerUnknown, "not probed yet"},
+		{"one has failed once", verdictsOf{a: health.Up, b: undecided}, ServerUnknown, "1 of 3 probes have failed: silent: " + b},
 		{"one missing", verdictsOf{b: health.Up}, ServerUnknown, "not probed yet"},
 		{"one down, one not known", verdictsOf{a: health.Unknown, b: health.Down}, ServerDown, "silent: " + b},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := view(viaService(lb.DSR, a+":80", b+":80"), tt.known).Servers[0]
+			service := viaService(lb.DSR, a+":80", b+":80")
+			service.Pool.Probe.Fall = 3
+			got := view(service, tt.known).Servers[0]
 			if got.State != tt.state || got.Why != tt.why {
 				t.Errorf("%s: %q, want %s: %q", got.State, got.Why, tt.state, tt.why)
 			}

@@ -108,6 +108,9 @@ func (l *Loop) known(r *reload) bool {
 	if !l.decided(r.checks) {
 		return false
 	}
+	if l.spares(r.Services, nil) {
+		return true
+	}
 	down := l.downByCheck(r.Services)
 	for _, t := range r.fresh {
 		s, _ := l.checker.Status(t)

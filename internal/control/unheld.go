@@ -79,7 +79,8 @@ func (x *sharing) lacking(peer string) string {
 	return ""
 }
 
-// unreached names a server that a peer reaches, by its table, and that this node does not.
+// unreached names a server that a peer reaches, by its table, and that this node does not,
+// or not as far as it knows yet.
 func (l *Loop) unreached(peer string) string {
 	views, _ := l.Views()
 	x := l.sharing
@@ -99,7 +100,8 @@ func (l *Loop) unreached(peer string) string {
 			serving = u.serving
 		}
 		for _, s := range v.Servers {
-			if (s.State == ServerDown || s.State == ServerNoRoute) && slices.Contains(serving, s.Address) {
+			away := s.State == ServerDown || s.State == ServerNoRoute || s.State == ServerUnknown
+			if away && slices.Contains(serving, s.Address) {
 				return fmt.Sprintf("%v of service %s, which %s reaches: %s", s.Address, v.Service.Name, peer, s.Why)
 			}
 		}

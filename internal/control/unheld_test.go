@@ -24,6 +24,7 @@ func TestUnreached(t *testing.T) {
 	}{
 		{"it reaches all", func(*shareRig, *lb.TableState) {}, ""},
 		{"it does not", func(r *shareRig, _ *lb.TableState) { r.say(server, health.Down) }, "192.0.2.12:80 of service web, which lb2 reaches: "},
+		{"it is silent so far", func(r *shareRig, _ *lb.TableState) { r.fails(server) }, "192.0.2.12:80 of service web, which lb2 reaches: "},
 		{"there is no way to it", func(r *shareRig, _ *lb.TableState) { r.mislead("192.0.2.12") }, "192.0.2.12:80 of service web, which lb2 reaches: "},
 		{"nor does the other one", func(r *shareRig, t *lb.TableState) {
 			r.say(server, health.Down)

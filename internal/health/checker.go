@@ -156,20 +156,21 @@ func (c *Checker) loop(ctx context.Context, r *runner) {
 		if ctx.Err() != nil {
 			return // the run was broken off: its result says nothing
 		}
-		c.record(r, began, err)
-		next := r.rhythm.next(began.Sub(c.epoch), time.Since(c.epoch))
+		pace := c.record(r, began, err)
+		next := pace.next(began.Sub(c.epoch), time.Since(c.epoch))
 		timer.Reset(next - time.Since(c.epoch))
 	}
 }
 
-// record takes down the result of a run and tells about a change of verdict.
-func (c *Checker) record(r *runner, began time.Time, err error) {
+// record takes down the result of a run and tells about a change of verdict. It returns
+// the rhythm to go on in.
+func (c *Checker) record(r *runner, began time.Time, err error) rhythm {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.runners[r.identity] != r {
-		return // Set has removed it meanwhile
+		return r.rhythm // Set has removed it meanwhile
 	}
-	before, lastError := r.status.Verdict, r.status.LastError
+	before, lastError, tried := r.status.Verdict, r.status.LastError, r.status.Tried()
 	r.record(began, time.Now(), err)
 	after := r.status.Verdict
 	log := c.log.With("target", r.target.String())
@@ -178,7 +179,10 @@ func (c *Checker) record(r *runner, began time.Time, err error) {
 		if inconclusive(err) && r.status.LastError != lastError {
 			log.Warn("cannot probe", "error", err)
 		}
-		return
+		if r.status.Tried() != tried {
+			c.signal()
+		}
+		return r.pace()
 	case Up:
 		log.Info("target is up")
 	default:
@@ -188,6 +192,12 @@ func (c *Checker) record(r *runner, began time.Time, err error) {
 		c.unknown--
 		c.markReady()
 	}
+	c.signal()
+	return r.pace()
+}
+
+// signal tells that something has changed. c.mu is held.
+func (c *Checker) signal() {
 	signal(c.changed)
 	for _, s := range c.shares {
 		signal(s.changed)
@@ -210,8 +220,9 @@ func (c *Checker) markReady() {
 }
 
 // Changed returns a channel that has a value after verdicts changed, the first
-// ones included. Changes are coalesced: after receiving, read all verdicts.
-// Changes by Set itself are not signalled.
+// ones included, and after a target without one has failed first. Changes are
+// coalesced: after receiving, read all verdicts. Changes by Set itself are not
+// signalled.
 func (c *Checker) Changed() <-chan struct{} { return c.changed }
 
 // Ready returns a channel that is closed when every target of the current set

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"regexp"
 	"strings"
 	"sync"
@@ -19,7 +20,10 @@ import (
 	"github.com/sluice-lb/sluice/internal/lb"
 )
 
-var errRefused = errors.New("connect: connection refused")
+var (
+	errRefused  = errors.New("connect: connection refused")
+	errNoAnswer = fmt.Errorf("connect: %w within 500ms", errSilent)
+)
 
 // target returns a target at 192.0.2.n, probed once a second.
 func target(n int) Target {
@@ -115,11 +119,17 @@ func TestRiseAndFall(t *testing.T) {
 	for _, tt := range []struct {
 		name       string
 		rise, fall int
-		results    string // s: success, f: failure, e: this node is out of files
+		results    string // s: success, f: failure, q: no answer, e: this node is out of files
 		want       string // verdict after each: U up, D down, ? unknown
 	}{
 		{"first success decides", 2, 3, "s", "U"},
 		{"first failure decides", 2, 3, "f", "D"},
+		{"first silence decides when it lasts", 2, 3, "qqqs", "??DD"},
+		{"first silence and a success", 2, 3, "qqsqqq", "??UUUD"},
+		{"first silence and a refusal", 2, 3, "qf", "?D"},
+		{"one silence is enough", 2, 1, "q", "D"},
+		{"first silence counts for nothing more", 2, 3, "qqsff", "??UUU"},
+		{"own errors do not break a silence", 2, 3, "qeqeq", "????D"},
 		{"falls after three in a row", 2, 3, "sfffs", "UUUDD"},
 		{"two failures do not count", 2, 3, "sffsffsfff", "UUUUUUUUUD"},
 		{"rises after two in a row", 2, 3, "fsfssf", "DDDDUU"},
@@ -133,7 +143,7 @@ func TestRiseAndFall(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f, one := newFakes(), target(1)
 				one.Probe.Rise, one.Probe.Fall = tt.rise, tt.fall
-				errs := map[rune]error{'s': nil, 'f': errRefused, 'e': syscall.EMFILE}
+				errs := map[rune]error{'s': nil, 'f': errRefused, 'q': errNoAnswer, 'e': syscall.EMFILE}
 				c := f.checker(t)
 				var got strings.Builder
 				for i, r := range tt.results {
@@ -153,6 +163,94 @@ func TestRiseAndFall(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A target that is silent, and has no verdict yet, is probed again within a second or so,
+// and from the verdict on as it is configured.
+func TestUndecidedTargetsAreHurriedOn(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		results []error // the last one is of all that follow
+		within  time.Duration
+		want    Verdict
+	}{
+		{"it is dead", []error{errNoAnswer}, 3 * time.Second, Down},
+		{"it is well", []error{nil}, time.Second, Up},
+		{"it comes late", []error{errNoAnswer, errNoAnswer, nil}, 3 * time.Second, Up},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, slow := newFakes(), target(1)
+				slow.Probe.Interval = 20 * time.Second
+				c := f.checker(t)
+				f.set(slow, tt.results[0])
+				c.Set([]Target{slow})
+				runs := 0
+				for range tt.within / (10 * time.Millisecond) {
+					pass(10 * time.Millisecond)
+					if n := f.runs(); n > runs {
+						runs = n
+						f.set(slow, tt.results[min(n, len(tt.results)-1)])
+						if n == 1 && tt.results[0] != nil && !isClosed(c.Changed()) {
+							t.Error("nobody is told that it has failed")
+						}
+					}
+				}
+				if got := c.Verdict(slow); got != tt.want {
+					t.Fatalf("after %v: %v, want %v", tt.within, got, tt.want)
+				}
+				before := f.runs()
+				pass(time.Minute)
+				if n := f.runs() - before; n < 2 || n > 4 {
+					t.Errorf("%d runs in a minute after the verdict, every 20 s", n)
+				}
+			})
+		})
+	}
+}
+
+// What does not come back may be the way's fault; what does is the server's.
+func TestUnreached(t *testing.T) {
+	slow := lb.Probe{Type: lb.ProbeTCP, Interval: time.Second, Timeout: 200 * time.Millisecond, Rise: 2, Fall: 3}
+	refusing := listen(t, "127.0.0.1:0")
+	refusing.Close()
+	for _, tt := range []struct {
+		name string
+		err  func(*testing.T) error
+		want bool
+	}{
+		{"nobody listens", func(t *testing.T) error {
+			return Run(t.Context(), Target{Address: addrPort(t, refusing.Addr()), Probe: slow})
+		}, false},
+		{"no answer", func(*testing.T) error { return errNoAnswer }, true},
+		{"no way to a VIP there", func(t *testing.T) error {
+			path := lb.ProbePath{VIP: netip.MustParseAddr("192.0.2.100"), Server: netip.MustParseAddr("192.0.2.11"), Forward: lb.DSR}
+			_, err := prober{noWay{}}.ask(t.Context(), Target{Address: netip.MustParseAddrPort("192.0.2.11:80"), Probe: slow, Path: path})
+			return err
+		}, true},
+		{"no route", func(*testing.T) error {
+			return fmt.Errorf("connect: %w", os.NewSyscallError("connect", syscall.EHOSTUNREACH))
+		}, true},
+		{"a wrong answer", func(*testing.T) error { return errors.New("status is 503") }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			err := tt.err(t)
+			if got := unreached(err); err == nil || got != tt.want {
+				t.Errorf("%v: %v, want %v", err, got, tt.want)
+			}
+		})
+	}
+	r := newRunner(Target{Probe: lb.Probe{Type: lb.ProbeExec}}, func() {})
+	if !r.unreached(errors.New("exit status 1")) {
+		t.Error("a command that fails is taken for the server's answer")
+	}
+}
+
+// noWay knows no way to any VIP.
+type noWay struct{}
+
+func (noWay) Find(context.Context, lb.ProbePath) (netip.Addr, error) {
+	return netip.Addr{}, errors.New("192.0.2.11 does not answer ARP on eth0")
 }
 
 func TestStatus(t *testing.T) {

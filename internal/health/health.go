@@ -1,7 +1,9 @@
 // Package health finds out which servers can serve.
 //
 // A Checker probes its targets again and again and keeps a verdict on each. The
-// first result decides at once; after that it takes Rise successes or Fall
+// first result decides at once, unless nothing has come back: just after its start a node
+// may not reach what is well, since a neighbour is not resolved yet, or a switch does not
+// forward, so it takes Fall of these in a row. After that it takes Rise successes or Fall
 // failures in a row to change the verdict. Run runs one probe once.
 package health
 
@@ -60,7 +62,7 @@ type Verdict uint8
 
 // The verdicts.
 const (
-	Unknown Verdict = iota // no result yet
+	Unknown Verdict = iota // no result yet, or nothing has come back, too few times to decide
 	Up
 	Down
 )
@@ -135,6 +137,10 @@ type rhythm struct {
 	interval time.Duration
 	hash     uint64
 }
+
+// undecidedEvery is the longest interval while a target has failed and there is no verdict
+// yet, which somebody may wait for.
+const undecidedEvery = time.Second
 
 // startSpread is the time over which the first runs of targets are spread.
 const startSpread = 100 * time.Millisecond

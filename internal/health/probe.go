@@ -59,7 +59,9 @@ func (p prober) ask(ctx context.Context, t Target) (answer string, err error) {
 		return "", fmt.Errorf("%v: nobody knows the way to a VIP at a server", t)
 	}
 	address, err := p.paths.Find(ctx, t.Path)
-	if err == nil {
+	if err != nil {
+		err = wayError{err}
+	} else {
 		answer, err = probeAt(ctx, t, netip.AddrPortFrom(address, to.Port()))
 	}
 	switch {
@@ -149,6 +151,25 @@ func shorten(err, late error) error {
 		return late
 	}
 	return nil
+}
+
+// A wayError is why there is no way to a VIP at a server.
+type wayError struct{ error }
+
+func (e wayError) Unwrap() error { return e.error }
+
+// unreached reports whether err may come of the way to a server, and says nothing of the
+// server then: nothing has come back from it.
+func unreached(err error) bool {
+	if _, ok := errors.AsType[wayError](err); ok {
+		return true
+	}
+	for _, silent := range []error{errSilent, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.EHOSTDOWN, syscall.ENETDOWN} {
+		if errors.Is(err, silent) {
+			return true
+		}
+	}
+	return false
 }
 
 // inconclusive reports whether err says something about this node only. If the

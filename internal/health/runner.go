@@ -3,6 +3,8 @@ package health
 import (
 	"context"
 	"time"
+
+	"github.com/sluice-lb/sluice/internal/lb"
 )
 
 // A runner is a target in a Checker: what is known about it, and the rules by
@@ -69,6 +71,26 @@ func (r *runner) inherit(before []*runner) {
 	}
 }
 
+// unreached reports whether a failure may be one of the way to the server: a command does
+// not say where it has failed.
+func (r *runner) unreached(err error) bool {
+	return r.target.Probe.Type == lb.ProbeExec || unreached(err)
+}
+
+// undecided reports whether all that is known are failures, too few for a verdict.
+func (s *Status) undecided() bool { return s.Verdict == Unknown && s.Failures > 0 }
+
+// Tried reports whether there has been a result, whether or not it has decided.
+func (s *Status) Tried() bool { return s.Verdict != Unknown || s.undecided() }
+
+// pace is the rhythm by which the next run follows.
+func (r *runner) pace() rhythm {
+	if r.status.undecided() {
+		return rhythm{min(r.rhythm.interval, undecidedEvery), r.rhythm.hash}
+	}
+	return r.rhythm
+}
+
 // record changes the status by the result of a run, err.
 func (r *runner) record(began, ended time.Time, err error) {
 	s := &r.status
@@ -88,11 +110,12 @@ func (r *runner) record(began, ended time.Time, err error) {
 		}
 	} else {
 		s.Successes, s.Failures = 0, s.Failures+1
-		if !r.decided || s.Failures >= r.target.Probe.Fall {
+		first := !r.decided && (verdict != Unknown || !r.unreached(err))
+		if first || s.Failures >= r.target.Probe.Fall {
 			verdict = Down
 		}
 	}
-	r.decided = true
+	r.decided = verdict != Unknown
 	if verdict != s.Verdict {
 		s.Verdict, s.Since = verdict, ended
 	}
