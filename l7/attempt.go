@@ -220,7 +220,7 @@ func (a *attempt) failed() bool {
 // unasked tells whether the request could not be sent: to anybody, or to a server that has
 // said how long a head it takes.
 func (a *attempt) unasked() bool {
-	return a.err != nil && (!a.asked.Load() || strings.Contains(a.err.Error(), headTooLong))
+	return a.err != nil && (!a.asked.Load() || strings.HasSuffix(a.err.Error(), headTooLong))
 }
 
 // headTooLong is what net/http says of a head that is longer than a server of HTTP/2 takes. It

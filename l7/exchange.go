@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -29,6 +30,7 @@ type exchange struct {
 	trusted bool           // peer's word about the client counts
 	uri     string         // as it came
 	path    string         // normalized
+	target  *url.URL       // what a server is asked for
 	id      string         // "": requests have none
 
 	upgrade  bool        // it asks for another protocol

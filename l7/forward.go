@@ -51,7 +51,7 @@ func newForwarder(l *lb.Location, u *upstream, b *buffers, log *slog.Logger) *fo
 		Rewrite: func(r *httputil.ProxyRequest) {
 			x := exchangeOf(r.In.Context())
 			// The query goes as it came: a server may read it in its own way.
-			r.Out.URL = target(l, r.In.URL, x.path)
+			r.Out.URL = x.target
 			dropUnderscores(r.Out.Header)
 			r.Out.Header.Del("Expect") // the body is asked for when it is read
 			f.tell(r.Out.Header, x)
@@ -75,7 +75,7 @@ func (f *forwarder) serve(x *exchange) {
 		return
 	}
 	x.out = http.Request{
-		Method: r.Method, URL: target(f.location, r.URL, x.path), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Method: r.Method, URL: x.target, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: headers.Get().(http.Header), Host: r.Host, Body: http.NoBody,
 	}
 	endToEnd(x.out.Header, r.Header)

@@ -91,7 +91,7 @@ func wellNamed(r *http.Request) bool {
 			return false
 		}
 	}
-	if !isHost(r.Host) {
+	if !isHost(r.Host) || !isHostText(r.Host) { // of HTTP/1 it may be that of the target
 		return false
 	}
 	if r.ProtoMajor == 1 {
@@ -111,7 +111,7 @@ func wellNamed(r *http.Request) bool {
 		}
 		delete(r.Header, "Host")
 	}
-	return r.Host != "" && isHostText(r.Host)
+	return r.Host != ""
 }
 
 // absolute is where the client finds a path of this server.
@@ -154,10 +154,21 @@ func (x *exchange) answer() {
 		x.giveBack(c.Return)
 	case c.Redirect != nil && c.Redirect.Upstream == "":
 		x.redirect(c.Redirect.Status, newText(c.Redirect.To).expandURL(x))
+	case c.Redirect == nil && c.Upstream == "":
+		x.fail(http.StatusNotFound)
+	default:
+		x.askServer(c)
+	}
+}
+
+// askServer has a server answer, or sends the client to one.
+func (x *exchange) askServer(c *lb.Location) {
+	var inside bool
+	switch x.target, inside = target(c, x.request.URL, x.path); {
+	case !inside:
+		x.fail(http.StatusBadRequest)
 	case c.Redirect != nil:
 		x.redirectToServer(c.Redirect)
-	case c.Upstream == "":
-		x.fail(http.StatusNotFound)
 	default:
 		x.forward()
 	}
@@ -178,8 +189,7 @@ func (x *exchange) redirectToServer(r *lb.Redirect) {
 	}
 	u.release(s) // what the client does there is not known here
 	u.bind(g, x, c.bound, s, x.writer.Header())
-	to := target(x.location.config, x.request.URL, x.path)
-	x.redirect(r.Status, scheme(g.config)+"://"+authority(s.address, scheme(g.config))+to.RequestURI())
+	x.redirect(r.Status, scheme(g.config)+"://"+authority(s.address, scheme(g.config))+x.target.RequestURI())
 }
 
 // authority is an address as it stands in a URL: without the port that goes without

@@ -27,9 +27,9 @@ type lazyConn struct {
 	reading bool
 }
 
-// longAgo is after each deadline by which net/http ends reads: those are of 1970. Of others
+// longAgo is after each deadline by which net/http ends reads: those are of 1970-01-01. Of others
 // nobody needs to know whether they have come already, which would cost a look at the clock.
-var longAgo = time.Unix(1<<25, 0)
+var longAgo = time.Unix(1<<20, 0)
 
 // SetReadDeadline sets the deadline for reads, those under way included.
 func (c *lazyConn) SetReadDeadline(t time.Time) error {

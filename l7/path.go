@@ -46,9 +46,9 @@ func normalize(path string) (string, bool) {
 }
 
 // target is what a server is asked for: in, or another URL where the location changes
-// it. Path is the normalized one. What no location changes goes on as it came, but for bytes
+// it; false: the change has made a way out of where it leads. Path is the normalized one. What no location changes goes on as it came, but for bytes
 // that may not stand in a URL, which are encoded.
-func target(l *lb.Location, in *url.URL, path string) *url.URL {
+func target(l *lb.Location, in *url.URL, path string) (*url.URL, bool) {
 	changed, query := false, in.RawQuery
 	if l.StripPrefix {
 		path, changed = "/"+strings.TrimLeft(strings.TrimPrefix(path, l.Path), "/"), true
@@ -63,11 +63,11 @@ func target(l *lb.Location, in *url.URL, path string) *url.URL {
 		break
 	}
 	if !changed {
-		return faithful(in)
+		return faithful(in), true
 	}
 	out := *in
 	out.Path, out.RawPath, out.RawQuery, out.ForceQuery = path, "", query, false
-	return &out
+	return &out, !strings.Contains(path+"/", "/../") && !strings.Contains(path+"/", "/./")
 }
 
 // faithful is a URL whose path is written as it came. Where that has a byte which may not stand

@@ -234,9 +234,10 @@ func TestRewrites(t *testing.T) {
 	rewrite.Rewrites = []lb.Rewrite{
 		{Regex: regex(`^/user/(\d+)/(.*)$`, "").Regex, To: "/u/$2/$1"},
 		{Regex: regex(`^/user/q/(x)?(.*)$`, "").Regex, To: "/q?a=$1&b=$2"}, {Regex: regex(`^/user/alone/(.*)$`, "").Regex, To: "/q?a=$1?"},
-		{Regex: regex(`^/user/none/`, "").Regex, To: "/none?"}, {Regex: regex(`^/user/`, "").Regex, To: "/nobody/"},
+		{Regex: regex(`^/user/none/`, "").Regex, To: "/none?"}, {Regex: regex(`^/user/in(.*)$`, "").Regex, To: "/in/$1"}, {Regex: regex(`^/user/`, "").Regex, To: "/nobody/"},
 	}
 	start(t, one(at, []lb.Upstream{upstreamOf("u", server)}, prefix("/", "u"), strip, stripBare, rewrite))
+	const bad = "400 Bad Request\n" // it would lead out of where the location leads
 	got := map[string]string{}
 	want := map[string]string{
 		"/x?y":                   "s /x?y",
@@ -254,6 +255,12 @@ func TestRewrites(t *testing.T) {
 		"/user/q/%26c=1%3F+%20/": "s /q?a=&b=%26c%3D1%3F%2B%20%2F",
 		"/user/alone/y?c":        "s /q?a=y",
 		"/user/none/?c":          "s /none",
+		"/user/in..x/y":          "s /in/..x/y",
+		"/user/in../y":           bad,
+		"/user/in.":              bad,
+		"/api..x":                "s /..x",
+		"/api../secret":          bad,
+		"/api..%2fsecret":        bad,
 		"/a%2fb%26/../|^c":       "s /a%2fb%26/../%7C%5Ec",
 		"/a%2Fb\xc3\xa9%7e":      "s /a%2Fb%C3%A9%7e",
 		"/a%2Fb#c?d#e":           "s /a%2Fb%23c?d#e",

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net/http"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -147,10 +148,10 @@ func (d *decoder) locationPaths(f fields, l *lb.Location) (at *node) {
 		d.errorf(at, "%s %q can match nothing: paths are compared without // and . and ..", l.Kind, s)
 		return nil
 	case strings.Contains(s, "?"):
-		d.errorf(at, "%s %q can match nothing: paths are compared without the query", l.Kind, s)
+		d.errorf(at, "%s %q is not what clients mean by it: paths are compared without the query (a question mark in a path needs regex)", l.Kind, s)
 		return nil
 	case encoded.MatchString(s):
-		d.errorf(at, "%s %q can match nothing: paths are compared decoded, so write the character itself", l.Kind, s)
+		d.errorf(at, "%s %q is not what clients mean by it: paths are compared decoded, so write the character itself", l.Kind, s)
 		return nil
 	}
 	l.Path = s
@@ -216,9 +217,12 @@ func (d *decoder) answerText(n *node, what string) (string, bool) {
 	return n.text, true
 }
 
-// leadsSomewhere matches what a client can be sent to: a URL or a path, or a variable that
-// may be one.
-var leadsSomewhere = regexp.MustCompile(`^([a-zA-Z][a-zA-Z0-9+.-]*:|/|\$)`)
+// leadsSomewhere matches what a client can be sent to: a URL, a path, a query, or a variable
+// that may be one; hostAndPort what looks like a URL and is none.
+var (
+	leadsSomewhere = regexp.MustCompile(`^([a-zA-Z][a-zA-Z0-9+.-]*:|/|\?|\$)`)
+	hostAndPort    = regexp.MustCompile(`^[^/:?]+:[0-9]`)
+)
 
 // redirects are the statuses that send a client elsewhere.
 var redirects = []int{301, 302, 303, 307, 308}
@@ -244,7 +248,7 @@ func (d *decoder) redirect(n *node, upstream func(*node) *lb.Upstream) *lb.Redir
 		d.errorf(f.keys["upstream"], "to and upstream are both set: a redirect leads to one of them")
 	case to != nil:
 		var ok bool
-		if r.To, ok = d.variables(to, "to"); ok && !leadsSomewhere.MatchString(r.To) {
+		if r.To, ok = d.variables(to, "to"); ok && (!leadsSomewhere.MatchString(r.To) || hostAndPort.MatchString(r.To)) {
 			d.errorf(to, "to must be a URL, such as https://www.example.com$request_uri, or a path that starts with /, not %q", r.To)
 		}
 	case u != nil:
@@ -291,8 +295,15 @@ func (d *decoder) rewrites(n *node) (all []lb.Rewrite) {
 
 var groupReference = regexp.MustCompile(`\$(\{[^}]*\}|\w+|\$)?`)
 
-// rewriteProblem finds references to groups that an expression has not.
+// rewriteProblem finds references to groups that an expression has not, and what cannot stand in
+// a query.
 func rewriteProblem(re *regexp.Regexp, to string) string {
+	_, query, _ := strings.Cut(to, "?")
+	for _, c := range query {
+		if c <= ' ' || c >= 0x7f || strings.ContainsRune(`"<>#`, c) {
+			return fmt.Sprintf("the query must be written as in a URL, with %s for %q", url.PathEscape(string(c)), c)
+		}
+	}
 	for _, ref := range groupReference.FindAllString(to, -1) {
 		name := strings.Trim(ref[1:], "{}")
 		var number int

@@ -45,11 +45,22 @@ var ownMistakes = []mistakeCase{
 	{"a URL for an upstream", inLocation("path: /\nupstream: http://127.0.0.1:3000"), []string{
 		`10:17: there is no upstream "http://127.0.0.1:3000": this is its name, and its servers stand in upstreams: [{name: NAME, servers: [{address: "192.0.2.1:80"}]}]`}},
 	{"paths as they stand in URLs", inServers("  - {listen: \":80\", locations: [{path: /a?b, upstream: u}, {exact: /a%20b, upstream: u}, {path: /100%, upstream: u}]}\n"), []string{
-		`4:40: path "/a?b" can match nothing: paths are compared without the query`,
-		`4:68: exact "/a%20b" can match nothing: paths are compared decoded, so write the character itself`,
+		`4:40: path "/a?b" is not what clients mean by it: paths are compared without the query (a question mark in a path needs regex)`,
+		`4:68: exact "/a%20b" is not what clients mean by it: paths are compared decoded, so write the character itself`,
 	}},
 	{"a redirect to no URL", inLocation("path: /\nredirect: {to: www.example.com}"), []string{
 		`10:22: to must be a URL, such as https://www.example.com$request_uri, or a path that starts with /, not "www.example.com"`}},
+	{"a redirect to a host and a port", inLocation("path: /\nredirect: {to: \"www.example.com:8080/x\"}"), []string{
+		`10:22: to must be a URL, such as https://www.example.com$request_uri, or a path that starts with /, not "www.example.com:8080/x"`}},
+	{"queries", inLocation("path: /\nupstream: u\nrewrite: [{regex: ^/a, to: \"/b c?d=e f\"}, {regex: ^/a, to: \"/é?é\"}, {regex: ^/a, to: \"/b?c#d\"}]"), []string{
+		`11:34: to: the query must be written as in a URL, with %20 for ' '`,
+		`11:66: to: the query must be written as in a URL, with %C3%A9 for 'é'`,
+		`11:92: to: the query must be written as in a URL, with %23 for '#'`,
+	}},
+	{"a host that is not in ASCII", inUpstream("host: bücher.example\nservers: [{address: 192.0.2.1}]"), []string{
+		`6:11: host must be in ASCII, as it is sent (xn--...), not "bücher.example"`}},
+	{"names that are wrong", inServers("  - {listen: \":80\", " + toU + "}\n  - {listen: \":80\", names: [\"b c\"], " + toU + "}\n"), []string{
+		`5:29: name "b c" must be the name of a host, or *. and one, or an address, without a port`}},
 	{"a redirect to nothing", inLocation("path: /\nredirect: {to: \"\"}"), []string{
 		`10:22: to must be a URL, such as https://www.example.com$request_uri, or a path that starts with /, not ""`}},
 	{"hosts", inUpstream("host: $host\nservers: [{address: 192.0.2.1}]"), []string{
@@ -73,6 +84,8 @@ var ownMistakes = []mistakeCase{
 		`7:15: listen 0.0.0.0:9780 is where admin listens (127.0.0.1:9780): take another port, or write admin: {listen: ...}`,
 		`7:56: listen 192.0.2.1:3780 is where sync listens (192.0.2.1:3780): take another port, or write sync: {port: ...}`,
 	}},
+	{"where the daemon listens on all of IPv4", "admin: {listen: \"0.0.0.0:81\"}\n" + inServers("  - {listen: \"[2001:db8::1]:81\", "+toU+"}\n"), []string{
+		`5:14: listen [2001:db8::1]:81 is where admin listens (0.0.0.0:81): take another port, or write admin: {listen: ...}`}},
 	{"where the daemon listens on all", "admin: {listen: \"[::]:81\"}\n" + inServers("  - {listen: [\"192.0.2.1:81\", \"[2001:db8::1]:81\", \"192.0.2.1:9780\"], "+toU+"}\n"), []string{
 		`5:15: listen 192.0.2.1:81 is where admin listens ([::]:81): take another port, or write admin: {listen: ...}`,
 		`5:31: listen [2001:db8::1]:81 is where admin listens ([::]:81): take another port, or write admin: {listen: ...}`,

@@ -49,7 +49,8 @@ var serverTLSSchema = schema{
 type listenDef struct {
 	lb.HTTPListen
 	at        *node
-	server    int // its place in the list
+	server    int  // its place in the list
+	named     bool // the server has names, or should
 	isDefault bool
 }
 
@@ -74,7 +75,7 @@ func (d *decoder) httpServers(n *node, h *httpDef, files fileSystem, base inheri
 		if n := f.need("listen"); n != nil {
 			for _, l := range d.listens(n, files) {
 				s.Listen = append(s.Listen, l.HTTPListen)
-				l.server, l.isDefault = len(h.Servers), s.Default
+				l.server, l.isDefault, l.named = len(h.Servers), s.Default, f.own["names"] != nil
 				h.listens = append(h.listens, l)
 			}
 		}
@@ -271,7 +272,7 @@ func (d *decoder) checkReachable(h *httpDef, first, byDefault map[netip.AddrPort
 		if !explicit {
 			of = first[l.Address]
 		}
-		if len(h.Servers[l.server].Names) > 0 || of.server == l.server || l.isDefault || said[l.at] {
+		if l.named || of.server == l.server || l.isDefault || said[l.at] {
 			continue
 		}
 		said[l.at] = true

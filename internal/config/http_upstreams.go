@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/sluice-lb/sluice/internal/lb"
 )
@@ -104,6 +105,8 @@ func (d *decoder) upstream(f fields, files fileSystem, pools map[string]*poolDef
 		switch {
 		case ok && strings.Contains(s, "$"):
 			d.errorf(n, "host has no variables: write client for what the client has asked for, which is nginx's $host, not %q", s)
+		case ok && strings.ContainsFunc(s, func(r rune) bool { return r > unicode.MaxASCII }):
+			d.errorf(n, "host must be in ASCII, as it is sent (xn--...), not %q", s)
 		case ok && !isAuthority(s):
 			d.errorf(n, "host must be client, upstream or a host name with an optional port, not %q", s)
 		case ok:
@@ -174,7 +177,7 @@ func isAuthority(s string) bool {
 		}
 	}
 	_, literal := lb.HostLiteral(host)
-	return literal || hostPattern.MatchString(host)
+	return literal || hostPattern.MatchString(strings.TrimSuffix(host, "."))
 }
 
 func (d *decoder) upstreamPolicy(f fields, u *lb.Upstream) {

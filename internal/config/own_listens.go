@@ -40,13 +40,13 @@ func (d *decoder) checkDaemonsOwn(c *Config, h *httpDef, s *dnsDef, synced bool)
 }
 
 // inTheWay tells whether two sockets of TCP cannot both listen: one address, or one of them all
-// addresses. That of admin may be all of IPv4, too, where it is all of IPv6.
+// addresses. All of one family is all of both for own, as Go listens.
 func inTheWay(a, own netip.AddrPort) bool {
 	switch {
 	case a.Port() != own.Port():
 		return false
-	case own.Addr() == netip.IPv6Unspecified():
+	case own.Addr().IsUnspecified():
 		return true
 	}
-	return a.Addr() == own.Addr() || a.Addr().Is4() == own.Addr().Is4() && (a.Addr().IsUnspecified() || own.Addr().IsUnspecified())
+	return a.Addr() == own.Addr() || a.Addr().Is4() == own.Addr().Is4() && a.Addr().IsUnspecified()
 }

@@ -110,14 +110,19 @@ func beCrowd(in io.Reader, out io.Writer, args []string) error {
 	var all sync.WaitGroup
 	var lost atomic.Int64
 	began := make(chan error, clients)
-	dialing := make(chan struct{}, 64) // so many at a time: a listener's backlog is finite
+	// So many at a time: a listener's backlog is finite, and so are the connections to servers that
+	// the proxy may have open beside those of clients.
+	beginning := make(chan struct{}, 64)
 	for i := range clients {
 		all.Go(func() {
-			dialing <- struct{}{}
-			c, err := net.Dial("tcp", args[1])
-			<-dialing
-			if err != nil {
+			beginning <- struct{}{}
+			begin := func(err error) {
+				<-beginning
 				began <- err
+			}
+			c, err := net.Dial("tcp", args[1])
+			if err != nil {
+				begin(err)
 				return
 			}
 			defer c.Close()
@@ -125,7 +130,7 @@ func beCrowd(in io.Reader, out io.Writer, args []string) error {
 			if args[0] == slow {
 				act = beSlow
 			}
-			if act(ctx, c, i, func(err error) { began <- err }) != nil && ctx.Err() == nil {
+			if act(ctx, c, i, begin) != nil && ctx.Err() == nil {
 				lost.Add(1)
 			}
 		})
