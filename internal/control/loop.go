@@ -269,25 +269,28 @@ func (l *Loop) Run(ctx context.Context, patience time.Duration) {
 	}
 }
 
-// wait waits until every server has a verdict, or patience is over; false: ctx has
-// ended. A server that is silent, and has no verdict yet, is not waited for where its
-// service can do without it, or did so before: what depends on it is known.
+// wait waits until every target has a first result, those of others than services too,
+// and every server of a service a verdict, or patience is over; false: ctx has ended. A
+// server that is silent, and has no verdict yet, is not waited for where its service can do
+// without it, or did so before: what depends on it is known.
 func (l *Loop) wait(ctx context.Context, patience time.Duration) bool {
 	over := time.NewTimer(patience)
 	defer over.Stop()
 	idle := l.idle()
 	for {
 		ready := l.checker.Ready()
-		if !l.decided(checksOf(l.services)) {
-			ready = nil // the loop is dirty when they are
-		} else if l.spares(l.services, idle) {
-			return true
+		select {
+		case <-ready:
+			if l.decided(checksOf(l.services)) && l.spares(l.services, idle) {
+				return true
+			}
+			ready = nil // of verdicts the checker tells, and of checks the loop is dirty
+		default:
 		}
 		select {
 		case <-ctx.Done():
 			return false
 		case <-ready:
-			return true
 		case <-l.checker.Changed():
 		case <-over.C:
 			l.log.Warn("not every server has been probed yet", "waited", patience)

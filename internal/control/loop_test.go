@@ -2,6 +2,7 @@ package control
 
 import (
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -113,6 +114,13 @@ func TestLoopWaitsNoLongerThanItsPatience(t *testing.T) {
 func TestLoopWaitsForVerdictsThatDecide(t *testing.T) {
 	const patience = 10 * time.Second
 	const backup, one, two = "192.0.2.11:80", "192.0.2.12:80", "192.0.2.13:80"
+	service := webService()
+	service.Pool.Servers = append(service.Pool.Servers, lb.Server{Address: netip.MustParseAddr("192.0.2.13"), Weight: 1})
+	disabled := func(w *fakeWorld) {
+		if _, err := w.changes.Apply(Change{Action: Disable, Scope: service.Name, Address: "192.0.2.13"}, []lb.Service{service}); err != nil {
+			t.Error(err)
+		}
+	}
 	for _, tc := range []struct {
 		name   string
 		quorum int
@@ -120,6 +128,9 @@ func TestLoopWaitsForVerdictsThatDecide(t *testing.T) {
 		waits  bool
 		idle   []string // in the data plane of before
 	}{
+		{"all have verdicts, and there is no way to one", 1, func(w *fakeWorld) { w.mislead("192.0.2.12") }, false, nil},
+		{"nor are all there that are wanted", 3, func(w *fakeWorld) { w.mislead("192.0.2.12") }, false, nil},
+		{"one has failed, and an operator has disabled it", 1, func(w *fakeWorld) { w.fails(two); disabled(w) }, false, nil},
 		{"one of two has failed", 1, func(w *fakeWorld) { w.fails(two) }, false, nil},
 		{"and the backup", 1, func(w *fakeWorld) { w.fails(two); w.fails(backup) }, false, nil},
 		{"both have, and the backup would serve", 1, func(w *fakeWorld) { w.fails(one); w.fails(two) }, true, nil},
@@ -129,14 +140,15 @@ func TestLoopWaitsForVerdictsThatDecide(t *testing.T) {
 		{"the other one is not probed yet", 1, func(w *fakeWorld) { w.fails(two); w.know(backup, health.Unknown) }, true, nil},
 		{"there is no way to the other one", 1, func(w *fakeWorld) { w.fails(two); w.mislead("192.0.2.12") }, true, nil},
 		{"all have, and did before", 1, func(w *fakeWorld) { w.fails(one); w.fails(two); w.fails(backup) }, false, []string{one, two, backup}},
+		{"all have, and did before, and there is no way to one that is up", 1, func(w *fakeWorld) { w.fails(one); w.mislead("192.0.2.13"); w.fails(backup) },
+			false, []string{one, two, backup}},
 		{"all have, and one served before", 1, func(w *fakeWorld) { w.fails(one); w.fails(two); w.fails(backup) }, true, []string{one, backup}},
 		{"one has not been probed yet, and served nothing before", 1, func(w *fakeWorld) { w.fails(one); w.fails(two); w.know(backup, health.Unknown) },
 			true, []string{one, two, backup}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			service := webService()
+			service := service
 			service.Quorum = tc.quorum
-			service.Pool.Servers = append(service.Pool.Servers, lb.Server{Address: netip.MustParseAddr("192.0.2.13"), Weight: 1})
 			before := func(l *Loop) {
 				stats := loader.ServiceStats{Addresses: service.Addresses, Protocol: service.Protocol}
 				for _, a := range []string{one, two, backup} {
@@ -146,7 +158,9 @@ func TestLoopWaitsForVerdictsThatDecide(t *testing.T) {
 					}
 					stats.Backends = append(stats.Backends, b)
 				}
-				l.tables.(*fakeWorld).stats.Services = []loader.ServiceStats{stats}
+				w := l.tables.(*fakeWorld)
+				w.stats.Services = []loader.ServiceStats{stats}
+				w.changes.path = filepath.Join(t.TempDir(), "overrides.json")
 			}
 			runLoopWith(t, patience, []lb.Service{service}, before, func(t *testing.T, _ *Loop, w *fakeWorld) {
 				healthy(w)
@@ -154,9 +168,16 @@ func TestLoopWaitsForVerdictsThatDecide(t *testing.T) {
 				w.know(two, health.Up)
 				tc.change(w)
 				w.say("192.0.2.99:80", health.Up) // something has changed
+				wantCounts(t, w, "before the first results of all", 0, 0)
+				close(w.ready)
 				if tc.waits {
 					wantCounts(t, w, "before the verdicts", 0, 0)
-					close(w.ready)
+					for _, a := range []string{backup, one, two} {
+						if w.verdicts[netip.MustParseAddrPort(a)].Verdict == health.Unknown {
+							w.know(a, health.Down)
+						}
+					}
+					w.say("192.0.2.99:80", health.Up)
 				}
 				wantCounts(t, w, "when what decides is known", 1, 1)
 			})

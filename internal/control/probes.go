@@ -79,33 +79,26 @@ func (l *Loop) decided(checks []string) bool {
 	})
 }
 
-// spares tells whether services can do without the verdicts that are not there yet: all
-// that is missing are those of servers that are silent, but not for long enough, and beside
-// these each service has as many as it needs, and no backup in their place. Of those that
-// served nothing before, by service, silence is enough.
+// spares tells whether services can do without the verdicts that are not there yet, if any:
+// all that is missing are those of servers that are silent, but not for long enough, and
+// beside these each service has as many as it needs, and no backup in their place. Of those
+// that served nothing before, by service, silence is enough.
 func (l *Loop) spares(services []lb.Service, idle map[string][]netip.AddrPort) bool {
-	missing := false
 	for _, s := range services {
 		v := view(s, l)
 		short := v.Serving() == 0 || v.belowQuorum() != ""
 		primary := slices.ContainsFunc(v.Servers, func(s Server) bool { return s.Serving && !s.Backup })
 		for _, server := range v.Servers {
-			switch {
-			case server.State == ServerNoRoute:
-				return false
-			case server.State != ServerUnknown:
+			if server.State != ServerUnknown {
 				continue
-			case !l.tried(s, server.Server):
-				return false
 			}
 			needed := short || !server.Backup && !primary
-			if needed && !slices.Contains(idle[s.Name], server.Address) {
+			if !l.tried(s, server.Server) || needed && !slices.Contains(idle[s.Name], server.Address) {
 				return false
 			}
-			missing = true
 		}
 	}
-	return missing
+	return true
 }
 
 // idle returns the backends that the data plane of an earlier daemon has, and that own

@@ -103,26 +103,24 @@ func (l *Loop) takeOver() *reload {
 	return r
 }
 
-// known tells whether there is a verdict on all that is new, and a way to it.
+// known tells whether there is a verdict on all that is new, and a way to it, but for what
+// the services can do without.
 func (l *Loop) known(r *reload) bool {
 	if !l.decided(r.checks) {
 		return false
 	}
-	if l.spares(r.Services, nil) {
-		return true
-	}
-	down := l.downByCheck(r.Services)
+	spared, away := l.spares(r.Services, nil), l.downByCheck(r.Services)
 	for _, t := range r.fresh {
 		s, _ := l.checker.Status(t)
-		switch s.Verdict {
-		case health.Unknown:
+		if s.Verdict == health.Unknown && !spared {
 			return false
-		case health.Down:
-			down[t.Address.Addr()] = true
+		}
+		if s.Verdict != health.Up {
+			away[t.Address.Addr()] = true
 		}
 	}
 	for _, a := range addressesOf(r.Services) {
-		if _, err := l.hops.Lookup(a); err != nil && !down[a] && !slices.Contains(addressesOf(r.before), a) {
+		if _, err := l.hops.Lookup(a); err != nil && !away[a] && !slices.Contains(addressesOf(r.before), a) {
 			return false
 		}
 	}

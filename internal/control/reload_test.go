@@ -206,6 +206,23 @@ func TestReloadDoesNotWaitForEver(t *testing.T) {
 	}
 }
 
+// A reload waits for no server that is silent where the service can do without it, but for
+// the way to one that is up.
+func TestReloadDoesWithoutASilentServer(t *testing.T) {
+	runReload(t, func(r *reloadRig) {
+		r.know("192.0.2.13:80", health.Up)
+		r.fails("192.0.2.14:80")
+		mail := otherService("mail", 80, 13)
+		mail.Pool.Servers = append(mail.Pool.Servers, lb.Server{Address: netip.MustParseAddr("192.0.2.14"), Weight: 1})
+		r.begin(webService(), mail)
+		r.wantGoingOn()
+		r.lead("192.0.2.13", 13)
+		r.loop.Dirty()
+		r.wantDone("", "prepare at 1", "finish at 2")
+		r.wantApplied("after it", "mail 13/1 14/0", "web 11/0 12/3")
+	})
+}
+
 // A reload that fails leaves everything as it was.
 func TestReloadThatFails(t *testing.T) {
 	runReload(t, func(r *reloadRig) {

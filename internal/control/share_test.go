@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/sluice-lb/sluice/internal/health"
 	"github.com/sluice-lb/sluice/internal/lb"
 	"github.com/sluice-lb/sluice/loader"
 )
@@ -126,6 +127,9 @@ func newShareRigWith(t *testing.T, file string, w *fakeWorld, tables Tables, ser
 	r.loop.Share(Exchange{Publisher: r.peer, VIPs: r.roles, Epochs: epochs})
 	for _, s := range services {
 		w.states = append(w.states, tableOf(s.Name))
+		for _, server := range s.Pool.Servers {
+			w.know(endpoint(s, server).String(), health.Up)
+		}
 	}
 	healthy(w)
 	close(w.ready)

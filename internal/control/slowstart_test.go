@@ -245,6 +245,7 @@ func TestSlowStartNotForWhoIsLateAtStart(t *testing.T) {
 		w.mu.Unlock()
 		w.know("192.0.2.13:80", health.Down)
 		w.start()
+		time.Sleep(10 * time.Second) // its patience
 		w.want("at start", "0 0 0 1")
 		w.lead("192.0.2.11", 1)
 		w.say("192.0.2.12:80", health.Up)

@@ -26,7 +26,7 @@ type Checker struct {
 	closed  bool
 	runners map[string]*runner // by identity of the target
 	ending  []*runner          // removed, but perhaps in a last run
-	unknown int                // runners whose verdict is Unknown
+	untried int                // runners without a result
 	ready   chan struct{}
 	isReady bool // ready is closed
 }
@@ -100,13 +100,13 @@ func (c *Checker) set(targets, left []Target) {
 			c.runners[id] = c.start(t, removed)
 		}
 	}
-	c.unknown = 0
+	c.untried = 0
 	for _, r := range c.runners {
-		if r.status.Verdict == Unknown {
-			c.unknown++
+		if !r.status.Tried() {
+			c.untried++
 		}
 	}
-	if c.isReady && c.unknown > 0 {
+	if c.isReady && c.untried > 0 {
 		c.ready, c.isReady = make(chan struct{}), false
 	}
 	c.markReady()
@@ -174,23 +174,21 @@ func (c *Checker) record(r *runner, began time.Time, err error) rhythm {
 	r.record(began, time.Now(), err)
 	after := r.status.Verdict
 	log := c.log.With("target", r.target.String())
+	if r.status.Tried() != tried {
+		c.untried--
+		c.markReady()
+		c.signal()
+	}
 	switch after {
 	case before:
 		if inconclusive(err) && r.status.LastError != lastError {
 			log.Warn("cannot probe", "error", err)
-		}
-		if r.status.Tried() != tried {
-			c.signal()
 		}
 		return r.pace()
 	case Up:
 		log.Info("target is up")
 	default:
 		log.Warn("target is down", "error", err)
-	}
-	if before == Unknown {
-		c.unknown--
-		c.markReady()
 	}
 	c.signal()
 	return r.pace()
@@ -213,7 +211,7 @@ func signal(changed chan<- struct{}) {
 
 // markReady closes c.ready if it is time. c.mu is held.
 func (c *Checker) markReady() {
-	if c.unknown == 0 && !c.isReady {
+	if c.untried == 0 && !c.isReady {
 		close(c.ready)
 		c.isReady = true
 	}
@@ -226,8 +224,8 @@ func (c *Checker) markReady() {
 func (c *Checker) Changed() <-chan struct{} { return c.changed }
 
 // Ready returns a channel that is closed when every target of the current set
-// has a verdict, which may be Down. It is open before the first Set. A Set that
-// adds targets without a verdict needs a new call of Ready.
+// has a result, which may be a failure that decides nothing yet. It is open before the
+// first Set. A Set that adds targets without a result needs a new call of Ready.
 func (c *Checker) Ready() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()

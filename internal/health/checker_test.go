@@ -343,19 +343,30 @@ func TestReady(t *testing.T) {
 		}
 		pass(200 * time.Millisecond)
 		if !isClosed(first) {
-			t.Error("not ready though all have a verdict")
+			t.Error("not ready though all have a result")
 		}
 		c.Set([]Target{one, two})
 		if isClosed(c.Ready()) {
-			t.Error("ready with a new target that has no verdict")
+			t.Error("ready with a new target that has no result")
 		}
 		c.Set([]Target{one})
 		if !isClosed(c.Ready()) {
-			t.Error("not ready after the only target without a verdict has gone")
+			t.Error("not ready after the only target without a result has gone")
 		}
 		c.Set(nil)
 		if !isClosed(c.Ready()) {
 			t.Error("not ready without targets")
+		}
+		silent := target(3)
+		f.set(silent, errNoAnswer)
+		c.Set([]Target{silent})
+		pass(200 * time.Millisecond)
+		if isClosed(c.Ready()) {
+			t.Error("ready before the first result of one that is silent")
+		}
+		pass(200 * time.Millisecond)
+		if got := c.Verdict(silent); got != Unknown || !isClosed(c.Ready()) {
+			t.Errorf("one has been silent once: %v, ready %v", got, isClosed(c.Ready()))
 		}
 	})
 }
