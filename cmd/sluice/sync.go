@@ -126,8 +126,9 @@ func (n *node) openSharing(ctx context.Context, goroutines *sync.WaitGroup, data
 	own, peers := syncPeers(n.cfg)
 	s.stream, err = statesync.New(statesync.Config{
 		Name: n.cfg.Node, Listen: netip.AddrPortFrom(own, n.cfg.Sync.Port), Open: n.sharedPort().Sync, Peers: peers, Keys: n.cfg.Sync.Keys,
-		Services: digests(n.cfg), Overrides: s.state.Overrides(), Told: statesync.Told{Synced: s.hear, Gone: n.loop.NodeGone, Connected: func(_ string, connected bool, _ error) {
+		Services: digests(n.cfg), Overrides: s.state.Overrides(), Told: statesync.Told{Synced: s.hear, Gone: n.loop.NodeGone, Connected: func(peer string, connected bool, _ error) {
 			if connected {
+				n.loop.NodeBack(peer)
 				n.loop.TellTables()
 			}
 		}}, Log: n.log,

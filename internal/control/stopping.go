@@ -34,7 +34,7 @@ func (s *stops) set(node string, within time.Duration) {
 	s.until[node] = time.Now().Add(within)
 }
 
-// leave notes that a node which is about to end is gone, until it says otherwise, and
+// leave notes that a node which is about to end is gone, until it is heard again, and
 // reports whether that is new.
 func (s *stops) leave(node string) bool {
 	s.mu.Lock()
@@ -47,6 +47,15 @@ func (s *stops) leave(node string) bool {
 	}
 	s.gone[node] = true
 	return true
+}
+
+// back notes that a node which was gone is there still, and reports whether that is new.
+func (s *stops) back(node string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	gone := s.gone[node]
+	delete(s.gone, node)
+	return gone
 }
 
 func (s *stops) has(node string) (stops, gone bool) {
@@ -68,6 +77,15 @@ func (l *Loop) NodeStops(node string, within time.Duration) {
 // has served goes on. Of others the probes decide.
 func (l *Loop) NodeGone(node string) {
 	if l.stops.leave(node) {
+		l.Dirty()
+	}
+}
+
+// NodeBack has the loop know that a node is heard again: one that was gone, and was about to
+// stop, is there still and goes on with what it serves. It says so once, and not again when
+// only the connection had broken.
+func (l *Loop) NodeBack(node string) {
+	if l.stops.back(node) {
 		l.Dirty()
 	}
 }

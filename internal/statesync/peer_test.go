@@ -182,6 +182,56 @@ func TestAPeerIsGone(t *testing.T) {
 	})
 }
 
+// One that was gone and is connected again does not tell again what it has told before: that
+// it is connected is all there is to hear of it, and comes last.
+func TestAPeerThatWasGoneIsBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newNetwork()
+		var mu sync.Mutex
+		var told []string
+		note := func(what string) {
+			mu.Lock()
+			defer mu.Unlock()
+			told = append(told, what)
+		}
+		cfg, plane := config("lb1", "lb2"), newPlane()
+		cfg.Told.Gone = func(string) { note("gone") }
+		cfg.Told.Connected = func(_ string, connected bool, _ error) { note(fmt.Sprint("connected ", connected)) }
+		one := w.member(t, plane, cfg)
+		two := w.member(t, newPlane(), config("lb2", "lb1"))
+		defer closed(one)
+		defer closed(two)
+		later(settled)
+		if _, err := two.PublishOverrides([]Override{{Key: "lb2", Value: []byte("it stops")}}); err != nil {
+			t.Fatal(err)
+		}
+		later(settled)
+		plane.mu.Lock()
+		if len(plane.overrides) != 1 {
+			t.Errorf("its word has not come: %v", plane.overrides)
+		}
+		clear(plane.overrides)
+		plane.mu.Unlock()
+		for _, step := range []struct {
+			cut  bool
+			last string
+		}{{true, "gone"}, {false, "connected true"}, {true, "gone"}, {false, "connected true"}} {
+			w.cut.Store(step.cut)
+			later(30 * time.Second)
+			mu.Lock()
+			if last := told[len(told)-1]; last != step.last {
+				t.Errorf("cut off %v: told %q, the last is not %q", step.cut, told, step.last)
+			}
+			mu.Unlock()
+		}
+		plane.mu.Lock()
+		defer plane.mu.Unlock()
+		if len(plane.overrides) != 0 {
+			t.Errorf("its word has come again: %v", plane.overrides)
+		}
+	})
+}
+
 // A second daemon of a node's name, or one that hangs: the newer connection counts,
 // and calls for one peer never overlap.
 func TestANewerConnectionReplacesTheOlder(t *testing.T) {
