@@ -221,7 +221,10 @@ func (l *Loop) elect() (risen []string) {
 		l.keep(s.Name, t)
 		delete(x.strange, s.Name)
 	}
-	maps.DeleteFunc(x.unheld, func(name string, _ unheldTable) bool { return x.tables[name] == nil })
+	maps.DeleteFunc(x.unheld, func(name string, u unheldTable) bool {
+		t := x.tables[name]
+		return t == nil || u.at.IsZero() && t.role != RoleSplit
+	})
 	maps.DeleteFunc(x.late, func(name string, _ lateTable) bool { return x.tables[name] == nil || x.tables[name].role != RoleActive })
 	return risen
 }

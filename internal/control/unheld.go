@@ -15,7 +15,9 @@ import (
 type unheldTable struct {
 	peer, why string
 	serving   []netip.AddrPort // the backends that the peer reaches
-	at        time.Time        // when it came last; zero: it is not sent again
+	// at is when it came last; zero: it was followed until each node had its own, and is not
+	// sent again while that is so. Then the other node's comes, or this one's is in force.
+	at time.Time
 }
 
 // heard takes note of what has become of a peer's tables.

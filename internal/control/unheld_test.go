@@ -182,3 +182,46 @@ func TestUnreachedWhereNodesShareAService(t *testing.T) {
 		})
 	}
 }
+
+// It counts no longer than that: the Active node's table comes when this node is Backup,
+// and this one's is in force when it is Active.
+func TestUnreachedWhereNodesShareNoMore(t *testing.T) {
+	split, second := webService(), netip.MustParseAddr("2001:db8::100")
+	split.Addresses = append(split.Addresses, lb.FrontendOf(netip.AddrPortFrom(second, 80)))
+	for _, tc := range []struct {
+		name string
+		both bool // this node is Active for both VIPs meanwhile
+	}{
+		{"this node was Active for both", true},
+		{"the other one is", false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newShareRig(t, file(t), split)
+				become := func(one, two bool) {
+					r.mu.Lock()
+					r.vips[second] = two
+					r.mu.Unlock()
+					r.active(one)
+				}
+				become(false, false)
+				r.follow(tableOf("web", 3, 7))
+				become(true, false)
+				if tc.both {
+					become(true, true)
+					time.Sleep(24 * time.Hour)
+					become(true, false)
+					r.say("192.0.2.12:80", health.Down)
+					synctest.Wait()
+					if why := r.loop.Unready("lb2"); why != "" {
+						t.Errorf("a day later, each has one of both: it lacks %q", why)
+					}
+				}
+				become(false, false)
+				if why := r.loop.Unready("lb2"); why != "" {
+					t.Errorf("as Backup it lacks %q", why)
+				}
+			})
+		})
+	}
+}
