@@ -74,16 +74,16 @@ func (n *node) reloadDNS(before, next *config.Config) error {
 	return nil
 }
 
-// awaitVerdicts waits until there is a verdict on each of these targets, or patience is
-// over. The error is that the daemon stops.
+// awaitVerdicts waits until there is a result of each of these targets, or patience is
+// over: what is silent counts as down. The error is that the daemon stops.
 func (n *node) awaitVerdicts(targets []health.Target, patience time.Duration) error {
 	over := time.NewTimer(patience)
 	defer over.Stop()
-	unknown := func(t health.Target) bool {
+	untried := func(t health.Target) bool {
 		s, _ := n.dns.share.Status(t)
-		return s.Verdict == health.Unknown
+		return !s.Tried()
 	}
-	for slices.ContainsFunc(targets, unknown) {
+	for slices.ContainsFunc(targets, untried) {
 		select {
 		case <-n.dns.refreshed: // a verdict may have come
 		case <-over.C:
@@ -125,7 +125,9 @@ func (n *node) recordHealth(r *lb.DNSRecord, s lb.Server) dns.Standing {
 	return known
 }
 
-// recordVerdict is what probes or a check say of a server.
+// recordVerdict is what probes or a check say of a server. One that has been silent so far
+// counts as down: clients would go to it for as long as they keep the answer, and where no
+// other one is up it is given all the same.
 func (n *node) recordVerdict(r *lb.DNSRecord, s lb.Server) dns.Standing {
 	if r.Pool.Probe == nil {
 		return dns.Standing{State: dns.StateUp}
@@ -133,10 +135,10 @@ func (n *node) recordVerdict(r *lb.DNSRecord, s lb.Server) dns.Standing {
 	n.mu.RLock()
 	share := n.dns.share
 	n.mu.RUnlock()
-	switch v, why := n.verdictOn(share, r.Pool, r, s); v {
-	case health.Up:
+	switch v, why := n.verdictOn(share, r.Pool, r, s); {
+	case v == health.Up:
 		return dns.Standing{State: dns.StateUp}
-	case health.Down:
+	case v == health.Down, silentSoFar(share, r.Pool, r, s):
 		return dns.Standing{State: dns.StateDown, Why: why}
 	default:
 		return dns.Standing{State: dns.StateUnknown, Why: why}

@@ -42,10 +42,9 @@ func targetOf(p lb.Pool, of endpointer, s lb.Server) health.Target {
 // verdictOn is what probes or a check say of a server of a pool that has health, and why
 // where that is not Up. A share that is nil has probed nothing yet.
 func (n *node) verdictOn(share *health.Share, p lb.Pool, of endpointer, s lb.Server) (v health.Verdict, why string) {
-	const notYet = "not probed yet"
 	switch {
 	case share == nil:
-		return health.Unknown, notYet
+		return health.Unknown, "not probed yet"
 	case p.Probe.Type == lb.ProbeCheck:
 		v, why = n.tracker.Verdict(p.Probe.Check)
 		if v == health.Unknown {
@@ -55,9 +54,19 @@ func (n *node) verdictOn(share *health.Share, p lb.Pool, of endpointer, s lb.Ser
 	}
 	probed, _ := share.Status(targetOf(p, of, s))
 	if probed.Verdict == health.Unknown {
-		return probed.Verdict, notYet
+		return probed.Verdict, probed.WhyUnknown(*p.Probe)
 	}
 	return probed.Verdict, probed.LastError
+}
+
+// silentSoFar tells whether all that is known of a server of a pool that has health are
+// failures, too few for a verdict.
+func silentSoFar(share *health.Share, p lb.Pool, of endpointer, s lb.Server) bool {
+	if share == nil || p.Probe.Type == lb.ProbeCheck {
+		return false
+	}
+	probed, _ := share.Status(targetOf(p, of, s))
+	return probed.Verdict == health.Unknown && probed.Tried()
 }
 
 // followVerdicts has what is known of servers looked at again, until ctx ends: when a

@@ -185,10 +185,7 @@ func verdict(f facts, targets []health.Target) (ServerState, string) {
 		case ok && s.Verdict == health.Down:
 			return ServerDown, s.LastError
 		case !ok || s.Verdict == health.Unknown:
-			state, why = ServerUnknown, "not probed yet"
-			if s.Tried() {
-				why = fmt.Sprintf("%d of %d probes have failed: %s", s.Failures, t.Probe.Fall, s.LastError)
-			}
+			state, why = ServerUnknown, s.WhyUnknown(t.Probe)
 		}
 	}
 	return state, why

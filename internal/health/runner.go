@@ -2,6 +2,7 @@ package health
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/lb"
@@ -82,6 +83,14 @@ func (s *Status) undecided() bool { return s.Verdict == Unknown && s.Failures > 
 
 // Tried reports whether there has been a result, whether or not it has decided.
 func (s *Status) Tried() bool { return s.Verdict != Unknown || s.undecided() }
+
+// WhyUnknown says why there is no verdict on a target that is probed like this.
+func (s *Status) WhyUnknown(p lb.Probe) string {
+	if !s.Tried() {
+		return "not probed yet"
+	}
+	return fmt.Sprintf("%d of %d probes have failed: %s", s.Failures, p.Fall, s.LastError)
+}
 
 // pace is the rhythm by which the next run follows.
 func (r *runner) pace() rhythm {
