@@ -231,6 +231,9 @@ func TestUnreached(t *testing.T) {
 		{"no route", func(*testing.T) error {
 			return fmt.Errorf("connect: %w", os.NewSyscallError("connect", syscall.EHOSTUNREACH))
 		}, true},
+		{"the kernel has given up", func(*testing.T) error {
+			return fmt.Errorf("connect: %w", os.NewSyscallError("connect", syscall.ETIMEDOUT))
+		}, true},
 		{"a wrong answer", func(*testing.T) error { return errors.New("status is 503") }, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -164,7 +164,7 @@ func unreached(err error) bool {
 	if _, ok := errors.AsType[wayError](err); ok {
 		return true
 	}
-	for _, silent := range []error{errSilent, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.EHOSTDOWN, syscall.ENETDOWN} {
+	for _, silent := range []error{errSilent, syscall.ETIMEDOUT, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.EHOSTDOWN, syscall.ENETDOWN} {
 		if errors.Is(err, silent) {
 			return true
 		}
