@@ -62,7 +62,7 @@ func (c *plainConn) receive(p []byte) (int, error) {
 	if rest == nil || err != nil {
 		return n, err
 	}
-	if _, err := c.Conn.Write(rest); err != nil {
+	if _, err := c.Write(rest); err != nil {
 		return 0, err
 	}
 	c.asking.request = nil
@@ -97,7 +97,7 @@ func (c *plainConn) ask(request []byte, follows bool) error {
 	if c.reused && !c.quiet() {
 		return errStale
 	}
-	_, err := c.Conn.Write(request)
+	_, err := c.Write(request)
 	return err
 }
 
