@@ -69,7 +69,7 @@ func newForwarder(l *lb.Location, u *upstream, b *buffers, log *slog.Logger) *fo
 
 // serve has a server answer the request.
 func (f *forwarder) serve(x *exchange) {
-	r := onlyWebSocket(x.request, f.upstream.now.Load().config)
+	r := onlyWebSocket(x.request, f.upstream)
 	if _, x.upgrade = r.Header["Upgrade"]; x.upgrade {
 		f.upgrades.ServeHTTP(x.writer, r.WithContext(withExchange(r.Context(), x)))
 		return
@@ -230,11 +230,12 @@ func (x *exchange) statusOf(err error) int {
 // onlyWebSocket takes the wish for another protocol away, unless that is WebSocket: a
 // server that changes to one which nobody here speaks would have the connection for
 // itself. Over HTTP/2 a server cannot change; with TLS it is asked in HTTP/1.1.
-func onlyWebSocket(r *http.Request, u *lb.Upstream) *http.Request {
+func onlyWebSocket(r *http.Request, to *upstream) *http.Request {
 	wish := r.Header["Upgrade"]
 	if wish == nil {
 		return r
 	}
+	u := to.now.Load().config
 	able := !u.HTTP2 || u.TLS != nil
 	if able && len(wish) == 1 && strings.EqualFold(wish[0], "websocket") && r.Method == http.MethodGet && r.ProtoAtLeast(1, 1) &&
 		r.ContentLength == 0 && len(r.Header["Sec-Websocket-Key"]) == 1 {

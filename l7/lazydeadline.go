@@ -88,6 +88,8 @@ func (c *lazyConn) end(n int, err error) bool {
 	return early
 }
 
+// Read reads. One of a single byte is taken for a watch; where it is none, which is rare (a
+// line that fills net/http's buffer but for a byte), what is there comes a moment later.
 func (c *lazyConn) Read(p []byte) (int, error) {
 	if len(p) == 1 && !c.rest() {
 		return 0, os.ErrDeadlineExceeded

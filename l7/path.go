@@ -46,8 +46,9 @@ func normalize(path string) (string, bool) {
 }
 
 // target is what a server is asked for: in, or another URL where the location changes
-// it; false: the change has made a way out of where it leads. Path is the normalized one. What no location changes goes on as it came, but for bytes
-// that may not stand in a URL, which are encoded.
+// it; false: the change has made a way out of where it leads. Path is the normalized one.
+// What no location changes goes on as it came, but for bytes that may not stand in a URL,
+// which are encoded.
 func target(l *lb.Location, in *url.URL, path string) (*url.URL, bool) {
 	changed, query := false, in.RawQuery
 	if l.StripPrefix {

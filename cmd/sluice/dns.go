@@ -135,10 +135,10 @@ func (n *node) recordVerdict(r *lb.DNSRecord, s lb.Server) dns.Standing {
 	n.mu.RLock()
 	share := n.dns.share
 	n.mu.RUnlock()
-	switch v, why := n.verdictOn(share, r.Pool, r, s); {
+	switch v, tried, why := n.verdictOn(share, r.Pool, r, s); {
 	case v == health.Up:
 		return dns.Standing{State: dns.StateUp}
-	case v == health.Down, silentSoFar(share, r.Pool, r, s):
+	case tried:
 		return dns.Standing{State: dns.StateDown, Why: why}
 	default:
 		return dns.Standing{State: dns.StateUnknown, Why: why}

@@ -108,7 +108,7 @@ func (n *node) upstreamVerdict(u *lb.Upstream, s lb.Server) l7.Standing {
 	if u.Pool.Probe == nil || share == nil { // nobody is asked, or not yet: requests find out
 		return l7.Standing{State: l7.StateUnknown}
 	}
-	switch v, why := n.verdictOn(share, u.Pool, u, s); v {
+	switch v, _, why := n.verdictOn(share, u.Pool, u, s); v {
 	case health.Up:
 		return l7.Standing{State: l7.StateUp}
 	case health.Down:

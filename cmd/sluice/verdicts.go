@@ -40,33 +40,24 @@ func targetOf(p lb.Pool, of endpointer, s lb.Server) health.Target {
 }
 
 // verdictOn is what probes or a check say of a server of a pool that has health, and why
-// where that is not Up. A share that is nil has probed nothing yet.
-func (n *node) verdictOn(share *health.Share, p lb.Pool, of endpointer, s lb.Server) (v health.Verdict, why string) {
+// where that is not Up. Tried, without a verdict: all that is known are failures, too few for
+// one. A share that is nil has probed nothing yet.
+func (n *node) verdictOn(share *health.Share, p lb.Pool, of endpointer, s lb.Server) (v health.Verdict, tried bool, why string) {
 	switch {
 	case share == nil:
-		return health.Unknown, "not probed yet"
+		return health.Unknown, false, "not probed yet"
 	case p.Probe.Type == lb.ProbeCheck:
 		v, why = n.tracker.Verdict(p.Probe.Check)
 		if v == health.Unknown {
-			return v, fmt.Sprintf("check %s has no result yet", p.Probe.Check)
+			return v, false, fmt.Sprintf("check %s has no result yet", p.Probe.Check)
 		}
-		return v, fmt.Sprintf("check %s fails: %s", p.Probe.Check, why)
+		return v, true, fmt.Sprintf("check %s fails: %s", p.Probe.Check, why)
 	}
 	probed, _ := share.Status(targetOf(p, of, s))
 	if probed.Verdict == health.Unknown {
-		return probed.Verdict, probed.WhyUnknown(*p.Probe)
+		return probed.Verdict, probed.Tried(), probed.WhyUnknown(*p.Probe)
 	}
-	return probed.Verdict, probed.LastError
-}
-
-// silentSoFar tells whether all that is known of a server of a pool that has health are
-// failures, too few for a verdict.
-func silentSoFar(share *health.Share, p lb.Pool, of endpointer, s lb.Server) bool {
-	if share == nil || p.Probe.Type == lb.ProbeCheck {
-		return false
-	}
-	probed, _ := share.Status(targetOf(p, of, s))
-	return probed.Verdict == health.Unknown && probed.Tried()
+	return probed.Verdict, true, probed.LastError
 }
 
 // followVerdicts has what is known of servers looked at again, until ctx ends: when a
