@@ -15,7 +15,7 @@ import (
 // snapshot has no more keeps its connections until they are gone.
 func (d *Datapath) Apply(want lb.Snapshot) error {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer d.unlock()
 	if d.upgrade != nil {
 		// The version before runs still, and the tables it runs over share pairs with ours.
 		return errUpgrading

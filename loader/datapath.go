@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/bits"
 	"net/netip"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -72,8 +74,31 @@ type Datapath struct {
 	moves    map[uint16]Moves  // of the last change of each service
 	pressure pressure          // on the memory of connections older than their window
 	idle     idlePorts         // as the last call of Usage counted them
-	upgraded *Upgrade
-	feed     *FlowFeed // nil: nobody asks
+	feed     *FlowFeed         // nil: nobody asks
+
+	seen     atomic.Pointer[view]
+	upgraded atomic.Pointer[Upgrade]
+}
+
+// A view is what Stats goes by: the data plane as whoever has changed it last has left
+// it. Who asks does not wait for who writes, which takes seconds on a busy machine.
+// Nothing in it is changed later.
+type view struct {
+	state *State
+	names map[uint16]string
+	scan  scan
+	moves map[uint16]Moves
+	idle  map[uint32]int
+}
+
+// unlock shows what there is now, and lets others in.
+func (d *Datapath) unlock() {
+	d.show()
+	d.mu.Unlock()
+}
+
+func (d *Datapath) show() {
+	d.seen.Store(&view{d.state, maps.Clone(d.names), d.scan, maps.Clone(d.moves), d.idle.ports})
 }
 
 // idle times after which a nat flow is void, by its state.
@@ -167,6 +192,7 @@ func (d *Datapath) start(spec *ebpf.CollectionSpec, meta lbMeta) error {
 	if d.state, err = d.tables.readState(); err != nil {
 		return err
 	}
+	d.show()
 	if err := d.tables.ensureNews(d.state); err != nil {
 		return err
 	}

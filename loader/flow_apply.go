@@ -85,8 +85,8 @@ func (r *ApplyResult) refuse(s *lb.FlowState, why Refusal, here string) {
 // A flow of this node's own that is established stays: what contradicts it is
 // refused, and what is older than its last packet changes nothing.
 func (f *FlowFeed) ApplyFlows(flows []lb.FlowState) (ApplyResult, error) {
-	f.d.mu.Lock()
-	defer f.d.mu.Unlock()
+	f.lock()
+	defer f.unlock()
 	a := applying{FlowFeed: f, now: ticks()}
 	if err := f.refresh(); err != nil {
 		return a.result, err

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -40,7 +41,9 @@ type FlowFeed struct {
 	before   uint64 // notes that were lost when they were last counted
 	timeouts [lbNatStateNAT_STATES]int32
 
-	// Under the data plane's mutex:
+	// Changed under the data plane's mutex and mu, in this order; who only looks at it takes
+	// mu, and does not wait for a change of the tables.
+	mu sync.Mutex
 
 	index flowIndex
 	pairs [lbLimitsMAX_PAIRS]*toldPair
@@ -96,11 +99,21 @@ func (d *Datapath) OpenFlowFeed() (*FlowFeed, error) {
 	return f, nil
 }
 
+func (f *FlowFeed) lock() {
+	f.d.mu.Lock()
+	f.mu.Lock()
+}
+
+func (f *FlowFeed) unlock() {
+	f.mu.Unlock()
+	f.d.mu.Unlock()
+}
+
 // Translated is how many translated flows to some VIPs are not closed and known to other
 // nodes, or told by them, as of the last call of Changes or ApplyFlows.
 func (f *FlowFeed) Translated(vips map[netip.Addr]bool) (flows int) {
-	f.d.mu.Lock()
-	defer f.d.mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for _, n := range f.order {
 		for vip, open := range f.pairs[n].open {
 			if vips[f.index.vips[uint32(vip)]] {
@@ -113,8 +126,8 @@ func (f *FlowFeed) Translated(vips map[netip.Addr]bool) (flows int) {
 
 // Unread is about how many changes Changes has not told of yet.
 func (f *FlowFeed) Unread() int {
-	f.d.mu.Lock()
-	defer f.d.mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	const header = 8 // of a note in the ring
 	changes := len(f.ended) + f.notes.AvailableBytes()/(int(unsafe.Sizeof(lbFlowNote{}))+header)
 	for _, n := range f.order {
@@ -125,8 +138,8 @@ func (f *FlowFeed) Unread() int {
 
 // Close ends the collecting.
 func (f *FlowFeed) Close() error {
-	f.d.mu.Lock()
-	defer f.d.mu.Unlock()
+	f.lock()
+	defer f.unlock()
 	f.d.feed, f.d.tables.dropped = nil, nil
 	f.closePairs()
 	return f.notes.Close()
@@ -191,6 +204,8 @@ func (f *FlowFeed) refresh() error {
 // dropPair is told of a pair that is out of the program's reach. The state is still
 // that of before.
 func (f *FlowFeed) dropPair(n uint32) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	p := f.pairs[n]
 	if p == nil {
 		return
@@ -225,8 +240,8 @@ func (f *FlowFeed) tellEnd(s lb.FlowState) {
 // It waits for nothing. Lost tells that some changes of flows that are not translated are not
 // known: other nodes need a Snapshot.
 func (f *FlowFeed) Changes(into []lb.FlowState) (all []lb.FlowState, lost bool, err error) {
-	f.d.mu.Lock()
-	defer f.d.mu.Unlock()
+	f.lock()
+	defer f.unlock()
 	if err := f.refresh(); err != nil {
 		return into, false, err
 	}
@@ -324,6 +339,8 @@ func (f *FlowFeed) readEntry(into []lb.FlowState, t pinTable, k *lbFlowKey, now 
 // dropPin is told of an entry that the daemon has deleted, and whether other nodes
 // are to know.
 func (f *FlowFeed) dropPin(kind lb.FlowKind, k *lbFlowKey, tell bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.outdate(kind, k)
 	if id, ok := f.index.pinID(kind, k); ok && tell {
 		f.tellEnd(lb.FlowState{FlowID: id, Phase: lb.FlowOver})

@@ -29,8 +29,8 @@ const (
 func (f *FlowFeed) Handshakes() func(into []lb.FlowState) ([]lb.FlowState, error) {
 	s := shaking{FlowFeed: f, told: map[lb.FlowState]bool{}}
 	return func(into []lb.FlowState) ([]lb.FlowState, error) {
-		f.d.mu.Lock()
-		defer f.d.mu.Unlock()
+		f.lock()
+		defer f.unlock()
 		if err := f.refresh(); err != nil {
 			return into, err
 		}

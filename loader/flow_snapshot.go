@@ -57,15 +57,15 @@ func (f *FlowFeed) outdate(kind lb.FlowKind, k *lbFlowKey) {
 func (f *FlowFeed) Snapshot() iter.Seq2[lb.FlowState, error] {
 	return func(yield func(lb.FlowState, error) bool) {
 		run := &snapshotRun{told: map[pinKey]bool{}}
-		f.d.mu.Lock()
+		f.lock()
 		f.runs[run] = true
 		err := f.refresh()
 		pairs := slices.Clone(f.order)
-		f.d.mu.Unlock()
+		f.unlock()
 		defer func() {
-			f.d.mu.Lock()
+			f.lock()
 			delete(f.runs, run)
-			f.d.mu.Unlock()
+			f.unlock()
 		}()
 		if err != nil {
 			yield(lb.FlowState{}, err)
@@ -90,8 +90,8 @@ func (f *FlowFeed) Snapshot() iter.Seq2[lb.FlowState, error] {
 
 // nextOf returns the next flow of a pair from a port on, and where to go on.
 func (f *FlowFeed) nextOf(run *snapshotRun, n uint32, port int) (lb.FlowState, bool, int) {
-	f.d.mu.Lock()
-	defer f.d.mu.Unlock()
+	f.lock()
+	defer f.unlock()
 	p := f.pairs[n]
 	if p == nil {
 		return lb.FlowState{}, false, int(lbLimitsNAT_PORTS) // it has gone since
@@ -133,10 +133,10 @@ func (f *FlowFeed) yieldPins(run *snapshotRun, t pinTable, yield func(lb.FlowSta
 	keys, pins := make([]lbFlowKey, pinBatch), make([]lbPin, pinBatch)
 	var cursor ebpf.MapBatchCursor
 	for {
-		f.d.mu.Lock()
+		f.lock()
 		run.told = map[pinKey]bool{}
 		n, err := f.table(t).BatchLookup(&cursor, keys, pins, nil)
-		f.d.mu.Unlock()
+		f.unlock()
 		last := errors.Is(err, ebpf.ErrKeyNotExist)
 		if err != nil && !last {
 			return yield(lb.FlowState{}, fmt.Errorf("read %v: %w", f.table(t), err))
@@ -155,8 +155,8 @@ func (f *FlowFeed) yieldPins(run *snapshotRun, t pinTable, yield func(lb.FlowSta
 // stillPinned returns the flow of an entry that was read, unless it has been told of
 // since.
 func (f *FlowFeed) stillPinned(run *snapshotRun, t pinTable, k *lbFlowKey, p *lbPin) (lb.FlowState, bool) {
-	f.d.mu.Lock()
-	defer f.d.mu.Unlock()
+	f.lock()
+	defer f.unlock()
 	if run.told[pinKey{t.kind, *k}] {
 		return lb.FlowState{}, false
 	}

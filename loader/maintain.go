@@ -42,7 +42,7 @@ func (d *Datapath) Maintain() error {
 
 func (d *Datapath) maintain(now time.Duration, tick uint32) error {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer d.unlock()
 	if err := d.closeWindows(now, tick); err != nil {
 		return err
 	}

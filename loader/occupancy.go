@@ -61,7 +61,7 @@ const pairsCounted = 8
 // Usage tells about each service that has a name. It may be asked every second.
 func (d *Datapath) Usage() ([]Usage, error) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer d.unlock()
 	if err := d.countIdle(ticks()); err != nil {
 		return nil, err
 	}

@@ -69,17 +69,17 @@ type Outcome struct {
 	Answered bool `json:"answered,omitempty"`
 }
 
-// Stats reads the counters.
+// Stats reads the counters. It waits for nobody: while a change is being written, they are
+// those of the services and backends of before.
 func (d *Datapath) Stats() (Stats, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	s, err := readStats(d.tables, d.state, d.names, d.scan.pinned, d.idle.ports)
-	for i, n := range slices.Sorted(maps.Keys(d.state.Services)) {
-		if m, ok := d.moves[n]; ok && i < len(s.Services) {
+	v := d.seen.Load()
+	s, err := readStats(d.tables, v.state, v.names, v.scan.pinned, v.idle)
+	for i, n := range slices.Sorted(maps.Keys(v.state.Services)) {
+		if m, ok := v.moves[n]; ok && i < len(s.Services) {
 			s.Services[i].Moves = &m
 		}
 	}
-	s.Tables = d.tables.flowTables(d.state, d.scan.used, d.idle.ports)
+	s.Tables = d.tables.flowTables(v.state, v.scan.used, v.idle)
 	return s, err
 }
 

@@ -105,7 +105,7 @@ type RefusedTable struct {
 // concerned. After an error nothing is planned.
 func (d *Datapath) AdoptTables(states []lb.TableState) ([]RefusedTable, error) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer d.unlock()
 	if d.upgrade != nil {
 		return nil, errUpgrading
 	}

@@ -400,8 +400,8 @@ func (d *Datapath) finishUpgrade() error {
 	u.close()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.upgraded = d.describe(u)
-	r := d.upgraded
+	r := d.describe(u)
+	d.upgraded.Store(r)
 	d.log.Info("the data plane of an earlier version was taken over", "layout", r.From, "new layout", r.To,
 		"vips", r.VIPs, "services", r.Services, "backends", r.Backends, "slots", r.Slots, "nat pairs", r.Pairs, "nat flows", r.Flows)
 	for _, what := range r.NotKept {
@@ -428,11 +428,7 @@ func (d *Datapath) describe(u *upgrade) *Upgrade {
 
 // Upgraded tells what became of the data plane of an earlier version that this one
 // has taken over; nil where there was none.
-func (d *Datapath) Upgraded() *Upgrade {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.upgraded
-}
+func (d *Datapath) Upgraded() *Upgrade { return d.upgraded.Load() }
 
 // waitForPrograms returns when every run of a program that has been replaced is
 // over: MEMBARRIER_CMD_GLOBAL waits for readers of RCU, which they are.

@@ -1,0 +1,51 @@
+package loader
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/sluice-lb/sluice/internal/lb"
+)
+
+// Whoever asks what there is does not wait until a change of the tables is written.
+func TestAskingWaitsForNobody(t *testing.T) {
+	web := service("web", lb.DSR, 80, backends(2, 80))
+	n := newFeedNode(t, lb.PortRange{First: 1024, Last: 33023}, web)
+	vips := map[netip.Addr]bool{web.Addresses[0].VIP: true}
+
+	n.mu.Lock() // as Apply does while it writes
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s, err := n.Stats()
+		if err != nil || len(s.Services) != 1 || s.Services[0].Name != "web" || len(s.Services[0].Backends) != 2 {
+			t.Errorf("stats: %+v, %v, want those of web and two backends", s.Services, err)
+		}
+		if u := n.Upgraded(); u != nil {
+			t.Errorf("upgraded: %+v", u)
+		}
+		if flows := n.feed.Translated(vips); flows != 0 {
+			t.Errorf("%d flows are translated", flows)
+		}
+		if changes := n.feed.Unread(); changes != 0 {
+			t.Errorf("%d changes are unread", changes)
+		}
+	}()
+	select {
+	case <-done:
+		n.mu.Unlock()
+	case <-time.After(10 * time.Second):
+		n.mu.Unlock()
+		<-done
+		t.Error("who asked has waited for who writes")
+	}
+
+	// What has been written is shown, with the name and the moves of its slots.
+	web.Backends = backends(3, 80)
+	apply(t, n.Datapath, web)
+	s, err := n.Stats()
+	if err != nil || len(s.Services) != 1 || len(s.Services[0].Backends) != 3 || s.Services[0].Moves == nil {
+		t.Errorf("stats after a change: %+v, %v, want three backends and what has moved", s.Services, err)
+	}
+}
