@@ -56,8 +56,8 @@ func writeCrowd(dir string, reloads int) error {
 
 // churn keeps both daemons at making garbage for so long, and longer where the machine is
 // so busy that they have not come to the end of one reload. It returns how many reloads
-// there were, and what has gone wrong.
-func churn(ctx context.Context, lab *testenv.Lab, length time.Duration) (reloads int, err error) {
+// there were, how long a status or metrics took at most, and what has gone wrong.
+func churn(ctx context.Context, lab *testenv.Lab, length time.Duration) (reloads int, slowest time.Duration, err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	reloaded := make(chan struct{}) // or there will be no reload
@@ -79,16 +79,26 @@ func churn(ctx context.Context, lab *testenv.Lab, length time.Duration) (reloads
 			err = errors.Join(err, e)
 		}
 	}
+	timed := func(ask func() error) func() error {
+		return func() error {
+			began := time.Now()
+			err := ask()
+			mu.Lock()
+			defer mu.Unlock()
+			slowest = max(slowest, time.Since(began))
+			return err
+		}
+	}
 	for _, node := range []string{first, second} {
 		h := lab.Host(node)
 		for range askers {
 			all.Go(func() {
-				repeat(ctx, askEvery, func() error {
+				repeat(ctx, askEvery, timed(func() error {
 					_, err := control.Ask(ctx, adminSocket(h))
 					return err
-				}, failed)
+				}), failed)
 			})
-			all.Go(func() { repeat(ctx, askEvery, func() error { return scrape(ctx, h) }, failed) })
+			all.Go(func() { repeat(ctx, askEvery, timed(func() error { return scrape(ctx, h) }), failed) })
 		}
 	}
 	all.Go(func() {
@@ -108,7 +118,7 @@ func churn(ctx context.Context, lab *testenv.Lab, length time.Duration) (reloads
 		}, failed)
 	})
 	all.Wait()
-	return reloads, err
+	return reloads, slowest, err
 }
 
 // repeat does something again and again until ctx ends, or it fails.

@@ -74,6 +74,7 @@ type soaking struct {
 	pause       time.Duration // of the client itself
 	collections map[string]int
 	reloads     int
+	slowest     time.Duration // of the answers to who asks for the status and the metrics
 }
 
 // soak has the pair at work for a while.
@@ -114,7 +115,7 @@ func (p *pair) soak(ctx context.Context, length time.Duration) (r soaking, err e
 		}
 		probers = append(probers, prober) // the lab ends it
 	}
-	r.reloads, err = churn(ctx, p.lab, length)
+	r.reloads, r.slowest, err = churn(ctx, p.lab, length)
 	if err := errors.Join(err, ctx.Err()); err != nil {
 		return r, err
 	}
@@ -241,6 +242,7 @@ func (r *soaking) print(w io.Writer, configuration string) {
 	figure("lost", float64(r.lost), "probes")
 	fmt.Fprintf(w, "# soak.%s: %v, %d busy processes, %d reloads of each node; %d and %d collections of garbage\n",
 		configuration, r.length.Round(time.Second), busyProcesses, r.reloads, r.collections[first], r.collections[second])
+	fmt.Fprintf(w, "# soak.%s: a status, or metrics, took %s ms at most\n", configuration, rounds.Number(ms(r.slowest)))
 	fmt.Fprintf(w, "# soak.%s: the client sent %d probes; its longest silence was %s ms, and it paused for %s ms at most\n",
 		configuration, r.sent, rounds.Number(ms(r.silence)), rounds.Number(ms(r.pause)))
 	fmt.Fprintf(w, "# soak.%s: pacemakers were late by %s ms at most, and the machine itself stood still for %s ms\n",

@@ -76,7 +76,7 @@ func TestVerdictOfASoaking(t *testing.T) {
 
 func TestFiguresOfASoaking(t *testing.T) {
 	r := soaking{
-		length: 2 * time.Minute, reloads: 100, lost: 1, sent: 24000, silence: 31 * time.Millisecond, pause: 11 * time.Millisecond, stall: 3 * time.Millisecond, late: 4 * time.Millisecond,
+		length: 2 * time.Minute, reloads: 100, lost: 1, sent: 24000, silence: 31 * time.Millisecond, pause: 11 * time.Millisecond, stall: 3 * time.Millisecond, late: 4 * time.Millisecond, slowest: 412 * time.Millisecond,
 		takeovers: []string{"why\nnot"}, collections: map[string]int{first: 7, second: 8},
 		arrivals: map[string]gaps{heartbeats: {count: 24000, longest: 6125 * time.Microsecond}},
 	}
@@ -87,6 +87,7 @@ figure: soak.fast.heartbeat_gap.ms 6.12 ms
 # soak.fast.heartbeat_gap.ms: the longest of 24000, at the Backup's interface
 figure: soak.fast.lost 1 probes
 # soak.fast: 2m0s, 40 busy processes, 100 reloads of each node; 7 and 8 collections of garbage
+# soak.fast: a status, or metrics, took 412 ms at most
 # soak.fast: the client sent 24000 probes; its longest silence was 31 ms, and it paused for 11 ms at most
 # soak.fast: pacemakers were late by 4 ms at most, and the machine itself stood still for 3 ms
 # soak.fast: why; not
