@@ -24,6 +24,7 @@ import (
 	"github.com/sluice-lb/sluice/internal/events"
 	"github.com/sluice-lb/sluice/internal/health"
 	"github.com/sluice-lb/sluice/internal/natlog"
+	"github.com/sluice-lb/sluice/internal/pace"
 	"github.com/sluice-lb/sluice/internal/statesync"
 	"github.com/sluice-lb/sluice/internal/track"
 	"github.com/sluice-lb/sluice/internal/web"
@@ -144,6 +145,9 @@ func (n *node) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer held.Close()
+	if err := pace.RaiseSession(); err != nil {
+		n.log.Warn("on a busy machine the daemon may have to wait for its turn", "error", err)
+	}
 	n.openEvents()
 	n.openWeb(n.cfg)
 

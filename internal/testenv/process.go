@@ -62,6 +62,7 @@ func (h *Host) Start(name string, cmd *exec.Cmd) (*Process, error) {
 	if err := h.Do(cmd.Start); err != nil {
 		return nil, fmt.Errorf("start %s on %s: %w", name, h.Name, err)
 	}
+	preferSession(cmd.Process.Pid)
 	// Until it is waited for below, the process cannot vanish.
 	if p.id, err = IdentifyProcess(cmd.Process.Pid); err != nil {
 		return nil, errors.Join(err, cmd.Process.Kill(), cmd.Wait())
@@ -86,12 +87,21 @@ func (h *Host) Run(ctx context.Context, name string, args ...string) (string, er
 	cmd.WaitDelay = time.Second
 	err := h.Do(cmd.Start)
 	if err == nil {
+		preferSession(cmd.Process.Pid)
 		err = cmd.Wait()
 	}
 	if err != nil {
 		return out.String(), fmt.Errorf("run %s on %s: %w: %s", strings.Join(cmd.Args, " "), h.Name, err, strings.TrimSpace(out.String()))
 	}
 	return out.String(), nil
+}
+
+// preferSession gives the session of a process some ten times the share of the CPUs that
+// others have, as a service manager does for what must not wait. With the same share the
+// kernel may let it wait for seconds while the machine is busy (autogroups, sched(7)).
+// Where there are no such shares, or it has ended already, nothing needs to be done.
+func preferSession(pid int) {
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/autogroup", pid), []byte("-10"), 0)
 }
 
 // ID identifies the process beyond its end.
