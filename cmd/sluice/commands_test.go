@@ -243,6 +243,9 @@ func TestStatus(t *testing.T) {
 	if !strings.Contains(got.stderr, "not running") || !strings.Contains(got.stderr, "nothing of it is left") {
 		t.Errorf("status without a daemon says %q", got.stderr)
 	}
+	if got := r.wantRun(exitFailed, "lb1", "status", "--check"); !strings.HasPrefix(got.stdout, "problem: ") || strings.Count(got.stdout, "\n") != 1 || got.stderr != "" {
+		t.Errorf("status --check without a daemon says %q, %q", got.stdout, got.stderr)
+	}
 
 	file := r.usual()
 	daemon := r.start("lb1", file)
@@ -284,6 +287,10 @@ func TestStatus(t *testing.T) {
 				t.Errorf("status does not say %q:\n%s", want, text)
 			}
 		}
+		line := r.wantRun(0, "lb1", "status", "--check").stdout
+		if want := "ok: lb1: vrrp VI_1 active; 6 of 6 servers of 2 services are healthy; up "; !strings.HasPrefix(line, want) || strings.Count(line, "\n") != 1 {
+			t.Errorf("status --check says %q, want a line with %q", line, want)
+		}
 	})
 
 	r.kill(daemon)
@@ -316,6 +323,9 @@ func TestStatus(t *testing.T) {
 		}
 		if text := r.wantRun(0, "lb1", "status").stdout; !strings.Contains(text, "sluice is not running, forwarding goes on") {
 			t.Errorf("status says\n%s", text)
+		}
+		if line := r.wantRun(exitFailed, "lb1", "status", "--check").stdout; !strings.HasPrefix(line, "problem: sluice is not running") {
+			t.Errorf("status --check says %q", line)
 		}
 		// The kernel knows no names of services; the configuration does.
 		named := r.wantRun(0, "lb1", "status", "-c", file, "--node", "lb1").stdout

@@ -81,9 +81,16 @@ func statusCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "status",
 		Usage: "show the node, its VRRP instances, services and backends",
-		Flags: append(configFlags(), &cli.BoolFlag{Name: "json", Usage: "print JSON"}),
+		Flags: append(configFlags(), &cli.BoolFlag{Name: "json", Usage: "print JSON"},
+			&cli.BoolFlag{Name: "check", Usage: "print one line for monitoring; the exit code is 1 if anything is wrong"}),
 		Action: func(c *cli.Context) error {
+			if c.Bool("json") && c.Bool("check") {
+				return &usageError{"status ", errors.New("--json and --check exclude each other")}
+			}
 			s, err := getStatus(c)
+			if c.Bool("check") {
+				return printVerdict(c.App.Writer, s, err)
+			}
 			if err != nil {
 				return err
 			}
