@@ -4,6 +4,7 @@ package vrrp
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"log/slog"
 	"net"
@@ -176,9 +177,10 @@ func TestVirtualMACOnTheWire(t *testing.T) {
 			})
 			defer receiver.Close()
 			wire := b.capture()
-			// from counts nothing else than what one MAC address sends.
+			// from returns the next advertisement that one MAC address sends: the kernel
+			// reports groups by the node's own.
 			from := func(mac MAC) []byte {
-				return nextFrame(t, wire, func(f []byte) bool { return MAC(f[6:]) == mac })
+				return nextFrame(t, wire, func(f []byte) bool { return MAC(f[6:]) == mac && isAdvertisement(f) })
 			}
 			virtual := sender.(virtualSending)
 			if err := virtual.sendVirtual(msg, tc.group); err != nil {
@@ -251,6 +253,18 @@ func TestVirtualMACOnTheWire(t *testing.T) {
 			}
 		})
 	}
+}
+
+// isAdvertisement tells whether a frame has VRRP behind its IP header.
+func isAdvertisement(f []byte) bool {
+	const ipv4, ipv6 = 0x0800, 0x86dd
+	switch binary.BigEndian.Uint16(f[12:]) {
+	case ipv4:
+		return f[14+9] == Protocol
+	case ipv6:
+		return f[14+6] == Protocol
+	}
+	return false
 }
 
 // hasMAC tells whether an interface's filter has a MAC address.
