@@ -62,7 +62,7 @@ func (h *Host) Start(name string, cmd *exec.Cmd) (*Process, error) {
 	if err := h.Do(cmd.Start); err != nil {
 		return nil, fmt.Errorf("start %s on %s: %w", name, h.Name, err)
 	}
-	preferSession(cmd.Process.Pid)
+	shareOfSession(cmd.Process.Pid, preferred)
 	// Until it is waited for below, the process cannot vanish.
 	if p.id, err = IdentifyProcess(cmd.Process.Pid); err != nil {
 		return nil, errors.Join(err, cmd.Process.Kill(), cmd.Wait())
@@ -87,7 +87,7 @@ func (h *Host) Run(ctx context.Context, name string, args ...string) (string, er
 	cmd.WaitDelay = time.Second
 	err := h.Do(cmd.Start)
 	if err == nil {
-		preferSession(cmd.Process.Pid)
+		shareOfSession(cmd.Process.Pid, preferred)
 		err = cmd.Wait()
 	}
 	if err != nil {
@@ -96,13 +96,20 @@ func (h *Host) Run(ctx context.Context, name string, args ...string) (string, er
 	return out.String(), nil
 }
 
-// preferSession gives the session of a process some ten times the share of the CPUs that
-// others have, as a service manager does for what must not wait. With the same share the
-// kernel may let it wait for seconds while the machine is busy (autogroups, sched(7)).
-// Where there are no such shares, or it has ended already, nothing needs to be done.
-func preferSession(pid int) {
-	_ = os.WriteFile(fmt.Sprintf("/proc/%d/autogroup", pid), []byte("-10"), 0)
+// What a session has of the CPUs, beside others (autogroups, sched(7)): as a service manager
+// gives to what must not wait, some ten times as much as others; and as little as can be.
+// With what all others have, a process may wait for seconds while the machine is busy.
+const preferred, least = "-10", "19"
+
+// shareOfSession sets the share of a process's session. Where there are no shares, or the
+// process has ended already, nothing needs to be done.
+func shareOfSession(pid int, nice string) {
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/autogroup", pid), []byte(nice), 0)
 }
+
+// GiveWay has the process and what it starts run only where others leave time. What it
+// does about its priority itself counts among its own threads alone.
+func (p *Process) GiveWay() { shareOfSession(p.id.PID, least) }
 
 // ID identifies the process beyond its end.
 func (p *Process) ID() ProcessID { return p.id }

@@ -68,6 +68,7 @@ func (b *bench) startCrowd(ctx context.Context, kind string, at netip.AddrPort, 
 	if err != nil {
 		return nil, err
 	}
+	c.process.GiveWay()
 	stop := context.AfterFunc(ctx, func() { _ = out.SetReadDeadline(time.Now()) })
 	defer stop()
 	if err := out.SetReadDeadline(time.Now().Add(crowdPatience)); err != nil {
