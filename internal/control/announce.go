@@ -200,7 +200,7 @@ func (l *Loop) sendAgain(ctx context.Context, now time.Time) {
 	}
 	x.mu.Lock()
 	maps.DeleteFunc(x.strange, func(_ string, s strangeTable) bool { return now.Sub(s.at) > 3*tryAgain })
-	maps.DeleteFunc(x.unheld, func(_ string, u unheldTable) bool { return !u.at.IsZero() && now.Sub(u.at) > 3*tryAgain })
+	maps.DeleteFunc(x.unheld, func(_ unheldKey, u unheldTable) bool { return !u.at.IsZero() && now.Sub(u.at) > 3*tryAgain })
 	connected := x.Publisher.Connected()
 	var again []string
 	for name, t := range x.tables {

@@ -110,11 +110,11 @@ type sharing struct {
 	again atomic.Bool // all tables are to be told of
 
 	mu      sync.Mutex
-	tables  map[string]*sharedTable // by service
-	strange map[string]strangeTable // who has sent the table of a service that is not here
-	unheld  map[string]unheldTable  // what other nodes have in force and this one has not, by service
-	late    map[string]lateTable    // what has not been acknowledged in time, by service
-	flights int                     // calls of Publish that have not ended
+	tables  map[string]*sharedTable   // by service
+	strange map[string]strangeTable   // who has sent the table of a service that is not here
+	unheld  map[unheldKey]unheldTable // what other nodes have in force and this one has not
+	late    map[string]lateTable      // what has not been acknowledged in time, by service
+	flights int                       // calls of Publish that have not ended
 }
 
 // A sharedTable is the table of a service, as far as other nodes are concerned.
@@ -152,7 +152,7 @@ type ack struct {
 func (l *Loop) Share(e Exchange) {
 	l.sharing = &sharing{
 		Exchange: e, follows: make(chan *following), acks: make(chan ack),
-		tables: map[string]*sharedTable{}, strange: map[string]strangeTable{}, unheld: map[string]unheldTable{}, late: map[string]lateTable{},
+		tables: map[string]*sharedTable{}, strange: map[string]strangeTable{}, unheld: map[unheldKey]unheldTable{}, late: map[string]lateTable{},
 	}
 }
 
@@ -202,7 +202,7 @@ func (l *Loop) elect() (risen []string) {
 			t.problem = ""
 		}
 		if role == RoleSplit && t.peer != "" {
-			x.unheld[s.Name] = unheldTable{peer: t.peer, serving: t.serving}
+			x.unheld[unheldKey{s.Name, t.peer}] = unheldTable{serving: t.serving}
 		}
 		if role != RoleBackup {
 			t.peer = ""
@@ -221,8 +221,8 @@ func (l *Loop) elect() (risen []string) {
 		l.keep(s.Name, t)
 		delete(x.strange, s.Name)
 	}
-	maps.DeleteFunc(x.unheld, func(name string, u unheldTable) bool {
-		t := x.tables[name]
+	maps.DeleteFunc(x.unheld, func(key unheldKey, u unheldTable) bool {
+		t := x.tables[key.service]
 		return t == nil || u.at.IsZero() && t.role != RoleSplit
 	})
 	maps.DeleteFunc(x.late, func(name string, _ lateTable) bool { return x.tables[name] == nil || x.tables[name].role != RoleActive })

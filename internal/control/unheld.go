@@ -2,7 +2,6 @@ package control
 
 import (
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -13,12 +12,15 @@ import (
 // An unheldTable is one that a peer has in force, and this node has not, though it may
 // when the peer sends it again, which it does; or that each of both has its own of.
 type unheldTable struct {
-	peer, why string
-	serving   []netip.AddrPort // the backends that the peer reaches
+	why     string
+	serving []netip.AddrPort // the backends that the peer reaches
 	// at is when it came last; zero: it was followed until each node had its own, and is not
 	// sent again while that is so. Then the other node's comes, or this one's is in force.
 	at time.Time
 }
+
+// Whose table it is, and of which service: each of several peers may have one.
+type unheldKey struct{ service, peer string }
 
 // heard takes note of what has become of a peer's tables.
 func (x *sharing) heard(peer string, tables []lb.TableState, refused []RefusedTable, err error) {
@@ -37,10 +39,10 @@ func (x *sharing) heard(peer string, tables []lb.TableState, refused []RefusedTa
 				why = r.Why
 			}
 		}
-		if why != "" {
-			x.unheld[table.Service] = unheldTable{peer, why, servingIn(table), time.Now()}
-		} else if x.unheld[table.Service].peer == peer {
-			delete(x.unheld, table.Service)
+		if key := (unheldKey{table.Service, peer}); why != "" {
+			x.unheld[key] = unheldTable{why, servingIn(table), time.Now()}
+		} else {
+			delete(x.unheld, key)
 		}
 	}
 }
@@ -72,13 +74,17 @@ func (l *Loop) Unready(peer string) string {
 func (x *sharing) lacking(peer string) string {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for _, name := range slices.Sorted(maps.Keys(x.unheld)) {
-		u, t := x.unheld[name], x.tables[name]
-		if u.peer == peer && (t == nil || t.role == RoleBackup) {
-			return fmt.Sprintf("the table of service %s that %s has is not in force here: %s", name, peer, u.why)
+	var lacking []string
+	for key := range x.unheld {
+		if t := x.tables[key.service]; key.peer == peer && (t == nil || t.role == RoleBackup) {
+			lacking = append(lacking, key.service)
 		}
 	}
-	return ""
+	if len(lacking) == 0 {
+		return ""
+	}
+	name := slices.Min(lacking)
+	return fmt.Sprintf("the table of service %s that %s has is not in force here: %s", name, peer, x.unheld[unheldKey{name, peer}].why)
 }
 
 // unreached names a server that a peer reaches, by its table, and that this node does not,
@@ -95,8 +101,8 @@ func (l *Loop) unreached(peer string) string {
 		}
 		serving := t.serving
 		if t.peer != peer {
-			u := x.unheld[v.Service.Name]
-			if u.peer != peer || t.role == RoleActive {
+			u, unheld := x.unheld[unheldKey{v.Service.Name, peer}]
+			if !unheld || t.role == RoleActive {
 				continue
 			}
 			serving = u.serving

@@ -124,6 +124,29 @@ func TestUnheld(t *testing.T) {
 	}
 }
 
+// What one of two peers has says nothing of what the other one has.
+func TestUnheldOfTwoPeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newShareRig(t, file(t), webService())
+		r.unfit = errRefused
+		for _, peer := range []string{"lb2", "lb3"} {
+			if _, err := r.loop.Follow(r.Context(), peer, []lb.TableState{tableOf("web", 9, 9)}); err == nil {
+				t.Fatalf("that of %s is followed", peer)
+			}
+		}
+		r.unfit = nil
+		if refused, err := r.loop.Follow(r.Context(), "lb3", []lb.TableState{tableOf("web", 9, 9)}); err != nil || len(refused) > 0 {
+			t.Fatalf("refused %v, %v", refused, err)
+		}
+		if why := r.loop.Unready("lb2"); !strings.Contains(why, "service web that lb2 has") {
+			t.Errorf("of lb2 it lacks %q", why)
+		}
+		if why := r.loop.Unready("lb3"); why != "" {
+			t.Errorf("of lb3 it lacks %q", why)
+		}
+	})
+}
+
 // So is one that comes before the services are in force.
 func TestUnheldBeforeTheLoopRuns(t *testing.T) {
 	epochs, err := OpenEpochs(file(t), false)
