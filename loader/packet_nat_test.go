@@ -160,6 +160,11 @@ func TestCounters(t *testing.T) {
 			if got, want := []any{s.Name, s.Forward, b.Address, b.Slots, b.Alive}, []any{"web", tc.forward, backends(1, 80)[0].Address, lb.DefaultTableSize, true}; !cmp.Equal(got, want, equateAddrs) {
 				t.Errorf("got %v, want %v", got, want)
 			}
+			all, err := d.Traffic()
+			want := map[ServiceBackend]Traffic{{"web", b.Address}: {tc.want.Packets, tc.want.Bytes, tc.want.Flows, tc.want.ReplyPackets, tc.want.ReplyBytes}}
+			if diff := cmp.Diff(want, all, equateAddrs); diff != "" || err != nil {
+				t.Errorf("traffic of all, error %v (-want +got):\n%s", err, diff)
+			}
 		})
 	}
 }

@@ -163,19 +163,11 @@ func readOutcomes(m *kernelMaps) ([]Outcome, error) {
 }
 
 func backendStats(m *kernelMaps, n uint32, e backendEntry) (BackendStats, error) {
-	b := BackendStats{Address: e.Address, Alive: e.Alive, NextHop: e.NextHop}
-	var traffic []lbCounters
-	if err := m.Traffic.Lookup(n, &traffic); err != nil {
-		return b, fmt.Errorf("read the counters of backend %d: %w", n, err)
-	}
-	for _, t := range traffic {
-		b.Packets += t.Packets
-		b.Bytes += t.Bytes
-		b.Flows += t.Flows
-		b.ReplyPackets += t.ReplyPackets
-		b.ReplyBytes += t.ReplyBytes
-	}
-	return b, nil
+	t, err := readTraffic(m, n)
+	return BackendStats{
+		Address: e.Address, Alive: e.Alive, NextHop: e.NextHop,
+		Packets: t.Packets, Bytes: t.Bytes, Flows: t.Flows, ReplyPackets: t.ReplyPackets, ReplyBytes: t.ReplyBytes,
+	}, err
 }
 
 // outcomeNames are the outcomes as users see them.

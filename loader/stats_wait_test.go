@@ -22,6 +22,9 @@ func TestAskingWaitsForNobody(t *testing.T) {
 		if err != nil || len(s.Services) != 1 || s.Services[0].Name != "web" || len(s.Services[0].Backends) != 2 {
 			t.Errorf("stats: %+v, %v, want those of web and two backends", s.Services, err)
 		}
+		if all, err := n.Traffic(); err != nil || len(all) != 2 {
+			t.Errorf("traffic of %d backends, %v, want of two", len(all), err)
+		}
 		if u := n.Upgraded(); u != nil {
 			t.Errorf("upgraded: %+v", u)
 		}

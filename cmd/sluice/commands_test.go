@@ -228,10 +228,12 @@ alarms checks config forwarding interfaces interfaces.mode interfaces.name node
 outcomes outcomes.answered outcomes.dropped outcomes.name outcomes.packets pid problems running
 services services.addresses services.backends services.backends.address services.backends.backup
 services.backends.bytes services.backends.configured_weight services.backends.flows services.backends.next_hop services.backends.packets services.backends.pinned services.backends.ports services.backends.ports_used services.backends.previous_slots
+services.backends.rate services.backends.rate.bytes_per_second services.backends.rate.connections_per_second services.backends.rate.over_ns services.backends.rate.packets_per_second services.backends.rate.reply_bytes_per_second services.backends.rate.reply_packets_per_second
 services.backends.reply_bytes services.backends.reply_packets services.backends.serving services.backends.share services.backends.slots
 services.backends.state services.backends.weight services.forward services.healthy services.losses
 services.losses.early_reuse services.losses.evicted services.losses.flows_full services.losses.handshakes_full services.losses.no_backend
-services.losses.no_port services.losses.pins_full services.losses.too_big services.name services.pool services.protocol services.quorum services.state
+services.losses.no_port services.losses.pins_full services.losses.too_big services.name services.pool services.protocol services.quorum
+services.rate services.rate.bytes_per_second services.rate.connections_per_second services.rate.over_ns services.rate.packets_per_second services.rate.reply_bytes_per_second services.rate.reply_packets_per_second services.state
 started tables tables.name tables.size tables.used time version
 vrrp vrrp.addresses vrrp.alarms vrrp.dropped vrrp.failed vrrp.interface vrrp.name vrrp.present vrrp.priority vrrp.reason
 vrrp.received vrrp.releasing vrrp.sent vrrp.since vrrp.source vrrp.state vrrp.version vrrp.virtual_router_id

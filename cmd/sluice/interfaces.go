@@ -53,6 +53,10 @@ func (t *tables) Maintain() error { return t.datapath.Maintain() }
 
 func (t *tables) Stats() (loader.Stats, error) { return t.datapath.Stats() }
 
+func (t *tables) Traffic() (map[loader.ServiceBackend]loader.Traffic, error) {
+	return t.datapath.Traffic()
+}
+
 func (t *tables) Usage() ([]loader.Usage, error) { return t.datapath.Usage() }
 
 func (t *tables) RefreshInterfaces() error {

@@ -244,6 +244,9 @@ func printStatus(w io.Writer, s control.Status) error {
 				weight, k.Slots, 100*k.Share, k.Flows, k.Packets, k.Bytes, k.ReplyPackets, k.ReplyBytes, k.NextHop, k.Why)
 		}
 		t.Flush()
+		if v.Rate != nil {
+			fmt.Fprintf(&b, "  now: %s\n", v.Rate)
+		}
 		if v.Table != nil {
 			fmt.Fprintf(&b, "  table: %s\n", v.Table)
 		}

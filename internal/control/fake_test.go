@@ -111,6 +111,21 @@ func (w *fakeWorld) Stats() (loader.Stats, error) {
 	return w.stats, nil
 }
 
+// Traffic is that of stats.
+func (w *fakeWorld) Traffic() (map[loader.ServiceBackend]loader.Traffic, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	all := map[loader.ServiceBackend]loader.Traffic{}
+	for _, s := range w.stats.Services {
+		for _, b := range s.Backends {
+			all[loader.ServiceBackend{Service: s.Name, Address: b.Address}] = loader.Traffic{
+				Packets: b.Packets, Bytes: b.Bytes, Flows: b.Flows, ReplyPackets: b.ReplyPackets, ReplyBytes: b.ReplyBytes,
+			}
+		}
+	}
+	return all, nil
+}
+
 func (w *fakeWorld) Usage() ([]loader.Usage, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -225,6 +225,7 @@ func (l *Loop) Services(stats loader.Stats) (services []ServiceStatus, known boo
 		views = []View{}
 	}
 	services = Services(views, stats)
+	l.rates.add(services, time.Now())
 	l.addTables(services)
 	return services, known
 }

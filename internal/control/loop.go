@@ -27,6 +27,8 @@ type Tables interface {
 	Maintain() error
 	// Stats tells what the data plane holds and has counted.
 	Stats() (loader.Stats, error)
+	// Traffic tells what each backend was sent; it costs less than Stats.
+	Traffic() (map[loader.ServiceBackend]loader.Traffic, error)
 	// Usage tells how much is used of what is bounded.
 	Usage() ([]loader.Usage, error)
 	// Preview returns the tables that Apply would change, as they would be then.
@@ -105,6 +107,7 @@ type Loop struct {
 	coming    *reload
 	addresses []netip.Addr // of servers, whose ways are followed; Run's own
 	stops     stops
+	rates     rates
 	// What there is in common with other nodes; nil: nothing.
 	sharing *sharing
 
@@ -348,7 +351,7 @@ func (l *Loop) watch() error {
 func (l *Loop) maintain() {
 	before := l.maintenance
 	l.maintenance = ""
-	if err := errors.Join(l.tables.Maintain(), l.watch()); err != nil {
+	if err := errors.Join(l.tables.Maintain(), l.watch(), l.count(time.Now())); err != nil {
 		l.maintenance = err.Error()
 		if l.maintenance != before {
 			l.log.Error("the data plane cannot be maintained", "error", err)

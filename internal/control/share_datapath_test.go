@@ -32,7 +32,10 @@ func (r realTables) TableStates() []lb.TableState { return r.Datapath.TableState
 func (r realTables) AdoptTables(t []lb.TableState) ([]loader.RefusedTable, error) {
 	return r.Datapath.AdoptTables(t)
 }
-func (r realTables) Stats() (loader.Stats, error)   { return r.Datapath.Stats() }
+func (r realTables) Stats() (loader.Stats, error) { return r.Datapath.Stats() }
+func (r realTables) Traffic() (map[loader.ServiceBackend]loader.Traffic, error) {
+	return r.Datapath.Traffic()
+}
 func (r realTables) Usage() ([]loader.Usage, error) { return r.Datapath.Usage() }
 
 // ownersOf are the owners and previous owners of a table's slots.

@@ -133,6 +133,8 @@ type ServiceStatus struct {
 	Healthy  int           `json:"healthy"`
 	Quorum   int           `json:"quorum"`
 	Losses   loader.Losses `json:"losses"`
+	// Rate is that of all backends together; nil where no daemon runs.
+	Rate *Rate `json:"rate,omitempty"`
 	// Moves is what the last change of backends has done to slots.
 	Moves *loader.Moves `json:"last_change,omitempty"`
 	// Table tells how its table stands between the nodes, where they have it in common.
@@ -156,6 +158,7 @@ type BackendStatus struct {
 	Flows        uint64         `json:"flows"`
 	ReplyPackets uint64         `json:"reply_packets"`
 	ReplyBytes   uint64         `json:"reply_bytes"`
+	Rate         *Rate          `json:"rate,omitempty"` // nil where no daemon runs
 	// Override is what an operator has changed, in words; Configured the weight of
 	// the configuration.
 	Override   string `json:"override,omitempty"`
