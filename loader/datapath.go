@@ -48,8 +48,8 @@ type Options struct {
 	reached func(step string) error // of an upgrade: a test's
 }
 
-// A Datapath is the XDP program with its maps. Stats and TableStates may be called at
-// any time, the other methods from one goroutine at a time.
+// A Datapath is the XDP program with its maps. Stats, Traffic, Upgraded, Check and
+// TableStates may be called at any time, the other methods from one goroutine at a time.
 type Datapath struct {
 	pinDir  string
 	share   lb.PortRange
@@ -76,7 +76,8 @@ type Datapath struct {
 	idle     idlePorts         // as the last call of Usage counted them
 	feed     *FlowFeed         // nil: nobody asks
 
-	seen     atomic.Pointer[view]
+	seen     atomic.Pointer[view] // nil: it is closed
+	readers  sync.RWMutex         // held by who looks at it: what is mapped stays
 	upgraded atomic.Pointer[Upgrade]
 }
 
@@ -99,6 +100,24 @@ func (d *Datapath) unlock() {
 
 func (d *Datapath) show() {
 	d.seen.Store(&view{d.state, maps.Clone(d.names), d.scan, maps.Clone(d.moves), d.idle.ports})
+}
+
+var errClosed = errors.New("the data plane is closed")
+
+// look has f read what a view tells of, and once more where it is of before by then: the
+// number of a backend may be another one's.
+func (d *Datapath) look(f func(*view) error) error {
+	d.readers.RLock()
+	defer d.readers.RUnlock()
+	v := d.seen.Load()
+	if v == nil {
+		return errClosed
+	}
+	err := f(v)
+	if now := d.seen.Load(); now.state != v.state {
+		err = f(now)
+	}
+	return err
 }
 
 // idle times after which a nat flow is void, by its state.
@@ -375,6 +394,9 @@ func closeAll(m map[string]*ebpf.Map) {
 // Close lets go of the data plane. What is pinned goes on forwarding; what is
 // not stops.
 func (d *Datapath) Close() error {
+	d.readers.Lock() // waits for who looks
+	d.seen.Store(nil)
+	d.readers.Unlock()
 	var errs []error
 	d.upgrade.close()
 	if d.tables != nil {

@@ -42,8 +42,10 @@ type FlowFeed struct {
 	timeouts [lbNatStateNAT_STATES]int32
 
 	// Changed under the data plane's mutex and mu, in this order; who only looks at it takes
-	// mu, and does not wait for a change of the tables.
-	mu sync.Mutex
+	// mu, and does not wait while a change of the tables is written. It waits while a
+	// batch of flows is told or taken in.
+	mu     sync.Mutex
+	closed bool
 
 	index flowIndex
 	pairs [lbLimitsMAX_PAIRS]*toldPair
@@ -128,6 +130,9 @@ func (f *FlowFeed) Translated(vips map[netip.Addr]bool) (flows int) {
 func (f *FlowFeed) Unread() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.closed {
+		return 0
+	}
 	const header = 8 // of a note in the ring
 	changes := len(f.ended) + f.notes.AvailableBytes()/(int(unsafe.Sizeof(lbFlowNote{}))+header)
 	for _, n := range f.order {
@@ -140,7 +145,7 @@ func (f *FlowFeed) Unread() int {
 func (f *FlowFeed) Close() error {
 	f.lock()
 	defer f.unlock()
-	f.d.feed, f.d.tables.dropped = nil, nil
+	f.d.feed, f.d.tables.dropped, f.closed = nil, nil, true
 	f.closePairs()
 	return f.notes.Close()
 }

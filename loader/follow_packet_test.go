@@ -51,6 +51,7 @@ func restart(t *testing.T, d *Datapath) {
 	}
 	d.state, d.want, d.names = state, lb.Snapshot{}, map[uint16]string{}
 	d.scan, d.moves, d.cache, d.pressure = scan{}, map[uint16]Moves{}, &tableCache{}, pressure{}
+	d.show()
 }
 
 func adopt(t *testing.T, d *Datapath, tables []lb.TableState) {

@@ -43,6 +43,7 @@ func startAgain(t *testing.T, d *Datapath) {
 		t.Fatal(err)
 	}
 	d.state = state
+	d.show()
 }
 
 // A daemon that is killed while it gives a pair another share, wherever, leaves what

@@ -162,6 +162,7 @@ func TestIdlePortsOfManyPairs(t *testing.T) {
 	}
 	wantPorts(t, d, "after two calls", idle...)
 	d.idle = idlePorts{}
+	d.show()
 	for i, b := range stats(t, d).Services[0].Backends {
 		if b.Source != full[i] {
 			t.Errorf("%v: ports %+v before they are counted, want %+v", b.Address, b.Source, full[i])

@@ -71,15 +71,17 @@ type Outcome struct {
 
 // Stats reads the counters. It waits for nobody: while a change is being written, they are
 // those of the services and backends of before.
-func (d *Datapath) Stats() (Stats, error) {
-	v := d.seen.Load()
-	s, err := readStats(d.tables, v.state, v.names, v.scan.pinned, v.idle)
-	for i, n := range slices.Sorted(maps.Keys(v.state.Services)) {
-		if m, ok := v.moves[n]; ok && i < len(s.Services) {
-			s.Services[i].Moves = &m
+func (d *Datapath) Stats() (s Stats, err error) {
+	err = d.look(func(v *view) (err error) {
+		s, err = readStats(d.tables, v.state, v.names, v.scan.pinned, v.idle)
+		for i, n := range slices.Sorted(maps.Keys(v.state.Services)) {
+			if m, ok := v.moves[n]; ok && i < len(s.Services) {
+				s.Services[i].Moves = &m
+			}
 		}
-	}
-	s.Tables = d.tables.flowTables(v.state, v.scan.used, v.idle)
+		s.Tables = d.tables.flowTables(v.state, v.scan.used, v.idle)
+		return err
+	})
 	return s, err
 }
 

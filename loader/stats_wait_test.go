@@ -1,7 +1,10 @@
 package loader
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -50,5 +53,59 @@ func TestAskingWaitsForNobody(t *testing.T) {
 	s, err := n.Stats()
 	if err != nil || len(s.Services) != 1 || len(s.Services[0].Backends) != 3 || s.Services[0].Moves == nil {
 		t.Errorf("stats after a change: %+v, %v, want three backends and what has moved", s.Services, err)
+	}
+}
+
+// Whoever asks while backends with pairs of ports come and go, and when the data plane is
+// closed, gets what there is, or an error.
+func TestAskingBesideChanges(t *testing.T) {
+	var n *feedNode
+	quit := make(chan struct{})
+	var all sync.WaitGroup
+	t.Cleanup(func() { // the data plane is closed by then
+		close(quit)
+		all.Wait()
+		if _, err := n.Stats(); !errors.Is(err, errClosed) {
+			t.Errorf("stats when it is closed: %v, want %v", err, errClosed)
+		}
+	})
+	n = newFeedNode(t, lb.PortRange{First: 1024, Last: 2047}, service("web", lb.NAT, 80, backends(2, 80)))
+	vips := map[netip.Addr]bool{vipIP: true}
+	ask := func(f func() error) {
+		all.Go(func() {
+			for {
+				select {
+				case <-quit:
+					return
+				default:
+				}
+				if err := f(); err != nil && !errors.Is(err, errClosed) {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	ask(func() error {
+		s, err := n.Stats()
+		if err == nil && (len(s.Services) != 1 || len(s.Services[0].Backends) < 1) {
+			err = fmt.Errorf("stats of %d services", len(s.Services))
+		}
+		return err
+	})
+	ask(func() error { _, err := n.Traffic(); return err })
+	feed := n.feed
+	ask(func() error { feed.Translated(vips); feed.Unread(); return nil })
+	for i := range 12 {
+		if err := n.Apply(lb.Snapshot{Services: []lb.ServiceState{service("web", lb.NAT, 80, backends(1+i%3, 80))}}); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Maintain(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.Usage(); err != nil {
+			t.Fatal(err)
+		}
+		n.changes()
 	}
 }

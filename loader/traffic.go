@@ -19,21 +19,23 @@ type Traffic struct {
 
 // Traffic reads the counters of all backends of services that have a name. It costs less
 // than Stats, and waits for nobody, as Stats.
-func (d *Datapath) Traffic() (map[ServiceBackend]Traffic, error) {
-	v := d.seen.Load()
-	all := map[ServiceBackend]Traffic{}
-	for n, b := range v.state.Backends {
-		name := v.names[b.Service]
-		if name == "" {
-			continue
+func (d *Datapath) Traffic() (all map[ServiceBackend]Traffic, err error) {
+	err = d.look(func(v *view) error {
+		all = map[ServiceBackend]Traffic{}
+		for n, b := range v.state.Backends {
+			name := v.names[b.Service]
+			if name == "" {
+				continue
+			}
+			t, err := readTraffic(d.objects, n)
+			if err != nil {
+				return err
+			}
+			all[ServiceBackend{name, b.Address}] = t
 		}
-		t, err := readTraffic(d.objects, n)
-		if err != nil {
-			return nil, err
-		}
-		all[ServiceBackend{name, b.Address}] = t
-	}
-	return all, nil
+		return nil
+	})
+	return all, err
 }
 
 // readTraffic reads the counters of a backend, of all CPUs.

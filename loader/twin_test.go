@@ -277,6 +277,7 @@ func (w *twin) setSlots(service uint16, word slot) error {
 	}
 	s.Slots[service] = words
 	w.d.state, w.m.state = s, s
+	w.d.show()
 	return setSlots{service, s.Services[service].First, changes}.apply(w.d.tables)
 }
 
@@ -287,6 +288,7 @@ func (w *twin) setBackend(n uint32, change func(*backendEntry)) error {
 	change(&e)
 	s.Backends[n] = e
 	w.d.state, w.m.state = s, s
+	w.d.show()
 	return setBackend{Number: n, Entry: e}.apply(w.d.tables)
 }
 

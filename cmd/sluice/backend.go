@@ -154,7 +154,8 @@ func waitDrained(c *cli.Context, path string, change control.Change, timeout tim
 // what it is.
 func remaining(s control.Status, change control.Change) (bool, string) {
 	slots, previous, pinned := 0, 0, 0
-	counted := true
+	counted, written := true, true
+	done := map[control.Action]string{control.Drain: "drained", control.Disable: "disabled"}[change.Action]
 	for _, v := range s.Services {
 		if v.Name != change.Scope && v.Pool != change.Scope {
 			continue
@@ -166,6 +167,7 @@ func remaining(s control.Status, change control.Change) (bool, string) {
 			slots, previous = slots+b.Slots, previous+b.Previous
 			pinned += max(0, b.Pinned)
 			counted = counted && b.Pinned >= 0
+			written = written && strings.HasPrefix(b.Override, done)
 		}
 	}
 	requests := 0
@@ -173,6 +175,8 @@ func remaining(s control.Status, change control.Change) (bool, string) {
 		requests += b.InFlight
 	}
 	switch {
+	case !written: // what the tables hold is that of before
+		return true, "the change is being written"
 	case slots > 0:
 		return true, fmt.Sprintf("it serves: %d slots", slots)
 	case !counted:

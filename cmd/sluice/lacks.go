@@ -86,11 +86,10 @@ func (n *node) hasPeer() bool {
 
 // atRisk is how many connections a failover now would break.
 func (n *node) atRisk() int {
-	stats, err := n.tables.datapath.Stats()
+	services, _, _, err := n.loop.Services()
 	if err != nil {
 		n.log.Error("the connections cannot be counted", "error", err)
 	}
-	services, _ := n.loop.Services(stats)
 	if s := n.syncStatus(services); s != nil {
 		return s.AtRisk
 	}

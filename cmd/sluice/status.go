@@ -43,11 +43,10 @@ func (n *node) status() control.Status {
 		s.Heartbeats = control.Heartbeats(n.fast.beats.Status())
 	}
 	if n.tables != nil {
-		stats, err := n.tables.datapath.Stats()
+		services, stats, known, err := n.loop.Services()
 		if err != nil {
 			s.Problems = append(s.Problems, err.Error())
 		}
-		services, known := n.loop.Services(stats)
 		if s.Services = services; !known {
 			s.Problems = append(s.Problems, "starting: not every server has been probed yet, the data plane is as the last daemon left it")
 		}

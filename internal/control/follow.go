@@ -218,16 +218,19 @@ func (l *Loop) addTables(services []ServiceStatus) {
 	}
 }
 
-// Services describes the services as they are now, by what the data plane has counted.
-func (l *Loop) Services(stats loader.Stats) (services []ServiceStatus, known bool) {
+// Services describes the services as they are now, by what the data plane has counted; not
+// known: they are not in force yet. What a view says of a server has been written before, so
+// the counters are read after the views. After an error they are those that could be read.
+func (l *Loop) Services() (services []ServiceStatus, stats loader.Stats, known bool, err error) {
 	views, _ := l.Views()
 	if known = views != nil; !known {
 		views = []View{}
 	}
+	stats, err = l.tables.Stats()
 	services = Services(views, stats)
 	l.rates.add(services, time.Now())
 	l.addTables(services)
-	return services, known
+	return services, stats, known, err
 }
 
 func lateText(t lateTable) string {

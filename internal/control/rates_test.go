@@ -92,18 +92,22 @@ func TestLoopKnowsRates(t *testing.T) {
 			}}}
 		}
 		healthy(w)
-		w.mu.Lock()
-		w.stats = counted(1000)
-		w.mu.Unlock()
+		count := func(packets uint64) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.stats = counted(packets)
+		}
+		count(1000)
 		close(w.ready)
 		wantCounts(t, w, "at the start", 1, 1)
 		time.Sleep(2500 * time.Millisecond)
-		services, _ := l.Services(counted(2500)) // looked at after one second
+		count(2500) // the loop has looked after one second
+		services, _, _, _ := l.Services()
 		if got := services[0].Rate; got == nil || got.Over != 1500*time.Millisecond || got.Packets != 1000 {
 			t.Errorf("got %+v, want 1000 packets a second over 1.5 s", got)
 		}
 		time.Sleep(time.Hour)
-		services, _ = l.Services(counted(2500))
+		services, _, _, _ = l.Services()
 		if got := services[0].Rate; got == nil || got.Over < rateOver || got.Over > rateOver+2*rateEvery {
 			t.Errorf("an hour later it is over %v, want %v or a little more", got.Over, rateOver)
 		}

@@ -16,7 +16,6 @@ import (
 
 	"github.com/sluice-lb/sluice/internal/health"
 	"github.com/sluice-lb/sluice/internal/lb"
-	"github.com/sluice-lb/sluice/loader"
 )
 
 // A fakePeer is the other node, as a Publisher brings tables to it.
@@ -167,7 +166,7 @@ func (r *shareRig) follow(tables ...lb.TableState) []RefusedTable {
 // table is how the first service's stands.
 func (r *shareRig) table() TableStatus {
 	r.Helper()
-	services, _ := r.loop.Services(loader.Stats{})
+	services, _, _, _ := r.loop.Services()
 	i := slices.IndexFunc(services, func(s ServiceStatus) bool { return s.Name == "web" })
 	return *services[i].Table
 }

@@ -109,7 +109,11 @@ func shareOfSession(pid int, nice string) {
 
 // GiveWay has the process and what it starts run only where others leave time. What it
 // does about its priority itself counts among its own threads alone.
-func (p *Process) GiveWay() { shareOfSession(p.id.PID, least) }
+func (p *Process) GiveWay() {
+	if !p.ended() {
+		shareOfSession(p.id.PID, least)
+	}
+}
 
 // ID identifies the process beyond its end.
 func (p *Process) ID() ProcessID { return p.id }
