@@ -202,7 +202,7 @@ func (l *Loop) elect() (risen []string) {
 			t.problem = ""
 		}
 		if role == RoleSplit && t.peer != "" {
-			x.unheld[unheldKey{s.Name, t.peer}] = unheldTable{serving: t.serving}
+			x.unheld[unheldKey{s.Name, t.peer}] = unheldTable{epoch: t.epoch, serving: t.serving}
 		}
 		if role != RoleBackup {
 			t.peer = ""

@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -13,6 +14,7 @@ import (
 // when the peer sends it again, which it does; or that each of both has its own of.
 type unheldTable struct {
 	why     string
+	epoch   lb.Epoch
 	serving []netip.AddrPort // the backends that the peer reaches
 	// at is when it came last; zero: it was followed until each node had its own, and is not
 	// sent again while that is so. Then the other node's comes, or this one's is in force.
@@ -39,12 +41,29 @@ func (x *sharing) heard(peer string, tables []lb.TableState, refused []RefusedTa
 				why = r.Why
 			}
 		}
-		if key := (unheldKey{table.Service, peer}); why != "" {
-			x.unheld[key] = unheldTable{why, servingIn(table), time.Now()}
-		} else {
-			delete(x.unheld, key)
-		}
+		x.hold(peer, table, why)
 	}
+}
+
+// hold notes why a peer's table is not in force here; "": it is, or never will be.
+func (x *sharing) hold(peer string, table lb.TableState, why string) {
+	key, t := unheldKey{table.Service, peer}, x.tables[table.Service]
+	if why != "" {
+		u := unheldTable{why, table.Epoch, servingIn(table), time.Now()}
+		if t != nil && t.role == RoleSplit {
+			u.at = time.Time{}
+		}
+		x.unheld[key] = u
+		return
+	}
+	delete(x.unheld, key)
+	if t == nil || t.peer != peer {
+		return
+	}
+	// Its node is Active now: what another one had before is over.
+	maps.DeleteFunc(x.unheld, func(other unheldKey, u unheldTable) bool {
+		return other.service == table.Service && u.epoch.Less(table.Epoch)
+	})
 }
 
 // servingIn returns the backends of a table that its node reaches.

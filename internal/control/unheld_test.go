@@ -144,6 +144,13 @@ func TestUnheldOfTwoPeers(t *testing.T) {
 		if why := r.loop.Unready("lb3"); why != "" {
 			t.Errorf("of lb3 it lacks %q", why)
 		}
+		// A later one says that the others' are over.
+		if refused, err := r.loop.Follow(r.Context(), "lb3", []lb.TableState{tableOf("web", 10, 1)}); err != nil || len(refused) > 0 {
+			t.Fatalf("refused %v, %v", refused, err)
+		}
+		if why := r.loop.Unready("lb2"); why != "" {
+			t.Errorf("of lb2 it still lacks %q", why)
+		}
 	})
 }
 
@@ -196,6 +203,7 @@ func TestUnreachedWhereNodesShareAService(t *testing.T) {
 				if why := r.loop.Unready("lb2"); why != "" {
 					t.Errorf("it lacks %q, though it reaches all", why)
 				}
+				time.Sleep(24 * time.Hour) // it does not come again
 				r.say("192.0.2.12:80", health.Down)
 				synctest.Wait()
 				if why := r.loop.Unready("lb2"); !strings.HasPrefix(why, "192.0.2.12:80 of service web, which lb2 reaches: ") {
