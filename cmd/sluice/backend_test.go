@@ -111,3 +111,36 @@ func (r *rig) keepOpen(service netip.AddrPort, count int) (all []net.Conn) {
 	}
 	return all
 }
+
+// What a change has not reached yet is not over.
+func TestRemaining(t *testing.T) {
+	status := func(backends ...control.BackendStatus) control.Status {
+		for i := range backends {
+			backends[i].Address = netip.MustParseAddrPort("192.0.2.11:80")
+		}
+		return control.Status{Services: []control.ServiceStatus{{Name: "web", Pool: "web", Backends: backends}}}
+	}
+	drain := control.Change{Action: control.Drain, Scope: "web", Address: "192.0.2.11"}
+	for _, tc := range []struct {
+		name   string
+		s      control.Status
+		change control.Change
+		left   bool
+		want   string
+	}{
+		{"another change is still being written", status(control.BackendStatus{}), drain, true, "the change is being written"},
+		{"it serves", status(control.BackendStatus{Override: "drained", Slots: 5}), drain, true, "it serves: 5 slots"},
+		{"nothing was counted", status(control.BackendStatus{Override: "drained", Pinned: -1}), drain, true, "counting its connections"},
+		{"connections", status(control.BackendStatus{Override: "drained, weight 2", Pinned: 1}), drain, true, "1 connection left"},
+		{"none", status(control.BackendStatus{Override: "drained"}), drain, false, "nothing is left"},
+		{"in one of two services", status(control.BackendStatus{Override: "drained"}, control.BackendStatus{}), drain, true, "the change is being written"},
+		{"disabled", status(control.BackendStatus{Override: "drained"}), control.Change{Action: control.Disable, Scope: "web", Address: "192.0.2.11:80"}, true, "the change is being written"},
+		{"no weight", status(control.BackendStatus{Override: "enabled, weight 0"}), control.Change{Action: control.Weight, Scope: "web", Address: "192.0.2.11:80"}, false, "nothing is left"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if left, text := remaining(tc.s, tc.change); left != tc.left || text != tc.want {
+				t.Errorf("got %v, %q, want %v, %q", left, text, tc.left, tc.want)
+			}
+		})
+	}
+}

@@ -290,7 +290,7 @@ func TestStatus(t *testing.T) {
 			}
 		}
 		line := r.wantRun(0, "lb1", "status", "--check").stdout
-		if want := "ok: lb1: vrrp VI_1 active; 6 of 6 servers of 2 services are healthy; up "; !strings.HasPrefix(line, want) || strings.Count(line, "\n") != 1 {
+		if want := "ok: lb1: vrrp VI_1 active; 6 of 6 servers healthy in 2 services; up "; !strings.HasPrefix(line, want) || strings.Count(line, "\n") != 1 {
 			t.Errorf("status --check says %q, want a line with %q", line, want)
 		}
 	})

@@ -146,7 +146,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	}
 	defer held.Close()
 	if err := pace.RaiseSession(); err != nil {
-		n.log.Warn("on a busy machine the daemon may have to wait for its turn", "error", err)
+		n.log.Info("the daemon has no greater share of the CPUs than others", "why", err)
 	}
 	n.openEvents()
 	n.openWeb(n.cfg)

@@ -86,10 +86,11 @@ func statusCommand() *cli.Command {
 			if c.Bool("json") && c.Bool("check") {
 				return &usageError{"status ", errors.New("--json and --check exclude each other")}
 			}
-			s, err := getStatus(c)
 			if c.Bool("check") {
+				s, err := getForMonitoring(c)
 				return printVerdict(c.App.Writer, s, err)
 			}
+			s, err := getStatus(c)
 			if err != nil {
 				return err
 			}
@@ -135,6 +136,9 @@ func getStatus(c *cli.Context) (control.Status, error) {
 // statusConfig reads the configuration for the socket's path and the services'
 // names. Without -c it need not be there, nor be right.
 func statusConfig(c *cli.Context) (*config.Config, error) {
+	if c.IsSet("config") && c.Bool("check") {
+		return readConfig(c) // its mistakes are what monitoring reads
+	}
 	if c.IsSet("config") {
 		return loadConfig(c)
 	}

@@ -2,22 +2,39 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
 
 	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/vrrp"
 )
+
+// monitoringPatience is how long a daemon may take to answer monitoring, which itself gives
+// up after ten seconds, often.
+const monitoringPatience = 5 * time.Second
+
+// getForMonitoring is getStatus for who does not wait.
+func getForMonitoring(c *cli.Context) (control.Status, error) {
+	ctx, cancel := context.WithTimeout(c.Context, monitoringPatience)
+	defer cancel()
+	c.Context = ctx
+	return getStatus(c)
+}
 
 // printVerdict prints a status in one line, as monitoring wants it, which reads nothing
 // but standard output and the exit code: also where there is no status.
 func printVerdict(w io.Writer, s control.Status, err error) error {
 	word, text := "ok", strings.Join(inShort(s), "; ")
-	switch {
+	switch problems := strings.Join(append(s.Problems, starting(s)...), "; "); {
 	case err != nil:
 		word, text = "problem", err.Error()
-	case len(s.Problems) > 0:
-		word, text = "problem", strings.Join(s.Problems, "; ")
+	case problems != "":
+		word, text = "problem", problems
 	}
 	if s.Node != "" {
 		text = s.Node + ": " + text
@@ -29,6 +46,16 @@ func printVerdict(w io.Writer, s control.Status, err error) error {
 		return errReported
 	}
 	return nil
+}
+
+// starting names instances of VRRP that take no part in the election yet.
+func starting(s control.Status) (all []string) {
+	for _, i := range s.VRRP {
+		if i.State == vrrp.Initialize.String() {
+			all = append(all, fmt.Sprintf("vrrp instance %s has not begun: %s", i.Name, i.Reason))
+		}
+	}
+	return all
 }
 
 // inShort tells what a node without problems does.
@@ -44,8 +71,14 @@ func inShort(s control.Status) (all []string) {
 	for _, v := range s.Services {
 		able, servers = able+v.Healthy, servers+len(v.Backends)
 	}
-	if len(s.Services) > 0 {
-		all = append(all, fmt.Sprintf("%d of %d servers of %d services are healthy", able, servers, len(s.Services)))
+	if n := len(s.Services); n > 0 {
+		all = append(all, fmt.Sprintf("%d of %s healthy in %s", able, count(servers, "server"), count(n, "service")))
+	}
+	if s.HTTP != nil {
+		all = append(all, count(len(s.HTTP.Servers), "HTTP server"))
+	}
+	if s.DNS != nil {
+		all = append(all, count(len(s.DNS.Records), "DNS record"))
 	}
 	return append(all, "up "+age(s.Time, *cmp.Or(s.Started, &s.Time)))
 }

@@ -33,12 +33,7 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	if os.Getenv(actAsSession) != "" {
-		share, err := tellSession()
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		fmt.Print(share)
+		fmt.Print(tellSession())
 		os.Exit(0)
 	}
 	testenv.Main(m)
