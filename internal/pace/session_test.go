@@ -43,7 +43,7 @@ func TestRaiseSession(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			cmd := exec.Command(tc.args[0], tc.args[1:]...)
-			cmd.Env = append(os.Environ(), actAsSession+"=1")
+			cmd.Env = append(os.Environ(), actAsSession+"=1", actAsEngine+"=") // other tests set it
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 			out, err := cmd.CombinedOutput()
 			if err != nil || !strings.HasSuffix(strings.TrimSpace(string(out)), tc.want) {
