@@ -25,7 +25,7 @@ type Tables interface {
 	// Maintain ends what time has ended: windows of slots, idle flows, backends
 	// that have drained.
 	Maintain() error
-	// Stats tells what the data plane holds and has counted.
+	// Stats tells what the data plane holds and has counted, from whatever goroutine.
 	Stats() (loader.Stats, error)
 	// Traffic tells what each backend was sent; it costs less than Stats.
 	Traffic() (map[loader.ServiceBackend]loader.Traffic, error)
