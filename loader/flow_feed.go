@@ -192,18 +192,24 @@ func (f *FlowFeed) refresh() error {
 	if !changed {
 		return nil
 	}
+	var come []uint32
 	for _, n := range slices.Sorted(maps.Keys(state.Pairs)) {
 		if f.pairs[n] != nil {
 			f.pairs[n].entry = state.Pairs[n]
-			continue
+		} else {
+			come = append(come, n)
 		}
-		p, err := f.d.tables.openTold(n, state.Pairs[n])
-		if err != nil {
-			return err
-		}
-		f.pairs[n], f.order = p, append(f.order, n)
 	}
-	return nil
+	err := forAll(come, func(n uint32) (err error) {
+		f.pairs[n], err = f.d.tables.openTold(n, state.Pairs[n])
+		return err
+	})
+	for _, n := range come {
+		if f.pairs[n] != nil {
+			f.order = append(f.order, n)
+		}
+	}
+	return err
 }
 
 // dropPair is told of a pair that is out of the program's reach. The state is still

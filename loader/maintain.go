@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -341,11 +342,15 @@ func (d *Datapath) scanPairs(now uint32) error {
 	for state, t := range natTimeouts {
 		timeouts[state] = int32(t / tick)
 	}
-	for pair := range pairs {
+	var mu sync.Mutex
+	return forAll(slices.Collect(maps.Keys(pairs)), func(pair uint32) error {
 		q, err := d.tables.openQueue(pair)
 		if err != nil {
 			return err
 		}
+		defer q.close()
+		mu.Lock()
+		defer mu.Unlock()
 		for port := range int(lbLimitsNAT_PORTS) {
 			f := q.flow(uint16(port))
 			state := f.State % uint32(lbNatStateNAT_STATES)
@@ -355,9 +360,8 @@ func (d *Datapath) scanPairs(now uint32) error {
 				d.scan.pinned[uint32(f.Backend)]++
 			}
 		}
-		q.close()
-	}
-	return nil
+		return nil
+	})
 }
 
 // letGo removes the backends that have left and that nothing needs any more, or

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"unsafe"
 
@@ -104,12 +105,18 @@ func (d *Datapath) countIdle(now uint32) error {
 	slices.SortFunc(high, func(a, b uint32) int {
 		return cmp.Or(cmp.Compare(counted[a], counted[b]), cmp.Compare(a, b))
 	})
-	for _, n := range high[:min(len(high), pairsCounted)] {
+	var mu sync.Mutex
+	err := forAll(high[:min(len(high), pairsCounted)], func(n uint32) error {
 		idle, err := d.tables.countIdle(n, d.state.Pairs[n].Share, now)
-		if err != nil {
-			return err
+		mu.Lock()
+		defer mu.Unlock()
+		if err == nil {
+			ports[n], counted[n] = idle, c.calls
 		}
-		ports[n], counted[n] = idle, c.calls
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	c.ports, c.counted = ports, counted
 	return nil
@@ -176,13 +183,13 @@ func (s *State) servicePorts(e pairEntry) int {
 
 // countPorts counts the ports of pairs that an earlier version has made.
 func (t *tables) countPorts(s *State) error {
-	for n, e := range s.Pairs {
+	return forAll(slices.Collect(maps.Keys(s.Pairs)), func(n uint32) error {
 		q, err := t.openQueue(n)
 		if err != nil {
 			return err
 		}
-		atomic.StoreUint64(q.ports(), q.count(e.Share, nil))
-		q.close()
-	}
-	return nil
+		defer q.close()
+		atomic.StoreUint64(q.ports(), q.count(s.Pairs[n].Share, nil))
+		return nil
+	})
 }

@@ -2,6 +2,8 @@ package loader
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"sync/atomic"
 	"unsafe"
 
@@ -189,10 +191,10 @@ func makeNews() (*ebpf.Map, error) {
 
 // ensureNews makes those of pairs that an earlier version has made.
 func (t *tables) ensureNews(s *State) error {
-	for n := range s.Pairs {
+	return forAll(slices.Collect(maps.Keys(s.Pairs)), func(n uint32) error {
 		var id uint32
 		if t.objects.NatNews.Lookup(n, &id) == nil {
-			continue
+			return nil
 		}
 		m, err := makeNews()
 		if err == nil {
@@ -202,8 +204,8 @@ func (t *tables) ensureNews(s *State) error {
 		if err != nil {
 			return fmt.Errorf("make the table of news of pair %d: %w", n, err)
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // phases are those of nat flows by their state.

@@ -153,18 +153,8 @@ func beginUpgrade(spec *ebpf.CollectionSpec, o Options, from uint32) (_ *upgrade
 // is as good as new.
 func shareable(m *ebpf.Map, spec *ebpf.MapSpec) (bool, error) {
 	if spec.InnerMap != nil {
-		var key uint32
-		var inner *ebpf.Map
-		err := m.NextKey(nil, &key)
-		for ; err == nil; err = m.NextKey(key, &key) {
-			if m.Lookup(key, &inner) == nil {
-				break
-			}
-		}
+		inner, err := anyInner(m)
 		if inner == nil {
-			if errors.Is(err, ebpf.ErrKeyNotExist) {
-				err = nil
-			}
 			return true, err
 		}
 		defer inner.Close()
