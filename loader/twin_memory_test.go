@@ -179,10 +179,10 @@ func (w *twin) reset() error {
 		}
 	}
 	w.d.state, w.m.state = w.base, w.base
-	w.traffic = map[uint32]lbCounters{}
+	w.traffic = map[uint32]Traffic{}
 	for n := range w.base.Backends {
 		var err error
-		if w.traffic[n], err = w.trafficOf(n); err != nil {
+		if w.traffic[n], err = readTraffic(w.d.objects, n); err != nil {
 			return err
 		}
 	}

@@ -26,11 +26,11 @@ type twin struct {
 	fences  []*Fence // those of m.fences
 	base    *State   // what reset returns to
 	pairs   map[uint32]pairView
-	counted map[string]uint64     // outcomes so far
-	traffic map[uint32]lbCounters // when the script began
-	touched map[flowName]bool     // flows that packets have named
-	opened  []*translated         // nat flows of this script
-	last    flowName              // that the script made a packet of
+	counted map[string]uint64  // outcomes so far
+	traffic map[uint32]Traffic // when the script began
+	touched map[flowName]bool  // flows that packets have named
+	opened  []*translated      // nat flows of this script
+	last    flowName           // that the script made a packet of
 	log     []string
 	dirty   bool // the two may differ: nothing of the program's memory is known
 }
@@ -207,7 +207,7 @@ func (w *twin) finish() error {
 		return err
 	}
 	for number, want := range w.m.traffic {
-		sum, err := w.trafficOf(number)
+		sum, err := readTraffic(w.d.objects, number)
 		if err != nil {
 			return err
 		}
@@ -248,22 +248,6 @@ func (w *twin) fragmentsDiffer() error {
 		}
 	}
 	return nil
-}
-
-func (w *twin) trafficOf(number uint32) (lbCounters, error) {
-	var all []lbCounters
-	if err := w.d.objects.Traffic.Lookup(number, &all); err != nil {
-		return lbCounters{}, err
-	}
-	var sum lbCounters
-	for _, c := range all {
-		sum.Packets += c.Packets
-		sum.Bytes += c.Bytes
-		sum.Flows += c.Flows
-		sum.ReplyPackets += c.ReplyPackets
-		sum.ReplyBytes += c.ReplyBytes
-	}
-	return sum, nil
 }
 
 // setSlots gives all slots of a service a word.

@@ -175,10 +175,10 @@ func remaining(s control.Status, change control.Change) (bool, string) {
 		requests += b.InFlight
 	}
 	switch {
-	case !written: // what the tables hold is that of before
-		return true, "the change is being written"
 	case slots > 0:
 		return true, fmt.Sprintf("it serves: %d slots", slots)
+	case !written: // what the tables hold is that of before
+		return true, "the change is being written"
 	case !counted:
 		return true, "counting its connections"
 	case previous > 0:

@@ -130,6 +130,7 @@ func TestRemaining(t *testing.T) {
 	}{
 		{"another change is still being written", status(control.BackendStatus{}), drain, true, "the change is being written"},
 		{"it serves", status(control.BackendStatus{Override: "drained", Slots: 5}), drain, true, "it serves: 5 slots"},
+		{"somebody has enabled it again", status(control.BackendStatus{Slots: 5}), drain, true, "it serves: 5 slots"},
 		{"nothing was counted", status(control.BackendStatus{Override: "drained", Pinned: -1}), drain, true, "counting its connections"},
 		{"connections", status(control.BackendStatus{Override: "drained, weight 2", Pinned: 1}), drain, true, "1 connection left"},
 		{"none", status(control.BackendStatus{Override: "drained"}), drain, false, "nothing is left"},

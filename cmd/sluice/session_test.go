@@ -18,9 +18,7 @@ import (
 // its programs, has more of the CPUs than other sessions.
 func TestDaemonHasAGreaterShare(t *testing.T) {
 	testenv.RequireRoot(t)
-	if on, err := os.ReadFile("/proc/sys/kernel/sched_autogroup_enabled"); err != nil || strings.TrimSpace(string(on)) == "0" {
-		t.Skip("the kernel knows no shares of sessions")
-	}
+	testenv.RequireSessions(t)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

@@ -136,10 +136,10 @@ func getStatus(c *cli.Context) (control.Status, error) {
 // statusConfig reads the configuration for the socket's path and the services'
 // names. Without -c it need not be there, nor be right.
 func statusConfig(c *cli.Context) (*config.Config, error) {
-	if c.IsSet("config") && c.Bool("check") {
-		return readConfig(c) // its mistakes are what monitoring reads
-	}
 	if c.IsSet("config") {
+		if c.Bool("check") {
+			return readConfig(c) // its mistakes are for who reads the line
+		}
 		return loadConfig(c)
 	}
 	host, _ := os.Hostname() // without a name no node of the roster is meant

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,20 +30,22 @@ func getForMonitoring(c *cli.Context) (control.Status, error) {
 // printVerdict prints a status in one line, as monitoring wants it, which reads nothing
 // but standard output and the exit code: also where there is no status.
 func printVerdict(w io.Writer, s control.Status, err error) error {
-	word, text := "ok", strings.Join(inShort(s), "; ")
-	switch problems := strings.Join(append(s.Problems, starting(s)...), "; "); {
-	case err != nil:
-		word, text = "problem", err.Error()
-	case problems != "":
-		word, text = "problem", problems
+	problems := slices.Concat(s.Problems, starting(s))
+	if err != nil {
+		problems = []string{inBrief(err)}
 	}
+	word, all := "ok", inShort(s)
+	if len(problems) > 0 {
+		word, all = "problem", problems
+	}
+	text := strings.ReplaceAll(strings.Join(all, "; "), "\n", "; ")
 	if s.Node != "" {
 		text = s.Node + ": " + text
 	}
-	if _, err := fmt.Fprintf(w, "%s: %s\n", word, oneLine(text)); err != nil {
+	if _, err := fmt.Fprintf(w, "%s: %s\n", word, text); err != nil {
 		return err
 	}
-	if word != "ok" {
+	if len(problems) > 0 {
 		return errReported
 	}
 	return nil
@@ -82,8 +85,3 @@ func inShort(s control.Status) (all []string) {
 	}
 	return append(all, "up "+age(s.Time, *cmp.Or(s.Started, &s.Time)))
 }
-
-// oneLine is a text without line breaks, which joined errors have.
-func oneLine(text string) string { return strings.Join(strings.FieldsFunc(text, isBreak), "; ") }
-
-func isBreak(r rune) bool { return r == '\n' || r == '\r' }

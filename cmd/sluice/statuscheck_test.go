@@ -68,12 +68,12 @@ func TestStatusFlagsThatExcludeEachOther(t *testing.T) {
 func TestStatusCheckOfAWrongFile(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "sluice.yaml")
-	if err := os.WriteFile(file, []byte("services: 7\nnonsense: 1\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("services: 7\nnonsense: s3cret\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var stdout, stderr bytes.Buffer
 	code := run(t.Context(), []string{"sluice", "--run-dir", dir, "--pin-dir", dir, "status", "--check", "-c", file}, &stdout, &stderr)
-	if out := stdout.String(); code != exitFailed || !strings.HasPrefix(out, "problem: ") || strings.Count(out, "\n") != 1 || !strings.Contains(out, "nonsense") || stderr.Len() > 0 {
-		t.Errorf("code %d, stdout %q, stderr %q, want a line with the mistakes", code, out, stderr.String())
+	if out := stdout.String(); code != exitFailed || !strings.HasPrefix(out, "problem: ") || strings.Count(out, "\n") != 1 || !strings.Contains(out, "nonsense") || strings.Contains(out, "s3cret") || stderr.Len() > 0 {
+		t.Errorf("code %d, stdout %q, stderr %q, want a line with the mistakes, without what the file holds", code, out, stderr.String())
 	}
 }

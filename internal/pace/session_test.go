@@ -26,9 +26,7 @@ func tellSession() string {
 
 func TestRaiseSession(t *testing.T) {
 	testenv.RequireRoot(t)
-	if on, err := os.ReadFile(sessionsSwitch); err != nil || strings.TrimSpace(string(on)) == "0" {
-		t.Skip("the kernel knows no shares of sessions")
-	}
+	testenv.RequireSessions(t)
 	program, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

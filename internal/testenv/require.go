@@ -23,6 +23,15 @@ func RequireRoot(t testing.TB) {
 	}
 }
 
+// RequireSessions skips the test where the kernel does not deal out CPUs to sessions
+// (autogroups, sched(7)).
+func RequireSessions(t testing.TB) {
+	t.Helper()
+	if on, err := os.ReadFile("/proc/sys/kernel/sched_autogroup_enabled"); err != nil || strings.TrimSpace(string(on)) == "0" {
+		t.Skip("the kernel knows no shares of sessions")
+	}
+}
+
 // RequireProgram returns the path of a program that the test needs, and skips
 // the test where it is not installed. With SLUICE_REQUIRE_ROOT=1 it fails
 // instead.

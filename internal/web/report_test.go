@@ -74,6 +74,7 @@ func fullStatus() control.Status {
 			Name: "web", Addresses: []lb.Frontend{lb.FrontendOf(netip.MustParseAddrPort("192.0.2.100:80"))}, Pool: "pool", Protocol: "tcp",
 			Forward: "nat", State: control.ServiceQuorum, Healthy: 1, Quorum: 2,
 			Losses: loader.Losses{NoBackend: 1, NoPort: 2, FlowsFull: 3, EarlyReuse: 4, Evicted: 5, HandshakesFull: 6, PinsFull: 7, TooBig: 8},
+			Rate:   &control.Rate{Over: 10 * time.Second, Connections: 12.5, Packets: 1234, Bytes: 1e6},
 			Moves:  &loader.Moves{At: run, Changed: 20, Least: 10},
 			Backends: []control.BackendStatus{{
 				Address: netip.MustParseAddrPort("192.0.2.11:80"), State: control.ServerUp, Why: "w", Serving: true, Weight: 2, Configured: 1, Backup: true,

@@ -147,7 +147,9 @@ func TestMetricsTellWhatAStatusDoes(t *testing.T) {
 			t.Fatalf("%s: %v", path, err)
 		}
 		found[path] = true
-		if same, excused := gather(t, r) == before, slices.Contains(notInMetrics, path); same && !excused {
+		// Rates are of counters that are among the metrics: who collects them makes their own.
+		excused := slices.Contains(notInMetrics, path) || strings.Contains(path, ".rate.")
+		if gather(t, r) == before && !excused {
 			t.Errorf("the metrics do not tell of %s", path)
 		}
 	}
@@ -226,7 +228,7 @@ func TestHandler(t *testing.T) {
 		{"not healthy", "GET", "/healthz", starting, 503, []string{"not ready\nwrite the data plane: no room\n"}},
 		{"page", "GET", "/", good, 200, []string{
 			"sluice lb1", "service web is &lt;below&gt; its quorum", `<td class="good">active</td>`, "192.0.2.2 gave up", "100 = 102 - 2 (ok)",
-			"192.0.2.11:80", "slow start, 30 %, 1m0s left", "1.2 kB", "18 of 19 source ports in use", `<td>ttl</td><td class="n">21</td>`, "below quorum",
+			"192.0.2.11:80", "slow start, 30 %, 1m0s left", "1.2 kB", "18 of 19 source ports in use", "12.5 connections/s, 1234 packets/s, 8.0 Mbit/s", `<td>ttl</td><td class="n">21</td>`, "below quorum",
 		}},
 		{"page of a daemon that starts", "GET", "/", Report{}, 200, []string{"No problems."}},
 		{"another path", "GET", "/status", good, 404, nil},
