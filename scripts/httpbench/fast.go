@@ -25,7 +25,7 @@ const (
 	// fastEvery is the time from an answer to the fast client's next request.
 	fastEvery = 2 * time.Millisecond
 	// fastRounds are before the slow clients, beside them, and after them.
-	fastRounds = 3
+	fastRounds = 5
 )
 
 // measureCrowds measures what slow clients do to a fast one, and what idle ones cost.
